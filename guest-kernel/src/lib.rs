@@ -1,0 +1,2 @@
+//! Guest kernel.
+#![cfg_attr(not(test), no_std)]

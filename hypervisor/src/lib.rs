@@ -1,0 +1,3 @@
+//! Pavo: portable library.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]

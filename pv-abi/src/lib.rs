@@ -1,0 +1,3 @@
+//! Xen ABI.
+#![no_std]
+#![forbid(unsafe_code)]
