@@ -1,0 +1,149 @@
+//! The hypercall table: the only place where a call's number stands. It drives the guest stubs, the dispatcher (an exhaustive
+//! match), the tests and the ABI reference. Numbers are those of Xen's `public/xen.h`.
+
+/// The immediate of the `hvc` instruction that makes a hypercall (`XEN_HYPERCALL_TAG`).
+pub const HYPERCALL_TAG: u16 = 0xEA1;
+
+/// How a call's cost grows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cost {
+    /// Bounded by a constant.
+    Constant,
+    /// Grows with an argument, bounded by a limit.
+    Linear,
+    /// Grows with an argument; works in pieces and restarts by executing the `hvc` again.
+    Restartable,
+}
+
+/// One row of the table, for the reference and the tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Number in x16.
+    pub number: u16,
+    /// Xen's name.
+    pub name: &'static str,
+    /// Names of the register arguments, x0 first.
+    pub args: &'static [&'static str],
+    /// How the cost grows.
+    pub cost: Cost,
+    /// What it does.
+    pub doc: &'static str,
+}
+
+macro_rules! hypercalls {
+    ($(#[doc = $doc:literal] $number:literal $Variant:ident $name:ident($($arg:ident),*) $cost:ident;)*) => {
+        /// A hypercall that Pavo implements, by number.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u16)]
+        pub enum Hypercall { $(#[doc = $doc] $Variant = $number,)* }
+
+        impl Hypercall {
+            /// Decodes x16; all other numbers are refused with `-ENOSYS`, as Xen refuses what it does not have.
+            #[inline(always)]
+            pub const fn from_number(number: u64) -> Option<Self> {
+                match number { $($number => Some(Self::$Variant),)* _ => None }
+            }
+
+            /// The number in x16.
+            pub const fn number(self) -> u16 {
+                match self { $(Self::$Variant => $number,)* }
+            }
+        }
+
+        /// Every row, in order of numbers.
+        pub const TABLE: &[Row] = &[$(Row {
+            number: $number, name: stringify!($name), args: &[$(stringify!($arg)),*], cost: Cost::$cost, doc: $doc,
+        },)*];
+    };
+}
+
+hypercalls! {
+    #[doc = "Changes the memory of a domain: places shared frames, grows and shrinks it."]
+    12 MemoryOp memory_op(cmd, arg) Restartable;
+    #[doc = "Makes several calls in one."]
+    13 Multicall multicall(calls, count) Restartable;
+    #[doc = "Tells versions, features and build facts."]
+    17 XenVersion xen_version(cmd, arg) Constant;
+    #[doc = "Writes to and reads from the hypervisor's console."]
+    18 ConsoleIo console_io(cmd, count, buffer) Linear;
+    #[doc = "Shares pages with other domains: maps, unmaps and copies."]
+    20 GrantTableOp grant_table_op(cmd, args, count) Restartable;
+    #[doc = "Registers a vCPU's shared areas."]
+    24 VcpuOp vcpu_op(cmd, vcpu, arg) Constant;
+    #[doc = "Yields, blocks, waits for events, shuts the domain down."]
+    29 SchedOp sched_op(cmd, arg) Constant;
+    #[doc = "Binds, signals and closes event channels."]
+    32 EventChannelOp event_channel_op(cmd, arg) Constant;
+    #[doc = "Reads and writes a domain's parameters."]
+    34 HvmOp hvm_op(cmd, arg) Constant;
+}
+
+/// Numbers ascend and no call has more than five arguments.
+const _: () = {
+    let mut rows = TABLE;
+    let mut last = 0;
+    while let [row, rest @ ..] = rows {
+        assert!(row.number > last, "hypercall numbers ascend");
+        assert!(row.args.len() <= 5, "a hypercall has at most five arguments");
+        last = row.number;
+        rows = rest;
+    }
+};
+
+/// Declares the sub-calls of a hypercall as an enum decoded from the `cmd` argument.
+macro_rules! operations {
+    ($(#[$outer:meta])* $Name:ident { $($(#[doc = $doc:literal])+ $number:literal $Variant:ident;)* }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u32)]
+        pub enum $Name { $($(#[doc = $doc])+ $Variant = $number,)* }
+
+        impl $Name {
+            /// Every operation, ascending.
+            pub const ALL: &'static [Self] = &[$(Self::$Variant,)*];
+
+            /// Decodes the `cmd` argument.
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                match number { $($number => Some(Self::$Variant),)* _ => None }
+            }
+
+            /// The number in the `cmd` argument.
+            pub const fn number(self) -> u32 {
+                match self { $(Self::$Variant => $number,)* }
+            }
+        }
+    };
+}
+pub(crate) use operations;
+
+/// Asserts a structure's size and its fields' offsets against the header.
+macro_rules! layout {
+    ($Type:ty, $size:literal, { $($field:ident: $offset:literal),* $(,)? }) => {
+        const _: () = {
+            assert!(core::mem::size_of::<$Type>() == $size);
+            $(assert!(core::mem::offset_of!($Type, $field) == $offset);)*
+        };
+    };
+}
+pub(crate) use layout;
+
+/// Declares plain-data structures that cross the interface.
+macro_rules! abi_struct {
+    ($($(#[$outer:meta])* pub struct $Name:ident { $($(#[$inner:meta])* pub $field:ident: $Ty:ty,)* })*) => {
+        $(
+            $(#[$outer])*
+            #[derive(Clone, Copy, PartialEq, Eq, Debug,
+                zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable, zerocopy::KnownLayout)]
+            #[repr(C)]
+            pub struct $Name { $($(#[$inner])* pub $field: $Ty,)* }
+
+            impl Default for $Name {
+                fn default() -> Self {
+                    zerocopy::FromZeros::new_zeroed()
+                }
+            }
+        )*
+    };
+}
+pub(crate) use abi_struct;

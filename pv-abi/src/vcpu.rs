@@ -1,0 +1,42 @@
+//! `vcpu_op` (`public/vcpu.h`). On ARM only [`VcpuOp::RegisterRunstateMemoryArea`] and [`VcpuOp::RegisterVcpuInfo`] exist.
+use crate::call::{abi_struct, layout, operations};
+
+operations! {
+    /// What `vcpu_op` does on ARM.
+    VcpuOp {
+        /// Registers where the vCPU's run state is published, by address ([`RegisterRunstate`]).
+        5 RegisterRunstateMemoryArea;
+        /// Moves the vCPU's `vcpu_info` into guest memory ([`RegisterVcpuInfo`]).
+        10 RegisterVcpuInfo;
+    }
+}
+
+abi_struct! {
+    /// Argument of [`VcpuOp::RegisterVcpuInfo`].
+    pub struct RegisterVcpuInfo {
+        /// Guest frame.
+        pub gfn: u64,
+        /// Offset in it, bytes.
+        pub offset: u32,
+        /// Unused.
+        pub rsvd: u32,
+    }
+    /// Argument of [`VcpuOp::RegisterRunstateMemoryArea`].
+    pub struct RegisterRunstate {
+        /// Guest virtual address of a [`RunstateInfo`].
+        pub addr: u64,
+    }
+    /// Published run state of a vCPU.
+    pub struct RunstateInfo {
+        /// `RUNSTATE_*`: 0 running, 1 runnable, 2 blocked, 3 offline.
+        pub state: u32,
+        /// Unused.
+        pub pad: u32,
+        /// System time when this state began, nanoseconds; bit 63 marks an update in progress.
+        pub state_entry_time: u64,
+        /// Nanoseconds spent in each state.
+        pub time: [u64; 4],
+    }
+}
+layout!(RegisterVcpuInfo, 16, { gfn: 0, offset: 8 });
+layout!(RunstateInfo, 48, { state: 0, state_entry_time: 8, time: 16 });
