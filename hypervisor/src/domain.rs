@@ -1,0 +1,166 @@
+//! A domain: what it is, what is under its lock, what is beside it.
+//!
+//! Invariants
+//! 1. The list of domains is made at boot and never changes; a `&Domain` is valid for ever. [`Life`] says whether it still lives.
+//! 2. `state` is the domain's lock (rank 20). Two are taken by [`lock_two`] only, in the order of ids. Under it, in this
+//!    order: frame allocator (30), run queue (40), console (50). Nothing waits for another CPU while it holds one.
+//! 3. `ports`, `life`, the vCPUs' atomics and the constants are read without the lock; ports change under it.
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use pv_abi::DomId;
+use spin::{TicketMutex, mutex::TicketMutexGuard};
+
+use crate::addr::Mfn;
+use crate::console::LineBuffer;
+use crate::evtchn::PortsState;
+use crate::grant::GrantState;
+use crate::hardware::Vmid;
+use crate::hvm::Params;
+use crate::memory::MemoryState;
+use crate::stage2::Stage2;
+use crate::vcpu::Vcpu;
+use crate::vgic::DistState;
+use pv_abi::sched::ShutdownReason;
+
+/// Domains the machine can have.
+pub const MAX_DOMAINS: usize = 64;
+
+/// Whether a domain lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Life {
+    /// Its vCPUs run.
+    Running,
+    /// It asked to stop, for this reason; its vCPUs run no more. Its memory stays, as in Xen without a toolstack, since others
+    /// may have it mapped.
+    Shutdown(ShutdownReason),
+    /// It did what no guest may do and was stopped.
+    Destroyed(Fault),
+}
+
+/// Why a domain was stopped against its will.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Fault {
+    /// It kept a word busy that it shares with the hypervisor.
+    WordContended = 0,
+    /// It took an SError that nobody can attribute further.
+    SystemError = 1,
+    /// Its saved state is such that no exception can be injected.
+    NoVector = 2,
+    /// An exception class that no guest causes.
+    UnknownException = 3,
+}
+
+const RUNNING: u32 = 0;
+const SHUTDOWN_BASE: u32 = 0x100;
+const FAULT_BASE: u32 = 0x200;
+
+/// [`Life`] as an atomic word.
+#[derive(Debug, Default)]
+pub struct LifeCell(AtomicU32);
+
+impl LifeCell {
+    /// The state.
+    #[inline]
+    pub fn get(&self) -> Life {
+        match self.0.load(Ordering::Acquire) {
+            RUNNING => Life::Running,
+            code @ SHUTDOWN_BASE..FAULT_BASE => Life::Shutdown(
+                ShutdownReason::from_number(code.wrapping_sub(SHUTDOWN_BASE)).unwrap_or(ShutdownReason::Crash),
+            ),
+            code => Life::Destroyed(match code.wrapping_sub(FAULT_BASE) {
+                0 => Fault::WordContended,
+                1 => Fault::SystemError,
+                2 => Fault::NoVector,
+                _ => Fault::UnknownException,
+            }),
+        }
+    }
+
+    /// Whether it still runs.
+    #[inline(always)]
+    pub fn is_running(&self) -> bool {
+        self.0.load(Ordering::Acquire) == RUNNING
+    }
+
+    /// Leaves `Running` for `end`; false when it had left before.
+    pub fn end(&self, end: Life) -> bool {
+        let code = match end {
+            Life::Running => return false,
+            Life::Shutdown(reason) => SHUTDOWN_BASE.wrapping_add(reason.number()),
+            Life::Destroyed(fault) => FAULT_BASE.wrapping_add(match fault {
+                Fault::WordContended => 0,
+                Fault::SystemError => 1,
+                Fault::NoVector => 2,
+                Fault::UnknownException => 3,
+            }),
+        };
+        self.0.compare_exchange(RUNNING, code, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// A guest with its memory and vCPUs.
+pub struct Domain {
+    /// Its number.
+    pub id: DomId,
+    /// Its address space's name in the TLB.
+    pub vmid: Vmid,
+    /// Root of its stage 2: read without the lock.
+    pub stage2_root: Mfn,
+    /// The shared-info frame, the hypervisor's for as long as the domain is.
+    pub shared_info: Mfn,
+    /// Whether a `/hypervisor` node and its parameters are there.
+    pub enhanced: bool,
+    /// Whether it lives.
+    pub life: LifeCell,
+    /// Its event ports ([`crate::evtchn::PortWord`]), index = port.
+    pub ports: &'static [AtomicU64],
+    /// Its vCPUs, index = number.
+    pub vcpus: &'static [Vcpu],
+    /// Everything that changes under the lock.
+    pub state: TicketMutex<DomainState>,
+    /// What it has written to the console since the last newline. Rank 50.
+    pub console: TicketMutex<LineBuffer>,
+}
+
+/// What changes under the domain's lock.
+pub struct DomainState {
+    /// Stage-2 tables.
+    pub stage2: Stage2,
+    /// Which ports are free.
+    pub ports: PortsState,
+    /// Grant table and the grants it has mapped.
+    pub grants: GrantState,
+    /// Frames it has and may have.
+    pub memory: MemoryState,
+    /// HVM parameters.
+    pub params: Params,
+    /// Distributor.
+    pub gic: DistState,
+}
+
+impl Domain {
+    /// The vCPU with this number.
+    #[inline(always)]
+    pub fn vcpu(&self, number: u32) -> Option<&Vcpu> {
+        self.vcpus.get(usize::try_from(number).ok()?)
+    }
+}
+
+/// Locks two domains in the order of their ids; `None` for the second when both are the same.
+pub fn lock_two<'a>(
+    first: &'a Domain,
+    second: &'a Domain,
+) -> (TicketMutexGuard<'a, DomainState>, Option<TicketMutexGuard<'a, DomainState>>) {
+    if first.id == second.id {
+        (first.state.lock(), None)
+    } else if first.id < second.id {
+        let one = first.state.lock();
+        let two = second.state.lock();
+        (one, Some(two))
+    } else {
+        let two = second.state.lock();
+        let one = first.state.lock();
+        (one, Some(two))
+    }
+}

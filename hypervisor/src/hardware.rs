@@ -1,0 +1,106 @@
+//! What the portable half needs of a machine. The image implements it on registers and the direct map; [`crate::fake`] on plain
+//! memory, recording every operation and failing what a test tells it to fail.
+//!
+//! Invariants
+//! 1. Guest memory is reached through [`FrameAddr`] only: no call crosses a frame, none makes a reference to guest memory.
+//! 2. A guest may write any of its words at any time. Words that both sides change go through the `*_u8/u32/u64` calls, whose
+//!    exclusives are bounded: [`Contended`] means that a guest kept the word busy, and that guest is at fault (XSA-295).
+//! 3. Stage-2 maintenance is complete on every CPU when the call returns.
+use crate::addr::{FrameAddr, GuestVa, Ipa, Mfn};
+use crate::log::Event;
+
+/// A physical CPU, counted from 0 in the device tree's order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CpuId(pub u8);
+
+/// Names a stage-2 address space to the TLB (`VTTBR_EL2.VMID`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Vmid(pub u16);
+
+/// What a handle is translated for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// The hypervisor will read.
+    Read,
+    /// The hypervisor will write.
+    Write,
+}
+
+/// The guest's own stage 1 does not permit the access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Untranslatable;
+
+/// A guest kept a shared word busy for longer than the hypervisor tries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Contended;
+
+/// The machine below the portable half.
+pub trait Hardware: Sync {
+    /// Reads bytes of a frame; what would lie beyond its end is left as it is.
+    fn read(&self, at: FrameAddr, into: &mut [u8]);
+    /// Writes bytes of a frame; what would lie beyond its end is dropped.
+    fn write(&self, at: FrameAddr, from: &[u8]);
+    /// Copies `len` bytes between frames, at most to the end of either.
+    fn copy(&self, to: FrameAddr, from: FrameAddr, len: usize);
+    /// Fills a frame with zeroes.
+    fn clear(&self, frame: Mfn);
+    /// Cleans and invalidates a frame to the point of coherency, so that a guest with its caches off sees the same bytes.
+    fn clean_to_memory(&self, frame: Mfn);
+    /// Makes instruction fetches see what was written to a frame (Arm ARM B2.7.4.2).
+    fn sync_instructions(&self, frame: Mfn);
+
+    /// Loads an aligned word that a guest shares (acquire).
+    fn load_u64(&self, at: FrameAddr) -> u64;
+    /// Loads an aligned word that a guest shares (acquire).
+    fn load_u32(&self, at: FrameAddr) -> u32;
+    /// Sets bits of an aligned shared word (full barrier); returns the word before.
+    ///
+    /// # Errors
+    /// [`Contended`]; the word may be unchanged.
+    fn or_u64(&self, at: FrameAddr, bits: u64) -> Result<u64, Contended>;
+    /// Clears bits of an aligned shared word (full barrier); returns the word before.
+    ///
+    /// # Errors
+    /// [`Contended`]; the word may be unchanged.
+    fn clear_u64(&self, at: FrameAddr, bits: u64) -> Result<u64, Contended>;
+    /// Exchanges a shared byte (full barrier).
+    ///
+    /// # Errors
+    /// [`Contended`]; the byte may be unchanged.
+    fn swap_u8(&self, at: FrameAddr, value: u8) -> Result<u8, Contended>;
+    /// Replaces an aligned shared word if it is `old` (full barrier); returns what was there.
+    ///
+    /// # Errors
+    /// [`Contended`]; the word is unchanged.
+    fn compare_exchange_u32(&self, at: FrameAddr, old: u32, new: u32) -> Result<u32, Contended>;
+
+    /// Reads entry `index` (0..512) of a translation table.
+    fn table_read(&self, table: Mfn, index: usize) -> u64;
+    /// Writes entry `index` (0..512) of a translation table, with one 64-bit store.
+    fn table_write(&self, table: Mfn, index: usize, entry: u64);
+    /// Makes table writes visible to the walkers of all CPUs; enough for invalid-to-valid changes.
+    fn tables_written(&self);
+    /// Forgets every translation of one page of an address space.
+    fn flush_page(&self, vmid: Vmid, ipa: Ipa);
+    /// Forgets every translation of an address space.
+    fn flush_all(&self, vmid: Vmid);
+
+    /// Translates an address of the current vCPU with EL1's rights, ignoring PAN, through its stage 1 only.
+    ///
+    /// # Errors
+    /// [`Untranslatable`] when stage 1 refuses, or its walk does.
+    fn translate(&self, va: GuestVa, access: Access) -> Result<Ipa, Untranslatable>;
+
+    /// Ticks of the system counter.
+    fn counter(&self) -> u64;
+    /// Ticks per second of the counter.
+    fn counter_frequency(&self) -> u64;
+    /// Makes another CPU enter the hypervisor and look at its pending work.
+    fn kick(&self, cpu: CpuId);
+    /// Raises a private interrupt of the vCPU that is loaded on this CPU.
+    fn raise_current(&self, intid: u32);
+    /// Writes to the machine's console.
+    fn console(&self, text: &[u8]);
+    /// Records an event in the hypervisor's log.
+    fn log(&self, event: Event);
+}

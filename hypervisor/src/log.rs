@@ -1,0 +1,13 @@
+//! What the portable half says: typed events, formatted by the image through defmt. Texts are part of the command line's
+//! contract (`cargo xtask run` reads the `dN:` lines).
+use crate::domain::Life;
+use pv_abi::DomId;
+
+/// Something worth a line in the hypervisor's log. Rate limits are the image's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A domain reached a state that ends it.
+    Ended(DomId, Life),
+    /// A guest kept a shared word busy; its domain is destroyed.
+    WordContended(DomId),
+}

@@ -1,0 +1,51 @@
+//! Everything at once: the hardware, the frames, the domains, the scheduler. One exists; it is made at boot and never moves.
+use core::cell::Cell;
+
+use pv_abi::DomId;
+
+use crate::domain::Domain;
+use crate::frame_alloc::Frames;
+use crate::hardware::{CpuId, Hardware};
+use crate::sched::Scheduler;
+use crate::vcpu::{Vcpu, VcpuIndex};
+
+/// The whole machine.
+pub struct Machine<H: Hardware> {
+    /// What is below.
+    pub hw: H,
+    /// Every frame of RAM: owners, roles, counts, free lists.
+    pub frames: Frames,
+    /// The domains, index = id - 1.
+    pub domains: &'static [Domain],
+    /// Every vCPU of the machine, by [`VcpuIndex`]: which domain (index) and number.
+    pub vcpus: &'static [(u16, u16)],
+    /// Run queues.
+    pub sched: Scheduler,
+}
+
+impl<H: Hardware> Machine<H> {
+    /// The domain with this id.
+    #[inline(always)]
+    pub fn domain(&self, id: DomId) -> Option<&Domain> {
+        self.domains.get(usize::from(id.0.wrapping_sub(1)))
+    }
+
+    /// The vCPU with this index, with its domain.
+    pub fn vcpu(&self, index: VcpuIndex) -> Option<(&Domain, &Vcpu)> {
+        let (domain, number) = self.vcpus.get(usize::from(index.0))?;
+        let domain = self.domains.get(usize::from(*domain))?;
+        Some((domain, domain.vcpus.get(usize::from(*number))?))
+    }
+}
+
+/// Who makes a hypercall, and what the call asks of the CPU afterwards.
+pub struct Current<'a> {
+    /// The caller's domain.
+    pub domain: &'a Domain,
+    /// The caller.
+    pub vcpu: &'a Vcpu,
+    /// The CPU it runs on.
+    pub cpu: CpuId,
+    /// Set when another vCPU may have to run before the caller goes on: the image then asks the scheduler.
+    pub reschedule: &'a Cell<bool>,
+}

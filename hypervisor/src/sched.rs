@@ -1,0 +1,148 @@
+//! Who runs where: one round-robin queue a CPU, a turn of [`TURN_MICROSECONDS`], and the deadlines that wake blocked vCPUs.
+//!
+//! Invariants
+//! 1. A vCPU is in its home CPU's queue exactly while it is `Runnable`, and in no other (queue lock, rank 40).
+//! 2. No wake-up is lost: a vCPU that blocks publishes `Blocked` first and looks at its pending events after; a waker publishes
+//!    the event first and looks at `run` after. Both sides have a full barrier between, so one of them sees the other.
+//! 3. Deadlines are looked at by the home CPU only; another CPU that sets an earlier one kicks it.
+use core::sync::atomic::{Ordering, fence};
+
+use heapless::Deque;
+use spin::TicketMutex;
+
+use crate::hardware::{CpuId, Hardware};
+use crate::machine::{Current, Machine};
+use crate::vcpu::{NOT_POLLING, Run, Vcpu, VcpuIndex};
+
+/// Physical CPUs the machine can have.
+pub const MAX_CPUS: usize = 8;
+/// vCPUs the machine can have.
+pub const MAX_VCPUS: usize = 512;
+/// A turn, when others wait.
+pub const TURN_MICROSECONDS: u64 = 10_000;
+
+type Queue = Deque<VcpuIndex, MAX_VCPUS>;
+
+/// The run queues, index = CPU.
+pub struct Scheduler {
+    queues: [TicketMutex<Queue>; MAX_CPUS],
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Scheduler {
+    /// Empty queues.
+    pub const fn new() -> Self {
+        Self { queues: [const { TicketMutex::new(Deque::new()) }; MAX_CPUS] }
+    }
+
+    fn queue(&self, cpu: CpuId) -> Option<&TicketMutex<Queue>> {
+        self.queues.get(usize::from(cpu.0))
+    }
+
+    /// Whether another vCPU waits for this CPU.
+    pub fn has_waiting(&self, cpu: CpuId) -> bool {
+        self.queue(cpu).is_some_and(|queue| !queue.lock().is_empty())
+    }
+
+    /// Puts a vCPU that has just become `Runnable` into its home queue.
+    fn enqueue(&self, vcpu: &Vcpu) {
+        if let Some(queue) = self.queue(vcpu.home) {
+            // A vCPU is queued at most once (invariant 1) and the queue holds as many as exist.
+            let _ = queue.lock().push_back(vcpu.index);
+        }
+    }
+
+    /// Takes the next vCPU of a CPU's queue and makes it `Running`. Those of domains that have ended go off instead.
+    pub fn pick<'m, H: Hardware>(&self, machine: &'m Machine<H>, cpu: CpuId) -> Option<&'m Vcpu> {
+        let queue = self.queue(cpu)?;
+        for _ in 0..MAX_VCPUS {
+            let index = queue.lock().pop_front()?;
+            if let Some((domain, vcpu)) = machine.vcpu(index) {
+                if domain.life.is_running() {
+                    vcpu.run.set(Run::Running);
+                    return Some(vcpu);
+                }
+                vcpu.run.set(Run::Offline);
+            }
+        }
+        None
+    }
+
+    /// Ends a vCPU's turn: it goes to the end of the queue.
+    pub fn requeue(&self, vcpu: &Vcpu) {
+        vcpu.run.set(Run::Runnable);
+        self.enqueue(vcpu);
+    }
+}
+
+/// Starts a vCPU that is off.
+pub fn start<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
+    let started = vcpu.run.change(Run::Offline, Run::Runnable);
+    if started {
+        machine.sched.enqueue(vcpu);
+        machine.hw.kick(vcpu.home);
+    }
+    started
+}
+
+/// Wakes a vCPU if it is blocked; the caller has published why.
+pub fn wake<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcpu: &Vcpu) {
+    if wake_quietly(machine, vcpu) {
+        if vcpu.home == current.cpu {
+            current.reschedule.set(true);
+        } else {
+            machine.hw.kick(vcpu.home);
+        }
+    }
+}
+
+/// [`wake`] without telling the CPU; returns whether it was blocked.
+pub fn wake_quietly<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
+    // Invariant 2: the event is published before the state is looked at.
+    fence(Ordering::SeqCst);
+    if vcpu.run.get() != Run::Blocked || !vcpu.run.change(Run::Blocked, Run::Runnable) {
+        return false;
+    }
+    vcpu.poll.store(NOT_POLLING, Ordering::Relaxed);
+    vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
+    machine.sched.enqueue(vcpu);
+    true
+}
+
+/// Raises a private interrupt of any vCPU: at once when it is the caller's, else by its home CPU.
+#[inline]
+pub fn raise<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcpu: &Vcpu, intid: u32) {
+    if vcpu.index == current.vcpu.index {
+        machine.hw.raise_current(intid);
+        return;
+    }
+    vcpu.remote.raise(intid);
+    wake(machine, current, vcpu);
+    if vcpu.home != current.cpu && vcpu.run.get() == Run::Running {
+        machine.hw.kick(vcpu.home);
+    }
+}
+
+/// Blocks the caller unless `ready` says that something is pending already. The image then picks another vCPU.
+///
+/// `ready` is asked after the state is published (invariant 2).
+pub fn block<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    deadline: Option<u64>,
+    ready: impl FnOnce() -> bool,
+) {
+    current.vcpu.deadline.store(deadline.unwrap_or(u64::MAX), Ordering::Relaxed);
+    current.vcpu.run.set(Run::Blocked);
+    fence(Ordering::SeqCst);
+    if ready() || deadline.is_some_and(|at| at <= machine.hw.counter()) {
+        // Either this CPU takes the wake-up back, or a waker has queued the vCPU already.
+        wake_quietly(machine, current.vcpu);
+    }
+    current.reschedule.set(true);
+}

@@ -1,0 +1,123 @@
+//! A vCPU as the portable half sees it: run state, event state and where its shared words are.
+//!
+//! Invariants
+//! 1. Everything here is atomic: any CPU may read it and may wake the vCPU. Registers and the private half of the virtual GIC
+//!    belong to the CPU that runs it and are the image's.
+//! 2. `run` changes `Runnable -> Running` only by the CPU whose queue held it, `Running -> Blocked/Runnable/Offline` only by the CPU
+//!    that runs it, `Blocked -> Runnable` by exactly one waker, which queues it.
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use pv_abi::DomId;
+
+use crate::addr::{FrameAddr, Pa};
+use crate::hardware::CpuId;
+use crate::vgic::RemotePending;
+
+/// A vCPU among all of the machine's: index into the list of vCPUs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VcpuIndex(pub u16);
+
+/// What a vCPU does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Run {
+    /// Not started, or stopped for good.
+    Offline = 0,
+    /// In a run queue.
+    Runnable = 1,
+    /// On a CPU.
+    Running = 2,
+    /// Waits for an event, an interrupt or a deadline.
+    Blocked = 3,
+}
+
+/// [`Run`] as an atomic byte.
+#[derive(Debug, Default)]
+pub struct RunCell(AtomicU8);
+
+impl RunCell {
+    /// The state.
+    #[inline(always)]
+    pub fn get(&self) -> Run {
+        match self.0.load(Ordering::Acquire) {
+            1 => Run::Runnable,
+            2 => Run::Running,
+            3 => Run::Blocked,
+            _ => Run::Offline,
+        }
+    }
+
+    /// Sets the state (invariant 2 says who may).
+    #[inline(always)]
+    pub fn set(&self, run: Run) {
+        self.0.store(Self::code(run), Ordering::Release);
+    }
+
+    /// Goes from one state to another; false when it was not in `from`.
+    #[inline]
+    pub fn change(&self, from: Run, to: Run) -> bool {
+        self.0.compare_exchange(Self::code(from), Self::code(to), Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    const fn code(run: Run) -> u8 {
+        match run {
+            Run::Offline => 0,
+            Run::Runnable => 1,
+            Run::Running => 2,
+            Run::Blocked => 3,
+        }
+    }
+}
+
+/// Port number of `poll` when the vCPU does not poll.
+pub const NOT_POLLING: u32 = 0;
+/// The vCPU polls several ports: any event wakes it.
+pub const POLLING_MANY: u32 = u32::MAX;
+
+/// One virtual CPU.
+pub struct Vcpu {
+    /// Its domain.
+    pub domain: DomId,
+    /// Its number in the domain.
+    pub number: u32,
+    /// Its index in the machine.
+    pub index: VcpuIndex,
+    /// The CPU whose run queue it uses.
+    pub home: CpuId,
+    /// What it does.
+    pub run: RunCell,
+    /// Interrupts that other CPUs raised for it.
+    pub remote: RemotePending,
+    /// Machine address of its `vcpu_info`; 0 while it has none.
+    pub info: AtomicU64,
+    /// [`NOT_POLLING`], the one port it polls, or [`POLLING_MANY`].
+    pub poll: AtomicU32,
+    /// Counter value at which it is to be woken; `u64::MAX` never.
+    pub deadline: AtomicU64,
+}
+
+impl Vcpu {
+    /// A vCPU that is off.
+    pub const fn new(domain: DomId, number: u32, index: VcpuIndex, home: CpuId) -> Self {
+        Self {
+            domain,
+            number,
+            index,
+            home,
+            run: RunCell(AtomicU8::new(0)),
+            remote: RemotePending::new(),
+            info: AtomicU64::new(0),
+            poll: AtomicU32::new(NOT_POLLING),
+            deadline: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// Where its `vcpu_info` is.
+    #[inline(always)]
+    pub fn info_at(&self) -> Option<FrameAddr> {
+        match self.info.load(Ordering::Acquire) {
+            0 => None,
+            pa => Pa::new(pa).map(FrameAddr::from_pa),
+        }
+    }
+}
