@@ -1,2 +1,91 @@
-//! xtask.
-fn main() {}
+//! The developer's command line: set-up, build, run, test, check, bench. One file a command.
+
+mod build;
+mod console;
+mod debug;
+mod dom0less;
+mod failure;
+mod fdt;
+mod image;
+mod machine;
+mod monitor;
+mod process;
+mod run;
+mod setup;
+mod system;
+mod verdict;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use failure::{Failure, Outcome};
+
+/// Pavo: build it, run it, test it.
+#[derive(clap::Parser, Debug)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    /// Install what is missing: the Rust target and QEMU.
+    Setup,
+    /// Build the EL2 image and the guests into target/pavo.
+    Build,
+    /// Boot a system file under QEMU.
+    Run(run::Options),
+    /// Decode the log of a board: a serial device, a file, or standard input.
+    Monitor(monitor::Options),
+    /// Boot under QEMU and wait for a debugger.
+    Debug(run::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
+    match dispatch(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Outcome<()> {
+    match command {
+        Command::Setup => setup::command(),
+        Command::Build => build::command(),
+        Command::Run(options) => run::command(&options),
+        Command::Monitor(options) => monitor::command(&options),
+        Command::Debug(options) => debug::command(&options),
+    }
+}
+
+/// Shows help as it is, and a mistake as one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            run::show(error.to_string().as_bytes());
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprint!("{error}");
+            ExitCode::from(2)
+        }
+        _ => {
+            let text = error.to_string();
+            let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            let failure = Failure::usage(format!("{what}: see `cargo xtask --help`"));
+            eprintln!("error: {failure}");
+            failure.exit_code()
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `cargo xtask build`: the EL2 image and the guests, into `target/pavo`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::failure::{Doing, Failure, Outcome};
+use crate::setup::{self, Toolchain};
+use crate::{image, process, workspace};
+
+/// Builds everything and prints the sizes.
+pub(crate) fn command() -> Outcome<()> {
+    all(&setup::toolchain()?)?;
+    let size = workspace::read(&workspace::pavo_img())?.len();
+    println!("{}  {} KiB", workspace::pavo_img().display(), size.div_ceil(1024));
+    for name in guest_names()? {
+        let file = workspace::guest_img(&name);
+        println!("{}  {} KiB", file.display(), workspace::read(&file)?.len().div_ceil(1024));
+    }
+    Ok(())
+}
+
+/// Builds the EL2 image and all guests.
+pub(crate) fn all(toolchain: &Toolchain) -> Outcome<()> {
+    let release = workspace::bare().join(workspace::BARE_TARGET).join("release");
+    cargo(toolchain, &["-p", "hypervisor", "--bin", "pavo", "--features", "image"])?;
+    publish(&release.join("pavo"), &workspace::pavo_elf(), &workspace::pavo_img())?;
+    let guests = guest_names()?;
+    if !guests.is_empty() {
+        cargo(toolchain, &["-p", "guest-kernel", "--bins", "--features", "guest"])?;
+    }
+    for name in guests {
+        let img = workspace::guest_img(&name);
+        publish(&release.join(&name), &img.with_extension("elf"), &img)?;
+    }
+    Ok(())
+}
+
+/// The guests of this workspace: one file each in `guest-kernel/src/bin`.
+pub(crate) fn guest_names() -> Outcome<BTreeSet<String>> {
+    let folder = workspace::root().join("guest-kernel/src/bin");
+    let Ok(entries) = fs::read_dir(&folder) else { return Ok(BTreeSet::new()) };
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        let path = entry.doing(format_args!("cannot list {}", folder.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "rs")
+            && let Some(stem) = path.file_stem()
+        {
+            names.insert(stem.to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// One release build for the bare-metal target. It has a target folder of its own: the cargo that started xtask may
+/// hold the lock of the other.
+fn cargo(toolchain: &Toolchain, what: &[&str]) -> Outcome<()> {
+    let mut command = Command::new("cargo");
+    command.current_dir(workspace::root()).args([
+        "build",
+        "--quiet",
+        "--release",
+        "--target",
+        workspace::BARE_TARGET,
+    ]);
+    command.arg("--target-dir").arg(workspace::bare()).args(what);
+    toolchain.apply(&mut command);
+    process::run(&mut command)
+}
+
+/// Copies a linked file to its place, beside its flat image.
+fn publish(linked: &Path, elf: &Path, img: &Path) -> Outcome<()> {
+    let bytes = workspace::read(linked)?;
+    let flat = image::flatten(&bytes)
+        .map_err(|failure| Failure::failed(format!("{}: {failure}", linked.display())))?;
+    if !image::has_arm64_header(&flat) {
+        return Err(Failure::failed(format!(
+            "{}: no arm64 image header at its start; check the linker script's section order",
+            linked.display()
+        )));
+    }
+    workspace::write(elf, &bytes)?;
+    workspace::write(img, &flat)
+}

@@ -1,0 +1,29 @@
+//! `cargo xtask debug`: boots under QEMU and waits for a debugger before the first instruction.
+
+use std::io::IsTerminal as _;
+
+use crate::console::{Colour, Decoder, Lines};
+use crate::failure::{Doing, Failure, Outcome};
+use crate::{build, process, run, setup, workspace};
+
+/// Starts QEMU with its gdb server on port 1234 and shows the console until it ends.
+pub(crate) fn command(options: &run::Options) -> Outcome<()> {
+    let system = options.load()?;
+    build::all(&setup::toolchain()?)?;
+    let qemu = setup::qemu()?;
+    let elf = workspace::pavo_elf();
+    let decoder = Decoder::new(&workspace::read(&elf)?)?;
+    let mut prepared = run::prepare(&qemu, &system, options.checking(), options.clock())?;
+    let debugger = if process::exists("gdb-multiarch") { "gdb-multiarch" } else { "gdb" };
+    println!("{debugger} {} -ex 'target remote :1234'", elf.display());
+    prepared.command.args(["-S", "-s"]).stdout(std::process::Stdio::piped());
+    let mut child = prepared.command.spawn().doing("QEMU cannot be started")?;
+    let mut pipe = child.stdout.take().ok_or_else(|| Failure::failed("QEMU has no output"))?;
+    let colour = if std::io::stdout().is_terminal() { Colour::On } else { Colour::Off };
+    let mut lines = Lines::default();
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = std::io::Read::read(&mut pipe, &mut buffer) {
+        lines.push(&buffer[..count], |line| run::show(&decoder.line(line).render(colour)));
+    }
+    child.wait().doing("QEMU").map(|_| ())
+}

@@ -1,0 +1,189 @@
+//! Flattened device trees, read into a small editable model and written again.
+//!
+//! Source of the format: Devicetree Specification 0.4, chapter 5. Reading is our own; writing is `vm-fdt`'s.
+
+use vm_fdt::FdtWriter;
+
+use crate::failure::{Doing, Failure, Outcome};
+
+const MAGIC: u32 = 0xd00d_feed;
+const BEGIN_NODE: u32 = 1;
+const END_NODE: u32 = 2;
+const PROP: u32 = 3;
+const NOP: u32 = 4;
+const END: u32 = 9;
+/// QEMU's trees are four levels deep.
+const DEEPEST: usize = 32;
+
+/// A node with its properties and children, in order.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// With the unit address, such as `memory@40000000`.
+    pub(crate) name: String,
+    properties: Vec<(String, Vec<u8>)>,
+    /// In the order of the tree.
+    pub(crate) children: Vec<Node>,
+}
+
+impl Node {
+    /// An empty node.
+    pub(crate) fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Sets a property's bytes.
+    pub(crate) fn set(&mut self, name: &str, bytes: impl Into<Vec<u8>>) -> &mut Self {
+        let bytes = bytes.into();
+        match self.properties.iter_mut().find(|(own, _)| own == name) {
+            Some((_, old)) => *old = bytes,
+            None => self.properties.push((name.to_owned(), bytes)),
+        }
+        self
+    }
+
+    /// Sets a property of 32-bit cells.
+    pub(crate) fn set_cells(&mut self, name: &str, cells: &[u32]) -> &mut Self {
+        self.set(name, cells.iter().flat_map(|cell| cell.to_be_bytes()).collect::<Vec<_>>())
+    }
+
+    /// Sets a property of 64-bit numbers, two cells each.
+    pub(crate) fn set_u64s(&mut self, name: &str, numbers: &[u64]) -> &mut Self {
+        self.set(name, numbers.iter().flat_map(|number| number.to_be_bytes()).collect::<Vec<_>>())
+    }
+
+    /// Sets a property of strings.
+    pub(crate) fn set_strings(&mut self, name: &str, strings: &[&str]) -> &mut Self {
+        self.set(name, strings.iter().flat_map(|text| text.bytes().chain([0])).collect::<Vec<_>>())
+    }
+
+    /// A property's bytes.
+    pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
+        self.properties.iter().find(|(own, _)| own == name).map(|(_, bytes)| &bytes[..])
+    }
+
+    /// The child of that name, made if absent.
+    pub(crate) fn child(&mut self, name: &str) -> &mut Node {
+        let place = self.children.iter().position(|child| child.name == name).unwrap_or_else(|| {
+            self.children.push(Node::new(name));
+            self.children.len() - 1
+        });
+        &mut self.children[place]
+    }
+
+    /// The largest phandle in this node and below.
+    pub(crate) fn largest_phandle(&self) -> u32 {
+        let own = self.get("phandle").and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
+        self.children.iter().map(Node::largest_phandle).fold(own, u32::max)
+    }
+}
+
+/// Reads a tree.
+pub(crate) fn parse(blob: &[u8]) -> Outcome<Node> {
+    let bad = || Failure::failed("the device tree is damaged");
+    if word(blob, 0).ok_or_else(bad)? != MAGIC {
+        return Err(Failure::failed("no device tree: its magic number is missing"));
+    }
+    let place = |index: usize| word(blob, index * 4).and_then(|offset| usize::try_from(offset).ok());
+    let structs = place(2).and_then(|offset| blob.get(offset..)).ok_or_else(bad)?;
+    let strings = place(3).and_then(|offset| blob.get(offset..)).ok_or_else(bad)?;
+    let mut open: Vec<Node> = Vec::new();
+    let mut at = 0;
+    loop {
+        let token = word(structs, at).ok_or_else(bad)?;
+        at += 4;
+        match token {
+            BEGIN_NODE if open.len() < DEEPEST => {
+                let name = text(structs, at).ok_or_else(bad)?;
+                at += (name.len() + 4) & !3;
+                open.push(Node::new(name));
+            }
+            PROP => {
+                let length =
+                    word(structs, at).and_then(|length| usize::try_from(length).ok()).ok_or_else(bad)?;
+                let name =
+                    word(structs, at + 4).and_then(|offset| text(strings, usize::try_from(offset).ok()?));
+                let bytes = structs.get(at + 8..at + 8 + length).ok_or_else(bad)?;
+                open.last_mut()
+                    .ok_or_else(bad)?
+                    .properties
+                    .push((name.ok_or_else(bad)?.to_owned(), bytes.to_vec()));
+                at += 8 + ((length + 3) & !3);
+            }
+            END_NODE => {
+                let node = open.pop().ok_or_else(bad)?;
+                match open.last_mut() {
+                    Some(parent) => parent.children.push(node),
+                    None => return Ok(node),
+                }
+            }
+            NOP => {}
+            BEGIN_NODE | END | _ => return Err(bad()),
+        }
+    }
+}
+
+/// Writes a tree.
+pub(crate) fn write(root: &Node) -> Outcome<Vec<u8>> {
+    let mut writer = FdtWriter::new().doing("cannot write a device tree")?;
+    write_node(&mut writer, root).doing("cannot write a device tree")?;
+    writer.finish().doing("cannot write a device tree")
+}
+
+fn write_node(writer: &mut FdtWriter, node: &Node) -> Result<(), vm_fdt::Error> {
+    let open = writer.begin_node(&node.name)?;
+    for (name, bytes) in &node.properties {
+        writer.property(name, bytes)?;
+    }
+    for child in &node.children {
+        write_node(writer, child)?;
+    }
+    writer.end_node(open)
+}
+
+/// The big-endian word at a byte offset.
+fn word(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.get(offset..offset.checked_add(4)?)?.try_into().ok()?))
+}
+
+/// The zero-terminated string at a byte offset.
+fn text(bytes: &[u8], offset: usize) -> Option<&str> {
+    let rest = bytes.get(offset..)?;
+    let length = rest.iter().position(|byte| *byte == 0)?;
+    std::str::from_utf8(rest.get(..length)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Node {
+        let mut root = Node::new("");
+        root.set_cells("#address-cells", &[2]).set_strings("compatible", &["a,b", "c"]);
+        root.child("chosen").set("empty", []).set_u64s("memory", &[0x1_0000_0002]);
+        root.child("chosen").child("evtchn@1").set_cells("phandle", &[0x8001]);
+        root
+    }
+
+    #[test]
+    fn a_written_tree_reads_back_the_same() {
+        let root = sample();
+        assert_eq!(parse(&write(&root).unwrap()).unwrap(), root);
+    }
+
+    #[test]
+    fn numbers_are_big_endian_and_strings_end_in_zero() {
+        let root = sample();
+        assert_eq!(root.get("compatible"), Some(&b"a,b\0c\0"[..]));
+        assert_eq!(root.children[0].get("memory"), Some(&[0, 0, 0, 1, 0, 0, 0, 2][..]));
+        assert_eq!(root.largest_phandle(), 0x8001);
+    }
+
+    #[test]
+    fn damaged_trees_are_refused_at_every_length() {
+        let blob = write(&sample()).unwrap();
+        for length in 0..blob.len() / 2 {
+            assert!(parse(&blob[..length]).is_err() || length > 40, "{length}");
+        }
+        assert!(parse(&[0; 64]).is_err());
+    }
+}

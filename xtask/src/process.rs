@@ -1,0 +1,52 @@
+//! Running other programs, so that each failure is one line.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::failure::{Failure, Outcome};
+
+/// The program's name and first words, for messages.
+pub(crate) fn words(command: &Command) -> String {
+    let program =
+        Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let arguments = command.get_args().take(4).map(|word| word.to_string_lossy());
+    std::iter::once(program.into()).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+/// Runs a program with the terminal as its output.
+pub(crate) fn run(command: &mut Command) -> Outcome<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .map_err(|error| Failure::failed(format!("`{}` cannot be started: {error}", words(command))))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Failure::failed(format!("`{}` failed ({status}): see its output above", words(command))))
+    }
+}
+
+/// Runs a program and keeps what it prints.
+pub(crate) fn output(command: &mut Command) -> Outcome<Output> {
+    command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| Failure::failed(format!("`{}` cannot be started: {error}", words(command))))
+}
+
+/// Runs a program quietly; a failure quotes its last line of error output.
+pub(crate) fn quiet(command: &mut Command) -> Outcome<String> {
+    let result = output(command)?;
+    if result.status.success() {
+        return Ok(String::from_utf8_lossy(&result.stdout).into_owned());
+    }
+    let errors = String::from_utf8_lossy(&result.stderr).into_owned();
+    let last = errors.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
+    Err(Failure::failed(format!("`{}` failed ({}): {}", words(command), result.status, last.trim())))
+}
+
+/// Whether a program is in `PATH`.
+pub(crate) fn exists(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+}

@@ -1,0 +1,366 @@
+//! `cargo xtask run`: boots a system file under QEMU and says how it went.
+
+use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::console::{Colour, Decoder, Line, Lines};
+use crate::dom0less::{self, Modules};
+use crate::failure::{Doing, Failure, Outcome};
+use crate::machine::{self, Clock, Layout};
+use crate::setup::Qemu;
+use crate::system::{self, Checking, Ramdisk, System};
+use crate::verdict::Observer;
+use crate::{build, fdt, image, setup, workspace};
+
+/// What stays free for the hypervisor, the tree and the modules, bytes.
+const RESERVED: u64 = 32 << 20;
+/// How often a waiting run looks at the clock and at Ctrl-C.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What `run` and `debug` accept.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Options {
+    /// The system file; without one, the two-guest demonstration.
+    pub(crate) system: Option<PathBuf>,
+    /// The board: virt or rpi4.
+    #[arg(long)]
+    pub(crate) board: Option<String>,
+    /// The interrupt controller's version.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=3))]
+    pub(crate) gic: Option<u32>,
+    /// Physical CPUs.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub(crate) cpus: Option<u32>,
+    /// QEMU's CPU model, such as cortex-a72 or max.
+    #[arg(long)]
+    pub(crate) cpu: Option<String>,
+    /// RAM, such as 1G.
+    #[arg(long)]
+    pub(crate) memory: Option<String>,
+    /// Seconds until the run is given up.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) timeout: u64,
+    /// Let time advance by instructions: slower, repeatable.
+    #[arg(long)]
+    pub(crate) icount: bool,
+    /// Connect the keyboard to the console.
+    #[arg(long)]
+    pub(crate) interactive: bool,
+    /// For tests: do not check what the hypervisor must check itself.
+    #[arg(long, hide = true)]
+    pub(crate) unchecked: bool,
+}
+
+impl Options {
+    /// Options for a system file, the rest as by default.
+    pub(crate) fn for_file(system: PathBuf) -> Self {
+        Self {
+            system: Some(system),
+            board: None,
+            gic: None,
+            cpus: None,
+            cpu: None,
+            memory: None,
+            timeout: 60,
+            icount: false,
+            interactive: false,
+            unchecked: false,
+        }
+    }
+
+    /// How much of the file is checked.
+    pub(crate) fn checking(&self) -> Checking {
+        if self.unchecked { Checking::Unchecked } else { Checking::Full }
+    }
+
+    /// Reads the system file and applies the command line to its machine.
+    pub(crate) fn load(&self) -> Outcome<System> {
+        let file = self.system.clone().unwrap_or_else(|| workspace::root().join("systems/two-guests.toml"));
+        let mut system = System::load(&file, self.checking())?;
+        let machine = &mut system.machine;
+        if let Some(board) = &self.board {
+            system::check_board(board).map_err(|text| Failure::usage(format!("--board: {text}")))?;
+        }
+        machine.gic = self.gic.unwrap_or(machine.gic);
+        machine.cpus = self.cpus.unwrap_or(machine.cpus);
+        if let Some(cpu) = &self.cpu {
+            machine.cpu.clone_from(cpu);
+        }
+        if let Some(memory) = &self.memory {
+            let bad = || Failure::usage(format!("--memory: expected a size such as 1G, found {memory}"));
+            machine.memory = system::parse_size(memory).ok_or_else(bad)?;
+        }
+        machine.check()?;
+        Ok(system)
+    }
+
+    /// How virtual time advances.
+    pub(crate) fn clock(&self) -> Clock {
+        if self.icount { Clock::Instructions } else { Clock::Wall }
+    }
+}
+
+/// Builds, boots and judges.
+pub(crate) fn command(options: &Options) -> Outcome<()> {
+    // Mistakes in the file are told before anything is installed or built.
+    let system = options.load()?;
+    build::all(&setup::toolchain()?)?;
+    let qemu = setup::qemu()?;
+    let colour = if std::io::stdout().is_terminal() { Colour::On } else { Colour::Off };
+    let report = boot(&qemu, &system, options, &mut |line| show(&line.render(colour)))?;
+    println!("{}", report.summary());
+    report.result()
+}
+
+/// Writes to the terminal at once. A reader that went away is no reason to stop a run.
+pub(crate) fn show(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
+/// What a run showed.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// How many domains the file has.
+    domains: u32,
+    /// What the log said.
+    pub(crate) observer: Observer,
+    /// What went wrong; empty if all went well.
+    pub(crate) problems: Vec<String>,
+    /// Whether the time was up.
+    timed_out: bool,
+    elapsed: Duration,
+}
+
+impl Report {
+    /// One line for people.
+    pub(crate) fn summary(&self) -> String {
+        let (count, clean) = (self.domains, self.observer.clean(self.domains));
+        let noun = if count == 1 { "domain" } else { "domains" };
+        let time = format!("({:.1} s)", self.elapsed.as_secs_f64());
+        if self.problems.is_empty() {
+            format!("{count} {noun}: all shut down cleanly {time}")
+        } else {
+            format!("{clean} of {count} {noun} shut down cleanly: {} {time}", self.problems.join("; "))
+        }
+    }
+
+    /// Success, or the failure with its exit status.
+    pub(crate) fn result(&self) -> Outcome<()> {
+        if self.timed_out {
+            return Err(Failure::TimedOut("the run did not end in time: see --timeout".into()));
+        }
+        match self.problems.first() {
+            None => Ok(()),
+            Some(_) => Err(Failure::failed("the run failed")),
+        }
+    }
+}
+
+/// The files of one run, removed with this value.
+#[derive(Debug)]
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Outcome<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = workspace::pavo().join("run").join(name);
+        workspace::make_folder(&folder)?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A system ready to boot.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// The QEMU command; its serial line is its standard output.
+    pub(crate) command: Command,
+    /// Of the ramdisk that `[expect]` names.
+    digest: Option<String>,
+    /// Keeps the files.
+    _folder: Folder,
+}
+
+/// Checks what must be known before QEMU starts, and writes the files it needs.
+pub(crate) fn prepare(qemu: &Qemu, system: &System, checking: Checking, clock: Clock) -> Outcome<Prepared> {
+    if checking == Checking::Full {
+        check_memory(system)?;
+    }
+    let folder = Folder::new()?;
+    let pavo = workspace::read(&workspace::pavo_img())?;
+    let mut layout = Layout::new(&system.machine, &pavo)?;
+    let mut files = Vec::new();
+    let mut modules = Vec::new();
+    let mut digest = None;
+    for (index, domain) in system.domains.iter().enumerate() {
+        let place = format!("{}: domain[{}]", system.file, index + 1);
+        let mut own = Modules::default();
+        let mut add = |what: &str, bytes: &[u8]| {
+            let file = folder.0.join(format!("d{}-{what}", index + 1));
+            workspace::write(&file, bytes)?;
+            let at = layout.place(&format!("{place}.{what}"), bytes.len() as u64)?;
+            files.push((file, machine::Placed { ..at }));
+            Ok::<_, Failure>(machine::Placed { address: at.address, size: at.size })
+        };
+        if let Some(path) = &domain.kernel {
+            let bytes = system::kernel_image(path, checking)
+                .map_err(|failure| Failure::usage(format!("{place}.kernel: {failure}")))?;
+            own.kernel = Some(add("kernel", &bytes)?);
+        }
+        if let Some(ramdisk) = &domain.ramdisk {
+            let bytes = ramdisk_bytes(ramdisk)?;
+            if system.expect.digest_of_ramdisk == Some(index) {
+                digest = Some(hex(&Sha256::digest(&bytes)));
+            }
+            own.ramdisk = Some(add("ramdisk", &bytes)?);
+        }
+        modules.push(own);
+    }
+    let mut tree = fdt::parse(&machine::own_tree(qemu, &system.machine, &folder.0)?)?;
+    dom0less::add_domains(&mut tree, system, &modules);
+    let tree_file = folder.0.join("pavo.dtb");
+    workspace::write(&tree_file, &fdt::write(&tree)?)?;
+    let command = machine::boot(qemu, &system.machine, clock, &workspace::pavo_img(), &tree_file, &files);
+    Ok(Prepared { command, digest, _folder: folder })
+}
+
+fn ramdisk_bytes(ramdisk: &Ramdisk) -> Outcome<Vec<u8>> {
+    match ramdisk {
+        Ramdisk::File(path) => workspace::read(path),
+        Ramdisk::Hypervisor => image::strip(&workspace::read(&workspace::pavo_elf())?),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn check_memory(system: &System) -> Outcome<()> {
+    let wanted = system.domains.iter().fold(0u64, |sum, domain| sum.saturating_add(domain.memory));
+    let room = system.machine.memory.saturating_sub(RESERVED);
+    if wanted <= room {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{}: domain: the domains' memory is {} MiB, and machine.memory leaves {} MiB: raise machine.memory",
+        system.file,
+        wanted >> 20,
+        room >> 20
+    )))
+}
+
+/// Boots, gives every line to `each` as it comes, and waits for the end.
+pub(crate) fn boot(
+    qemu: &Qemu,
+    system: &System,
+    options: &Options,
+    each: &mut dyn FnMut(&Line),
+) -> Outcome<Report> {
+    let decoder = Decoder::new(&workspace::read(&workspace::pavo_elf())?)?;
+    let mut prepared = prepare(qemu, system, options.checking(), options.clock())?;
+    if options.interactive {
+        prepared.command.stdin(Stdio::inherit());
+    }
+    let start = Instant::now();
+    let mut observer = Observer::new()?;
+    let mut see = |line: &[u8]| {
+        let line = decoder.line(line);
+        observer.see(&line);
+        each(&line);
+    };
+    let end = watch(&mut prepared.command, Duration::from_secs(options.timeout), &mut see)?;
+    let domains = u32::try_from(system.domains.len()).unwrap_or(u32::MAX);
+    let mut problems = observer.problems(domains, prepared.digest.as_deref());
+    let timed_out = match end {
+        Ended::Exit(status) if status == Some(0) => false,
+        Ended::Exit(status) => {
+            let text = status.map_or("was killed".into(), |status| format!("exited with status {status}"));
+            problems.push(format!("QEMU {text}"));
+            false
+        }
+        Ended::Timeout => {
+            problems.push(format!("not done after {} s", options.timeout));
+            true
+        }
+    };
+    Ok(Report { domains, observer, problems, timed_out, elapsed: start.elapsed() })
+}
+
+/// How QEMU ended.
+enum Ended {
+    /// By itself; no status if a signal did it.
+    Exit(Option<i32>),
+    /// By us.
+    Timeout,
+}
+
+/// Set by Ctrl-C and by SIGTERM.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// A child that does not outlive this value.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs QEMU and reads its serial line until it ends or the time is up.
+fn watch(command: &mut Command, limit: Duration, see: &mut dyn FnMut(&[u8])) -> Outcome<Ended> {
+    // A second registration, for a second run, is refused; the first stays good.
+    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+    let deadline = Instant::now() + limit;
+    let mut child = Killed(command.stdout(Stdio::piped()).spawn().doing("QEMU cannot be started")?);
+    let mut pipe = child.0.stdout.take().ok_or_else(|| Failure::failed("QEMU has no output"))?;
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+            if sender.send(buffer[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut lines = Lines::default();
+    loop {
+        match receiver.recv_timeout(TICK) {
+            Ok(bytes) => lines.push(&bytes, &mut *see),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return Err(Failure::failed("interrupted"));
+        }
+        if Instant::now() >= deadline {
+            if let Some(rest) = lines.rest() {
+                see(rest);
+            }
+            return Ok(Ended::Timeout);
+        }
+    }
+    if let Some(rest) = lines.rest() {
+        see(rest);
+    }
+    let status = child.0.wait().doing("QEMU")?;
+    Ok(Ended::Exit(status.code()))
+}
+
+/// The demonstration's or another system file, by name.
+pub(crate) fn shipped(name: &str) -> PathBuf {
+    Path::new(&workspace::root()).join("systems").join(format!("{name}.toml"))
+}

@@ -1,0 +1,337 @@
+//! System files: which machine, which domains. What a file says is checked here, before QEMU starts.
+//!
+//! Domains are counted from 1 in the order of the file: `domain[2]` in a message is the domain with id 2.
+
+mod reader;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use toml::Table;
+
+use crate::failure::{Doing, Failure, Outcome};
+use crate::workspace;
+use reader::Reader;
+pub(crate) use reader::parse_size;
+
+/// Keys of `[[domain]]` that DESIGN names and that have no feature behind them yet.
+const LATER: [&str; 12] = [
+    "max_memory",
+    "isolated",
+    "jit",
+    "privileged",
+    "weight",
+    "cap",
+    "pool",
+    "affinity",
+    "on_crash",
+    "on_reboot",
+    "passthrough",
+    "unsafe_dma",
+];
+/// QEMU's `virt` has at most this many CPUs with GICv3.
+const MOST_CPUS: u32 = 512;
+/// The interrupt controller of GICv2 addresses eight CPUs.
+const MOST_CPUS_GICV2: u32 = 8;
+/// The most vCPUs a domain can have, as in Xen with a GICv3.
+const MOST_VCPUS: u32 = 128;
+
+/// A system file.
+#[derive(Debug)]
+pub(crate) struct System {
+    /// The file's name as the user gave it.
+    pub(crate) file: String,
+    /// `[machine]`.
+    pub(crate) machine: Machine,
+    /// `[[domain]]`; the first has id 1.
+    pub(crate) domains: Vec<Domain>,
+    /// `[expect]`.
+    pub(crate) expect: Expect,
+}
+
+/// `[machine]`: defaults for QEMU.
+#[derive(Debug, Clone)]
+pub(crate) struct Machine {
+    /// The GIC's architecture version: 2 or 3.
+    pub(crate) gic: u32,
+    /// Physical CPUs.
+    pub(crate) cpus: u32,
+    /// QEMU's CPU model.
+    pub(crate) cpu: String,
+    /// RAM in bytes.
+    pub(crate) memory: u64,
+    /// For tests: a dom0 kernel module directly under `/chosen`, which the hypervisor must refuse.
+    pub(crate) dom0_module: bool,
+}
+
+/// `[[domain]]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Domain {
+    /// For people and for `channels`.
+    pub(crate) name: String,
+    /// The kernel's file; absent only in unchecked files.
+    pub(crate) kernel: Option<PathBuf>,
+    /// The ramdisk.
+    pub(crate) ramdisk: Option<Ramdisk>,
+    /// The kernel's command line.
+    pub(crate) cmdline: Option<String>,
+    /// Bytes.
+    pub(crate) memory: u64,
+    /// Virtual CPUs.
+    pub(crate) vcpus: u32,
+    /// Who owns the stage-1 tables.
+    pub(crate) paging: Paging,
+    /// Whether the domain has Xen's emulated PL011.
+    pub(crate) vuart: bool,
+    /// Peers of static event channels declared here, as indices into [`System::domains`].
+    pub(crate) channels: Vec<usize>,
+}
+
+/// A ramdisk's content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ramdisk {
+    /// A file.
+    File(PathBuf),
+    /// The EL2 image itself, as an ELF file without symbols.
+    Hypervisor,
+}
+
+/// `paging`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Paging {
+    /// The guest owns its stage-1 tables.
+    Nested,
+    /// Page-table updates go through the hypervisor.
+    Pv,
+}
+
+/// `[expect]`: what must hold after the run beside clean ends.
+#[derive(Debug, Default)]
+pub(crate) struct Expect {
+    /// Every printed SHA-256 is that of this domain's ramdisk, and two domains printed one.
+    pub(crate) digest_of_ramdisk: Option<usize>,
+}
+
+/// How a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Checking {
+    /// As users want it.
+    Full,
+    /// For tests of the hypervisor's own checks: files may be missing keys, be too large or be no kernels.
+    Unchecked,
+}
+
+impl System {
+    /// Reads a file.
+    pub(crate) fn load(path: &Path, checking: Checking) -> Outcome<Self> {
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::usage(format!("{file}: cannot be read ({error}); name a system file"))
+        })?;
+        Self::parse(&file, path.parent().unwrap_or(Path::new("")), &text, checking)
+    }
+
+    /// Reads a file's text; paths in it are relative to `folder`.
+    pub(crate) fn parse(file: &str, folder: &Path, text: &str, checking: Checking) -> Outcome<Self> {
+        let table = text.parse::<Table>().map_err(|error| {
+            let line =
+                error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            Failure::usage(format!("{file}:{line}: {}", error.message()))
+        })?;
+        let mut top = Reader::new(file, String::new(), table, &[]);
+        let machine = top.table("machine")?.unwrap_or_default();
+        let domains = top.tables("domain")?;
+        let expect = top.table("expect")?.unwrap_or_default();
+        if domains.is_empty() {
+            return Err(top.error("domain", "missing: write at least one [[domain]]"));
+        }
+        top.finish()?;
+        let machine = read_machine(Reader::new(file, "machine.".into(), machine, &[]))?;
+        let mut read = Vec::new();
+        let mut channels = Vec::new();
+        for (index, table) in domains.into_iter().enumerate() {
+            let reader = Reader::new(file, format!("domain[{}].", index + 1), table, &LATER);
+            let (domain, peers) = read_domain(reader, folder, checking)?;
+            read.push(domain);
+            channels.push(peers);
+        }
+        let mut system = Self { file: file.to_owned(), machine, domains: read, expect: Expect::default() };
+        system.check_names()?;
+        system.connect(&channels)?;
+        let mut reader = Reader::new(file, "expect.".into(), expect, &[]);
+        if let Some(name) = reader.string("digest_of_ramdisk")? {
+            let index = system.index(&name).filter(|index| system.domains[*index].ramdisk.is_some());
+            let unknown =
+                || reader.error("digest_of_ramdisk", &format!("no domain \"{name}\" with a ramdisk"));
+            system.expect.digest_of_ramdisk = Some(index.ok_or_else(unknown)?);
+        }
+        reader.finish()?;
+        Ok(system)
+    }
+
+    /// Where a domain of that name is.
+    pub(crate) fn index(&self, name: &str) -> Option<usize> {
+        self.domains.iter().position(|domain| domain.name == name)
+    }
+
+    fn check_names(&self) -> Outcome<()> {
+        let mut seen = BTreeSet::new();
+        for (index, domain) in self.domains.iter().enumerate() {
+            if !seen.insert(&domain.name) {
+                let text = format!("\"{}\" is the name of another domain already", domain.name);
+                return Err(Failure::usage(format!("{}: domain[{}].name: {text}", self.file, index + 1)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Resolves the names in `channels`.
+    fn connect(&mut self, channels: &[Vec<String>]) -> Outcome<()> {
+        let mut pairs = BTreeSet::new();
+        for (index, peers) in channels.iter().enumerate() {
+            for name in peers {
+                let refuse = |text: &str| {
+                    Failure::usage(format!("{}: domain[{}].channels: {text}", self.file, index + 1))
+                };
+                let peer =
+                    self.index(name).ok_or_else(|| refuse(&format!("no domain is named \"{name}\"")))?;
+                if peer == index {
+                    return Err(refuse("a channel leads to another domain"));
+                }
+                if !pairs.insert((index.min(peer), index.max(peer))) {
+                    return Err(refuse(&format!(
+                        "the channel with \"{name}\" is declared already: one side is enough"
+                    )));
+                }
+                self.domains[index].channels.push(peer);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Machine {
+    /// Checks what the file and the command line say together.
+    pub(crate) fn check(&self) -> Outcome<()> {
+        if self.gic == 2 && self.cpus > MOST_CPUS_GICV2 {
+            let text = format!("GICv2 has at most {MOST_CPUS_GICV2} CPUs, found {}", self.cpus);
+            return Err(Failure::usage(format!("machine.cpus: {text}: use gic = 3")));
+        }
+        Ok(())
+    }
+}
+
+fn read_machine(mut reader: Reader<'_>) -> Outcome<Machine> {
+    let board = reader.string("board")?.unwrap_or_else(|| "virt".into());
+    check_board(&board).map_err(|text| reader.error("board", &text))?;
+    let machine = Machine {
+        gic: reader.number("gic", 2, 3)?.unwrap_or(3),
+        cpus: reader.number("cpus", 1, MOST_CPUS)?.unwrap_or(2),
+        cpu: reader.string("cpu")?.unwrap_or_else(|| "cortex-a72".into()),
+        memory: reader.size("memory")?.unwrap_or(1 << 30),
+        dom0_module: reader.flag("dom0_module")?,
+    };
+    reader.finish()?;
+    Ok(machine)
+}
+
+/// Refuses boards that do not exist, or not yet.
+pub(crate) fn check_board(board: &str) -> Result<(), String> {
+    match board {
+        "virt" => Ok(()),
+        "rpi4" => Err("\"rpi4\" is not supported yet".into()),
+        other => Err(format!("expected \"virt\" or \"rpi4\", found \"{other}\"")),
+    }
+}
+
+fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Outcome<(Domain, Vec<String>)> {
+    let name = reader.required("name")?;
+    if !is_name(&name) {
+        return Err(reader.error("name", "expected 1 to 31 letters, digits, `-` or `_`"));
+    }
+    let kernel = reader.string("kernel")?;
+    if kernel.is_none() && checking == Checking::Full {
+        return Err(reader.error("kernel", "missing"));
+    }
+    let kernel = match &kernel {
+        None => None,
+        Some(text) => Some(kernel_path(text, folder).map_err(|text| reader.error("kernel", &text))?),
+    };
+    let ramdisk = reader.string("ramdisk")?.map(|text| match text.as_str() {
+        "hypervisor" => Ramdisk::Hypervisor,
+        path => Ramdisk::File(folder.join(path)),
+    });
+    if let Some(Ramdisk::File(path)) = &ramdisk
+        && !path.is_file()
+    {
+        return Err(reader.error("ramdisk", &format!("{} does not exist", path.display())));
+    }
+    let cmdline = reader.string("cmdline")?;
+    if cmdline.as_ref().is_some_and(|text| text.contains('\0')) {
+        return Err(reader.error("cmdline", "a zero byte cannot be passed on"));
+    }
+    let memory = match (reader.size("memory")?, checking) {
+        (Some(memory), _) => memory,
+        (None, Checking::Unchecked) => 32 << 20,
+        (None, Checking::Full) => {
+            return Err(reader.error("memory", "missing: write for example memory = \"32M\""));
+        }
+    };
+    let least = if checking == Checking::Full { 1 } else { 0 };
+    let most = if checking == Checking::Full { MOST_VCPUS } else { u32::MAX };
+    let vcpus = reader.number("vcpus", least, most)?.unwrap_or(1);
+    let paging = match reader.string("paging")?.as_deref() {
+        None | Some("nested") => Paging::Nested,
+        Some("pv") => Paging::Pv,
+        Some(other) => {
+            return Err(reader.error("paging", &format!("expected \"pv\" or \"nested\", found \"{other}\"")));
+        }
+    };
+    let vuart = reader.flag("vuart")?;
+    let peers = reader.strings("channels")?;
+    reader.finish()?;
+    let domain =
+        Domain { name, kernel, ramdisk, cmdline, memory, vcpus, paging, vuart, channels: Vec::new() };
+    Ok((domain, peers))
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=31).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+/// Where the file of a `kernel` key is. A guest of this workspace is a file once it is built.
+fn kernel_path(text: &str, folder: &Path) -> Result<PathBuf, String> {
+    if let Some(name) = text.strip_prefix("guest:") {
+        let guests = crate::build::guest_names().map_err(|failure| failure.to_string())?;
+        if guests.contains(name) {
+            return Ok(workspace::guest_img(name));
+        }
+        let nearest = guests.iter().min_by_key(|guest| strsim::damerau_levenshtein(guest, name));
+        return Err(match nearest {
+            Some(guest) => format!("this workspace has no guest \"{name}\", did you mean \"{guest}\"?"),
+            None => format!("this workspace has no guest \"{name}\""),
+        });
+    }
+    let path = folder.join(text);
+    if path.is_file() { Ok(path) } else { Err(format!("{} does not exist", path.display())) }
+}
+
+/// A kernel's image: the file, unpacked if it is gzip, checked to be an arm64 image.
+pub(crate) fn kernel_image(path: &Path, checking: Checking) -> Outcome<Vec<u8>> {
+    let mut bytes = workspace::read(path)?;
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut unpacked = Vec::new();
+        std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&bytes[..]), &mut unpacked)
+            .doing(format_args!("{}: damaged gzip file", path.display()))?;
+        bytes = unpacked;
+    }
+    if checking == Checking::Full && !crate::image::has_arm64_header(&bytes) {
+        let text = "not an arm64 Image (no \"ARM\\x64\" at byte 56); give an uncompressed or gzip `Image`";
+        return Err(Failure::usage(format!("{}: {text}", path.display())));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+use super::*;
+
+fn read(text: &str) -> Outcome<System> {
+    System::parse("s.toml", Path::new("/nowhere"), text, Checking::Unchecked)
+}
+
+fn refusal(text: &str) -> String {
+    let failure = read(text).unwrap_err();
+    assert_eq!(failure.status(), 2);
+    failure.to_string()
+}
+
+#[test]
+fn absent_keys_have_the_documented_defaults() {
+    let system = read("[[domain]]\nname = \"a\"\nmemory = \"32M\"\n").unwrap();
+    assert_eq!((system.machine.gic, system.machine.cpus, system.machine.memory), (3, 2, 1 << 30));
+    let domain = &system.domains[0];
+    assert_eq!((domain.vcpus, domain.paging, domain.vuart), (1, Paging::Nested, false));
+}
+
+#[test]
+fn a_misspelt_key_names_file_place_and_nearest_key() {
+    assert_eq!(
+        refusal("[[domain]]\nname = \"a\"\nmemroy = \"32M\"\n"),
+        "s.toml: domain[1].memroy: unknown key, did you mean \"memory\"?"
+    );
+    assert_eq!(
+        refusal("[machine]\ngci = 2\n[[domain]]\nname = \"a\"\n"),
+        "s.toml: machine.gci: unknown key, did you mean \"gic\"?"
+    );
+    assert_eq!(
+        refusal("[machin]\n[[domain]]\nname = \"a\"\n"),
+        "s.toml: machin: unknown key, did you mean \"machine\"?"
+    );
+}
+
+#[test]
+fn keys_of_later_features_are_refused_by_name() {
+    assert_eq!(
+        refusal("[[domain]]\nname = \"a\"\n[[domain]]\nname = \"b\"\nweight = 3\n"),
+        "s.toml: domain[2].weight: is not supported yet"
+    );
+    assert_eq!(
+        refusal("[machine]\nboard = \"rpi4\"\n[[domain]]\nname = \"a\"\n"),
+        "s.toml: machine.board: \"rpi4\" is not supported yet"
+    );
+}
+
+#[test]
+fn wrong_types_and_values_say_what_was_expected() {
+    let with = |line: &str| refusal(&format!("[[domain]]\nname = \"a\"\n{line}\n"));
+    assert_eq!(with("memory = 32"), "s.toml: domain[1].memory: expected a string, found a number");
+    assert!(with("memory = \"32X\"").ends_with("such as \"32M\", found \"32X\""));
+    assert_eq!(with("vuart = 1"), "s.toml: domain[1].vuart: expected true or false, found a number");
+    assert!(with("vcpus = -1").contains("found -1"));
+    assert!(with("paging = \"shadow\"").contains("expected \"pv\" or \"nested\", found \"shadow\""));
+    assert!(with("kernel = \"Image\"").ends_with("domain[1].kernel: /nowhere/Image does not exist"));
+    assert!(with("ramdisk = \"r\"").ends_with("domain[1].ramdisk: /nowhere/r does not exist"));
+}
+
+#[test]
+fn syntax_errors_are_one_line_with_a_line_number() {
+    let text = refusal("[machine]\ncpus = = 2\n");
+    assert!(text.starts_with("s.toml:2: "), "{text}");
+    assert_eq!(text.lines().count(), 1);
+}
+
+#[test]
+fn names_are_unique_and_printable() {
+    let twice = "[[domain]]\nname = \"a\"\n[[domain]]\nname = \"a\"\n";
+    assert_eq!(refusal(twice), "s.toml: domain[2].name: \"a\" is the name of another domain already");
+    assert!(refusal("[[domain]]\nname = \"a b\"\n").contains("domain[1].name"));
+    assert!(refusal("[machine]\n").starts_with("s.toml: domain: missing"));
+}
+
+#[test]
+fn channels_name_other_domains_once() {
+    let pair = |a: &str, b: &str| {
+        format!("[[domain]]\nname = \"a\"\nchannels = {a}\n[[domain]]\nname = \"b\"\nchannels = {b}\n")
+    };
+    assert_eq!(read(&pair("[\"b\"]", "[]")).unwrap().domains[0].channels, [1]);
+    assert_eq!(refusal(&pair("[\"c\"]", "[]")), "s.toml: domain[1].channels: no domain is named \"c\"");
+    assert!(refusal(&pair("[\"a\"]", "[]")).ends_with("a channel leads to another domain"));
+    assert!(refusal(&pair("[\"b\"]", "[\"a\"]")).contains("domain[2].channels"));
+}
+
+#[test]
+fn a_full_check_wants_kernel_and_memory() {
+    let full = |text: &str| {
+        System::parse("s.toml", Path::new("/nowhere"), text, Checking::Full).unwrap_err().to_string()
+    };
+    assert_eq!(full("[[domain]]\nname = \"a\"\nmemory = \"1M\"\n"), "s.toml: domain[1].kernel: missing");
+}

@@ -1,0 +1,199 @@
+//! Whether a run went well: how each domain ended, by the hypervisor's log, and what the system file expects.
+//!
+//! The log lines that count: `dN: shutdown REASON`, `dN: destroyed: WHY`, `dN: refused: WHY`, and `all domains ended`.
+//! Guests cannot make them: their lines are not log lines.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use regex::Regex;
+
+use crate::console::Line;
+use crate::failure::{Doing, Outcome};
+
+/// How a domain ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// `shutdown poweroff`: the only clean one.
+    Poweroff,
+    /// Any other shutdown, by its reason.
+    Shutdown(String),
+    /// The hypervisor ended it.
+    Destroyed(String),
+    /// It was never started.
+    Refused(String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Poweroff => out.write_str("shutdown poweroff"),
+            Self::Shutdown(reason) => write!(out, "shutdown {reason}"),
+            Self::Destroyed(why) => write!(out, "destroyed: {why}"),
+            Self::Refused(why) => write!(out, "refused: {why}"),
+        }
+    }
+}
+
+/// What a run showed so far.
+#[derive(Debug)]
+pub(crate) struct Observer {
+    end: Regex,
+    digest: Regex,
+    /// By domain id.
+    pub(crate) ends: BTreeMap<u32, Vec<End>>,
+    /// SHA-256 values that domains printed, by id.
+    pub(crate) digests: BTreeMap<u32, Vec<String>>,
+    /// Whether the hypervisor said that it is done.
+    pub(crate) all_ended: bool,
+}
+
+impl Observer {
+    /// An observer that saw nothing.
+    pub(crate) fn new() -> Outcome<Self> {
+        Ok(Self {
+            end: Regex::new(r"^d([0-9]{1,5}): (?:(shutdown) ([a-z-]+)|(destroyed|refused): (.*))$")
+                .doing("pattern")?,
+            digest: Regex::new(r"(?-u:\b)sha256 ([0-9a-f]{64})(?-u:\b)").doing("pattern")?,
+            ends: BTreeMap::new(),
+            digests: BTreeMap::new(),
+            all_ended: false,
+        })
+    }
+
+    /// Takes a line into account.
+    pub(crate) fn see(&mut self, line: &Line) {
+        match line {
+            Line::Log(log) if log.text == "all domains ended" => self.all_ended = true,
+            Line::Log(log) => {
+                if let Some((domain, end)) = self.end_in(&log.text) {
+                    self.ends.entry(domain).or_default().push(end);
+                }
+            }
+            Line::Guest { domain, text } => {
+                let text = String::from_utf8_lossy(text);
+                if let Some(digest) = self.digest.captures(&text).and_then(|parts| parts.get(1)) {
+                    self.digests.entry(*domain).or_default().push(digest.as_str().to_owned());
+                }
+            }
+            Line::Other(_) => {}
+        }
+    }
+
+    fn end_in(&self, text: &str) -> Option<(u32, End)> {
+        let parts = self.end.captures(text)?;
+        let domain = parts.get(1)?.as_str().parse().ok()?;
+        if let Some(reason) = parts.get(3) {
+            let reason = reason.as_str();
+            return Some((
+                domain,
+                if reason == "poweroff" { End::Poweroff } else { End::Shutdown(reason.into()) },
+            ));
+        }
+        let why = parts.get(5)?.as_str().to_owned();
+        match parts.get(4)?.as_str() {
+            "destroyed" => Some((domain, End::Destroyed(why))),
+            _ => Some((domain, End::Refused(why))),
+        }
+    }
+
+    /// What is wrong, one phrase each; empty if the domains 1 to `domains` ended cleanly, once, and the digests agree
+    /// with `digest`.
+    pub(crate) fn problems(&self, domains: u32, digest: Option<&str>) -> Vec<String> {
+        let mut problems = Vec::new();
+        for id in 1..=domains {
+            match self.ends.get(&id).map(Vec::as_slice) {
+                None | Some([]) => problems.push(format!("d{id} did not end")),
+                Some([End::Poweroff]) => {}
+                Some([end]) => problems.push(format!("d{id}: {end}")),
+                Some(ends) => problems.push(format!("d{id} ended {} times", ends.len())),
+            }
+        }
+        for (id, ends) in self.ends.iter().filter(|(id, _)| !(1..=domains).contains(*id)) {
+            problems.extend(ends.iter().map(|end| format!("d{id}: {end}")));
+        }
+        if problems.is_empty() && !self.all_ended {
+            problems.push("the hypervisor did not say that all domains ended".into());
+        }
+        if let Some(expected) = digest {
+            let wrong = self.digests.iter().filter(|(_, seen)| seen.iter().any(|seen| seen != expected));
+            problems.extend(
+                wrong.map(|(id, _)| format!("d{id} printed another SHA-256 than the ramdisk's {expected}")),
+            );
+            if self.digests.len() < 2 {
+                problems.push(format!(
+                    "{} of at least 2 domains printed the ramdisk's SHA-256",
+                    self.digests.len()
+                ));
+            }
+        }
+        problems
+    }
+
+    /// How many of the domains 1 to `domains` ended cleanly.
+    pub(crate) fn clean(&self, domains: u32) -> usize {
+        (1..=domains).filter(|id| self.ends.get(id).is_some_and(|ends| ends[..] == [End::Poweroff])).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::Log;
+
+    fn observed(logs: &[&str], guests: &[(u32, &str)]) -> Observer {
+        let mut observer = Observer::new().unwrap();
+        for (domain, text) in guests {
+            observer.see(&Line::Guest { domain: *domain, text: text.as_bytes().to_vec() });
+        }
+        for text in logs {
+            let log = Log { time: String::new(), level: "INFO".into(), text: (*text).into() };
+            observer.see(&Line::Log(log));
+        }
+        observer
+    }
+
+    #[test]
+    fn clean_means_that_every_domain_powered_off() {
+        let all = observed(&["d1: shutdown poweroff", "d2: shutdown poweroff", "all domains ended"], &[]);
+        assert_eq!(all.problems(2, None), Vec::<String>::new());
+        assert_eq!(all.problems(3, None), ["d3 did not end"]);
+    }
+
+    #[test]
+    fn every_other_end_is_a_problem_that_is_quoted() {
+        let logs = [
+            "d1: shutdown crash",
+            "d2: destroyed: bad instruction",
+            "d0: refused: no dom0",
+            "all domains ended",
+        ];
+        let observer = observed(&logs, &[]);
+        let problems = observer.problems(2, None);
+        assert_eq!(
+            problems,
+            ["d1: shutdown crash", "d2: destroyed: bad instruction", "d0: refused: no dom0"]
+        );
+        assert_eq!(observer.clean(2), 0);
+    }
+
+    #[test]
+    fn a_guest_cannot_claim_its_own_end() {
+        let observer = observed(&["all domains ended"], &[(1, "d1: shutdown poweroff")]);
+        assert_eq!(observer.problems(1, None), ["d1 did not end"]);
+    }
+
+    #[test]
+    fn digests_must_agree_and_come_from_two_domains() {
+        let (good, bad) = ("a".repeat(64), "b".repeat(64));
+        let line = |digest: &str| format!("received 10 bytes, sha256 {digest}");
+        let run = |lines: &[(u32, &str)]| {
+            let logs = ["d1: shutdown poweroff", "d2: shutdown poweroff", "all domains ended"];
+            observed(&logs, lines).problems(2, Some(&good)).len()
+        };
+        assert_eq!(run(&[(1, &line(&good)), (2, &line(&good))]), 0);
+        assert_eq!(run(&[(1, &line(&good))]), 1);
+        assert_eq!(run(&[(1, &line(&good)), (2, &line(&bad))]), 1);
+        assert_eq!(run(&[(1, &line(&good)), (1, &line(&good))]), 1);
+    }
+}
