@@ -19,7 +19,7 @@ use crate::hvm::Params;
 use crate::memory::MemoryState;
 use crate::stage2::Stage2;
 use crate::vcpu::Vcpu;
-use crate::vgic::DistState;
+use crate::vgic::{DistState, VcpuShared};
 use pv_abi::sched::ShutdownReason;
 
 /// Domains the machine can have.
@@ -117,6 +117,8 @@ pub struct Domain {
     pub ports: &'static [AtomicU64],
     /// Its vCPUs, index = number.
     pub vcpus: &'static [Vcpu],
+    /// What the vCPUs' virtual interrupt state shares between CPUs, index = number.
+    pub gic: &'static [VcpuShared],
     /// Everything that changes under the lock.
     pub state: TicketMutex<DomainState>,
     /// What it has written to the console since the last newline. Rank 50.
@@ -144,6 +146,12 @@ impl Domain {
     #[inline(always)]
     pub fn vcpu(&self, number: u32) -> Option<&Vcpu> {
         self.vcpus.get(usize::try_from(number).ok()?)
+    }
+
+    /// The shared part of a vCPU's virtual interrupt state.
+    #[inline(always)]
+    pub fn gic_of(&self, vcpu: &Vcpu) -> Option<&VcpuShared> {
+        self.gic.get(usize::try_from(vcpu.number).ok()?)
     }
 }
 

@@ -8,6 +8,7 @@
 //! 3. Stage-2 maintenance is complete on every CPU when the call returns.
 use crate::addr::{FrameAddr, GuestVa, Ipa, Mfn};
 use crate::log::Event;
+use crate::vgic::PrivateIntid;
 
 /// A physical CPU, counted from 0 in the device tree's order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,7 +99,7 @@ pub trait Hardware: Sync {
     /// Makes another CPU enter the hypervisor and look at its pending work.
     fn kick(&self, cpu: CpuId);
     /// Raises a private interrupt of the vCPU that is loaded on this CPU.
-    fn raise_current(&self, intid: u32);
+    fn raise_current(&self, irq: PrivateIntid);
     /// Writes to the machine's console.
     fn console(&self, text: &[u8]);
     /// Records an event in the hypervisor's log.

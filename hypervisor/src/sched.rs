@@ -13,6 +13,7 @@ use spin::TicketMutex;
 use crate::hardware::{CpuId, Hardware};
 use crate::machine::{Current, Machine};
 use crate::vcpu::{NOT_POLLING, Run, Vcpu, VcpuIndex};
+use crate::vgic::{Intid, PrivateIntid};
 
 /// Physical CPUs the machine can have.
 pub const MAX_CPUS: usize = 8;
@@ -116,12 +117,19 @@ pub fn wake_quietly<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
 
 /// Raises a private interrupt of any vCPU: at once when it is the caller's, else by its home CPU.
 #[inline]
-pub fn raise<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcpu: &Vcpu, intid: u32) {
+pub fn raise<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcpu: &Vcpu, irq: PrivateIntid) {
     if vcpu.index == current.vcpu.index {
-        machine.hw.raise_current(intid);
-        return;
+        machine.hw.raise_current(irq);
+    } else {
+        raise_elsewhere(machine, current, vcpu, irq);
     }
-    vcpu.remote.raise(intid);
+}
+
+fn raise_elsewhere<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcpu: &Vcpu, irq: PrivateIntid) {
+    let Some(mailbox) = machine.domain(vcpu.domain).and_then(|domain| domain.gic_of(vcpu)) else { return };
+    if !mailbox.raise_remote(Intid::Private(irq)) {
+        return; // Told before, and it has not looked yet.
+    }
     wake(machine, current, vcpu);
     if vcpu.home != current.cpu && vcpu.run.get() == Run::Running {
         machine.hw.kick(vcpu.home);

@@ -11,7 +11,6 @@ use pv_abi::DomId;
 
 use crate::addr::{FrameAddr, Pa};
 use crate::hardware::CpuId;
-use crate::vgic::RemotePending;
 
 /// A vCPU among all of the machine's: index into the list of vCPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,8 +85,6 @@ pub struct Vcpu {
     pub home: CpuId,
     /// What it does.
     pub run: RunCell,
-    /// Interrupts that other CPUs raised for it.
-    pub remote: RemotePending,
     /// Machine address of its `vcpu_info`; 0 while it has none.
     pub info: AtomicU64,
     /// [`NOT_POLLING`], the one port it polls, or [`POLLING_MANY`].
@@ -105,7 +102,6 @@ impl Vcpu {
             index,
             home,
             run: RunCell(AtomicU8::new(0)),
-            remote: RemotePending::new(),
             info: AtomicU64::new(0),
             poll: AtomicU32::new(NOT_POLLING),
             deadline: AtomicU64::new(u64::MAX),

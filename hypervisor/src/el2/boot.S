@@ -1,0 +1,186 @@
+/* Entry of the image, on every CPU.
+ *
+ * _start: from the firmware or QEMU, by the arm64 boot protocol: EL2, MMU off, x0 = physical address of the device tree,
+ *   image clean to the point of coherency. Maps the image at its link address, turns the MMU on, clears .bss and calls
+ *   boot_primary(device tree, load address). Never returns.
+ * secondary_start: from PSCI CPU_ON, MMU off, x0 = virtual address of the top of this CPU's stack with the CPU's number pushed
+ *   there. Uses the tables that the first CPU made; calls boot_secondary(number). Never returns.
+ *
+ * Memory is Device-nGnRnE while the MMU is off: no exclusives, no unaligned access. What is written then must not be hidden by
+ * stale cache lines later: the tables are invalidated to the point of coherency before the walker reads them (Arm ARM D7.4.9).
+ */
+    .section .head.text, "ax"
+    .global _start
+_start:
+    b       primary_start
+    .word   0
+    .quad   0                           /* text_offset: none */
+    .quad   __image_size
+    .quad   0xA                         /* little-endian, 4 KiB pages, anywhere in memory */
+    .quad   0
+    .quad   0
+    .quad   0
+    .ascii  "ARM\x64"
+    .word   0
+
+/* x1 = physical address of symbol, by its distance from here. */
+    .macro  phys reg, symbol
+    adrp    \reg, \symbol
+    add     \reg, \reg, :lo12:\symbol
+    .endm
+
+/* Registers that both paths need before and at the moment the MMU goes on. Clobbers x9-x11; x8 = physical root. */
+    .macro  mmu_on
+    ldr     x9, ={MAIR}
+    msr     mair_el2, x9
+    mrs     x10, id_aa64mmfr0_el1
+    and     x10, x10, #0xF              /* PARange */
+    cmp     x10, #5                     /* 48 bits are enough and what the tables can say */
+    mov     x11, #5
+    csel    x10, x10, x11, lo
+    ldr     x9, ={TCR}
+    orr     x9, x9, x10, lsl #16        /* PS */
+    msr     tcr_el2, x9
+    msr     ttbr0_el2, x8
+    dsb     sy
+    isb
+    tlbi    alle2
+    ic      iallu
+    dsb     sy
+    isb
+    ldr     x9, ={SCTLR}
+    msr     sctlr_el2, x9
+    isb
+    .endm
+
+primary_start:
+    msr     daifset, #0xF
+    mov     x20, x0                     /* device tree */
+    mrs     x9, CurrentEL
+    cmp     x9, #(2 << 2)
+    b.ne    halt                        /* not at EL2: nothing can be said without a console, nothing can be run */
+    ldr     x9, ={SCTLR_OFF}
+    msr     sctlr_el2, x9
+    msr     hcr_el2, xzr                /* E2H off: EL2 registers keep their own formats */
+    isb
+    phys    x21, __image_start          /* load address */
+    tst     x21, #0xFFFF
+    b.ne    halt                        /* the boot protocol promises 64 KiB here: log tags and page offsets rest on it */
+    lsr     x9, x21, #39
+    cbnz    x9, halt                    /* beyond what the boot tables can name */
+
+    /* Empty tables. */
+    phys    x8, boot_tables
+    mov     x9, x8
+    add     x10, x8, #(4 * 4096)
+1:  stp     xzr, xzr, [x9], #16
+    cmp     x9, x10
+    b.lo    1b
+
+    /* root[3] -> L2 of the image -> L3 of the image: one page each with the rights of its part. */
+    add     x11, x8, #4096              /* L2 of the image */
+    add     x12, x8, #8192              /* L3 of the image */
+    orr     x9, x11, #3
+    str     x9, [x8, #(3 * 8)]
+    orr     x9, x12, #3
+    str     x9, [x11]
+    mov     x13, x21                    /* page */
+    phys    x14, __text_end
+    phys    x15, __rodata_end
+    phys    x16, __image_end
+    ldr     x9, ={TEXT}
+2:  orr     x10, x13, x9
+    str     x10, [x12], #8
+    add     x13, x13, #4096
+    cmp     x13, x14
+    b.lo    2b
+    ldr     x9, ={RODATA}
+    cmp     x13, x15
+    b.lo    2b
+    ldr     x9, ={DATA}
+    cmp     x13, x16
+    b.lo    2b
+
+    /* The 2 MiB around the image, executable where it is, for the instructions around the switch. */
+    lsr     x9, x21, #30
+    cmp     x9, #3
+    b.ne    3f
+    /* Same gigabyte as the link address: share its L2, unless the very block is taken. */
+    ubfx    x10, x21, #21, #9
+    cbz     x10, 5f
+    b       4f
+3:  add     x11, x8, #(3 * 4096)
+    orr     x12, x11, #3
+    str     x12, [x8, x9, lsl #3]
+    ubfx    x10, x21, #21, #9
+4:  lsr     x12, x21, #21
+    lsl     x12, x12, #21
+    ldr     x13, ={IDENTITY}
+    orr     x13, x13, x12
+    str     x13, [x11, x10, lsl #3]
+    /* The image may reach into the next block; mmu_on and its surroundings stand in its first page. */
+    b       6f
+5:  ldr     x9, =__image_start          /* loaded in the block of the link address: fine only when exactly there */
+    cmp     x9, x21
+    b.ne    halt
+6:
+    dsb     sy
+    mov     x9, x8
+    add     x10, x8, #(4 * 4096)
+7:  dc      ivac, x9                    /* lines may be as small as 16 bytes; 64 is the smallest of a v8 core */
+    add     x9, x9, #64
+    cmp     x9, x10
+    b.lo    7b
+    dsb     sy
+
+    mmu_on
+    ldr     x9, =8f
+    br      x9
+8:  ldr     x9, ={STACK_TOP}
+    mov     sp, x9
+    ldr     x9, =el2_vectors
+    msr     vbar_el2, x9
+    ldr     x9, =__bss_start
+    ldr     x10, =__bss_end
+9:  stp     xzr, xzr, [x9], #16
+    cmp     x9, x10
+    b.lo    9b
+    mov     x0, x20
+    mov     x1, x21
+    mov     x29, xzr
+    mov     x30, xzr
+    bl      boot_primary
+halt:
+    wfe
+    b       halt
+
+    .global secondary_start
+secondary_start:
+    msr     daifset, #0xF
+    mov     x20, x0
+    mrs     x9, CurrentEL
+    cmp     x9, #(2 << 2)
+    b.ne    halt
+    ldr     x9, ={SCTLR_OFF}
+    msr     sctlr_el2, x9
+    msr     hcr_el2, xzr
+    isb
+    phys    x8, boot_tables
+    mmu_on
+    ldr     x9, =1f
+    br      x9
+1:  mov     sp, x20
+    ldr     x9, =el2_vectors
+    msr     vbar_el2, x9
+    ldr     x0, [sp, #-16]
+    mov     x29, xzr
+    mov     x30, xzr
+    bl      boot_secondary
+    b       halt
+    .ltorg
+
+    .section .boot_tables, "aw", %nobits
+    .balign 4096
+    .global boot_tables
+boot_tables:
+    .skip   4 * 4096

@@ -1,0 +1,175 @@
+/* EL2's exception vectors.
+ *
+ * From a guest: the frame (struct Frame) is made at the top of this CPU's stack, so SP_EL2 is there whenever a guest runs.
+ *   Calls and interrupts save what the C ABI may clobber (x0-x18, x29, x30) and call
+ *     hvc_entry(frame, ESR) / irq_entry(frame) -> 0: go on with this guest, else: ask the scheduler.
+ *   Everything else saves all registers and calls sync_entry(frame, ESR) / serror_entry(frame), same result.
+ *   The scheduler is switch_entry(frame): the frame then holds the next guest's registers.
+ *   ELR_EL2 and SPSR_EL2 stay in their registers: EL2 takes no exception while it serves a guest.
+ * From EL2 itself: an SError is counted (serror_el2 says when that is expected), everything else is a bug of ours:
+ *   bug_entry(kind) prints and halts.
+ */
+    .macro  save_clobbered
+    sub     sp, sp, #{FRAME}
+    stp     x0, x1, [sp, #0]
+    stp     x2, x3, [sp, #16]
+    stp     x4, x5, [sp, #32]
+    stp     x6, x7, [sp, #48]
+    stp     x8, x9, [sp, #64]
+    stp     x10, x11, [sp, #80]
+    stp     x12, x13, [sp, #96]
+    stp     x14, x15, [sp, #112]
+    stp     x16, x17, [sp, #128]
+    str     x18, [sp, #144]
+    stp     x29, x30, [sp, #232]
+    .endm
+
+    .macro  restore_clobbered
+    ldp     x0, x1, [sp, #0]
+    ldp     x2, x3, [sp, #16]
+    ldp     x4, x5, [sp, #32]
+    ldp     x6, x7, [sp, #48]
+    ldp     x8, x9, [sp, #64]
+    ldp     x10, x11, [sp, #80]
+    ldp     x12, x13, [sp, #96]
+    ldp     x14, x15, [sp, #112]
+    ldp     x16, x17, [sp, #128]
+    ldr     x18, [sp, #144]
+    ldp     x29, x30, [sp, #232]
+    add     sp, sp, #{FRAME}
+    .endm
+
+    .macro  save_preserved
+    stp     x19, x20, [sp, #152]
+    stp     x21, x22, [sp, #168]
+    stp     x23, x24, [sp, #184]
+    stp     x25, x26, [sp, #200]
+    stp     x27, x28, [sp, #216]
+    .endm
+
+    .macro  restore_preserved
+    ldp     x19, x20, [sp, #152]
+    ldp     x21, x22, [sp, #168]
+    ldp     x23, x24, [sp, #184]
+    ldp     x25, x26, [sp, #200]
+    ldp     x27, x28, [sp, #216]
+    .endm
+
+    /* No straight-line speculation past the return (XSA-312). */
+    .macro  return_to_guest
+    eret
+    dsb     nsh
+    isb
+    .endm
+
+    .macro  vector
+    .balign 128
+    .endm
+
+    .macro  bug kind
+    vector
+    mov     x0, #\kind
+    b       el2_bug
+    .endm
+
+    .section .text.vectors, "ax"
+    .balign 2048
+    .global el2_vectors
+el2_vectors:
+    bug     0
+    bug     1
+    bug     2
+    bug     3
+
+    bug     4
+    bug     5
+    bug     6
+    vector
+    b       el2_serror
+
+    vector
+    save_clobbered
+    mrs     x1, esr_el2
+    mov     x0, sp
+    lsr     x2, x1, #26
+    cmp     x2, #0x16                   /* EC: HVC from AArch64 */
+    b.ne    el2_sync_other
+    bl      hvc_entry
+    cbnz    x0, el2_switch
+    restore_clobbered
+    return_to_guest
+
+    vector
+    save_clobbered
+    mov     x0, sp
+    b       el2_irq
+
+    vector
+    save_clobbered                      /* FIQ: handled as an interrupt, nothing is in group 0 */
+    mov     x0, sp
+    b       el2_irq
+
+    vector
+    save_clobbered
+    save_preserved
+    mov     x0, sp
+    bl      serror_entry
+    b       el2_leave_all
+
+    bug     12
+    bug     13
+    bug     14
+    bug     15
+
+el2_irq:
+    bl      irq_entry
+    cbnz    x0, el2_switch
+    restore_clobbered
+    return_to_guest
+
+el2_sync_other:
+    save_preserved
+    bl      sync_entry
+el2_leave_all:
+    cbnz    x0, el2_switch_saved
+el2_restore_all:
+    restore_preserved
+    restore_clobbered
+    return_to_guest
+
+el2_switch:
+    save_preserved
+el2_switch_saved:
+    mov     x0, sp
+    bl      switch_entry
+    b       el2_restore_all
+
+/* The first guest of a CPU: from enter_guests(stack top), with no frame yet. */
+    .global enter_guests
+enter_guests:
+    mov     sp, x0
+    sub     sp, sp, #{FRAME}
+    b       el2_switch_saved
+
+el2_serror:
+    stp     x0, x1, [sp, #-16]!
+    mrs     x0, tpidr_el2
+    ldr     x1, [x0, #{SERRORS}]
+    add     x1, x1, #1
+    str     x1, [x0, #{SERRORS}]
+    ldp     x0, x1, [sp], #16
+    eret
+    dsb     nsh
+    isb
+
+el2_bug:
+    mrs     x1, esr_el2
+    mrs     x2, elr_el2
+    mrs     x3, far_el2
+    mov     x4, sp
+    ldr     x5, ={BUG_STACK_TOP}        /* the stack itself may be what is broken */
+    mov     sp, x5
+    bl      bug_entry
+1:  wfe
+    b       1b
+    .ltorg
