@@ -1,0 +1,143 @@
+//! Guest memory behind handles: each byte is copied once, from or to where the guest's own stage 1 and then stage 2 say.
+//!
+//! Invariants
+//! 1. Nothing here makes a reference to guest memory; what was read is a copy that the guest cannot change any more.
+//! 2. A write goes to frames that stage 2 lets the guest itself write (a page granted read-only is refused).
+//! 3. A refusal in the middle of a long write leaves the pages before it written, as any partial store would.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use core::mem::size_of;
+
+use pv_abi::{Errno, GuestHandle};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::addr::{FrameAddr, GuestVa};
+use crate::hardware::{Access, Hardware};
+use crate::machine::{Current, Machine};
+use crate::stage2;
+
+/// Where an address of the caller is in the machine, if the caller itself might access it so.
+///
+/// # Errors
+/// `-EFAULT`.
+#[inline(always)]
+pub fn locate<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    va: GuestVa,
+    access: Access,
+) -> Result<FrameAddr, Errno> {
+    let ipa = machine.hw.translate(va, access).map_err(|_| Errno::Efault)?;
+    let mapping = stage2::lookup(&machine.hw, current.domain.stage2_root, ipa.frame()).ok_or(Errno::Efault)?;
+    let permitted = match access {
+        Access::Read => mapping.kind.is_readable_memory(),
+        Access::Write => mapping.kind.is_writable_memory(),
+    };
+    if !permitted {
+        return Err(Errno::Efault);
+    }
+    FrameAddr::new(mapping.mfn, ipa.page_offset()).ok_or(Errno::Efault)
+}
+
+/// Reads a structure.
+///
+/// # Errors
+/// `-EFAULT`.
+#[inline(always)]
+pub fn read<T: FromBytes + IntoBytes, H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    handle: GuestHandle,
+) -> Result<T, Errno> {
+    let va = GuestVa::new(handle.0);
+    let mut value = T::new_zeroed();
+    if size_of::<T>() <= va.left_in_page() {
+        let at = locate(machine, current, va, Access::Read)?;
+        // A naturally aligned word is one load: the argument of the hottest calls.
+        if size_of::<T>() == 4 && at.offset().trailing_zeros() >= 2 {
+            let word = machine.hw.load_u32(at);
+            return T::read_from_bytes(word.as_bytes()).map_err(|_| Errno::Efault);
+        }
+        machine.hw.read(at, value.as_mut_bytes());
+        return Ok(value);
+    }
+    read_bytes(machine, current, va, value.as_mut_bytes())?;
+    Ok(value)
+}
+
+/// Writes a structure.
+///
+/// # Errors
+/// `-EFAULT`.
+#[inline]
+pub fn write<T: IntoBytes + Immutable, H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    handle: GuestHandle,
+    value: &T,
+) -> Result<(), Errno> {
+    write_bytes(machine, current, GuestVa::new(handle.0), value.as_bytes())
+}
+
+/// The handle of element `index` of an array of `T`.
+///
+/// # Errors
+/// `-EFAULT` when the address wraps.
+#[inline]
+pub fn element<T>(array: GuestHandle, index: u64) -> Result<GuestHandle, Errno> {
+    let size = u64::try_from(size_of::<T>()).map_err(|_| Errno::Efault)?;
+    let offset = index.checked_mul(size).ok_or(Errno::Efault)?;
+    array.0.checked_add(offset).map(GuestHandle).ok_or(Errno::Efault)
+}
+
+/// Reads bytes, across pages if need be.
+///
+/// # Errors
+/// `-EFAULT`; `into` may then hold a part.
+pub fn read_bytes<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    va: GuestVa,
+    into: &mut [u8],
+) -> Result<(), Errno> {
+    let mut va = va;
+    let mut rest = into;
+    // One turn a page: `rest` shrinks to a page's end each time.
+    while !rest.is_empty() {
+        let (part, tail) = rest.split_at_mut_checked(rest.len().min(va.left_in_page())).ok_or(Errno::Efault)?;
+        machine.hw.read(locate(machine, current, va, Access::Read)?, part);
+        va = next_page(va, tail.is_empty())?;
+        rest = tail;
+    }
+    Ok(())
+}
+
+/// Writes bytes, across pages if need be.
+///
+/// # Errors
+/// `-EFAULT`; a part may then be written (invariant 3).
+pub fn write_bytes<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    va: GuestVa,
+    from: &[u8],
+) -> Result<(), Errno> {
+    let mut va = va;
+    let mut rest = from;
+    while !rest.is_empty() {
+        let (part, tail) = rest.split_at_checked(rest.len().min(va.left_in_page())).ok_or(Errno::Efault)?;
+        machine.hw.write(locate(machine, current, va, Access::Write)?, part);
+        va = next_page(va, tail.is_empty())?;
+        rest = tail;
+    }
+    Ok(())
+}
+
+/// The start of the page after `va`'s; that there is none matters only when there is more to copy.
+fn next_page(va: GuestVa, last: bool) -> Result<GuestVa, Errno> {
+    if last {
+        return Ok(va);
+    }
+    let left = u64::try_from(va.left_in_page()).map_err(|_| Errno::Efault)?;
+    va.checked_add(left).ok_or(Errno::Efault)
+}
