@@ -1,2 +1,46 @@
-//! Guest kernel.
+//! What the author of a guest needs, so that a guest is a screenful of safe Rust: boot, page tables, exceptions, heap, console,
+//! events, grants, shared rings, time and power.
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//! use guest_kernel::{Guest, println};
+//! guest_kernel::main!(main);
+//! fn main(guest: &Guest) {
+//!     println!("Hello with {} KiB.", guest.tree.memory_size() / 1024);
+//! }
+//! ```
+//!
+//! Everything here also runs on real Xen for ARM64: the calls are Xen's. The parts that need no hardware are compiled and
+//! tested on the host; the rest is compiled for the bare-metal target only. A guest has one vCPU for now.
 #![cfg_attr(not(test), no_std)]
+
+pub mod bootargs;
+pub mod tree;
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+mod boot;
+#[cfg(target_os = "none")]
+pub mod console;
+#[cfg(target_os = "none")]
+pub mod cpu;
+#[cfg(target_os = "none")]
+pub mod exception;
+#[cfg(target_os = "none")]
+pub mod heap;
+#[cfg(target_os = "none")]
+pub mod hypercall;
+#[cfg(target_os = "none")]
+mod interrupt;
+#[cfg(target_os = "none")]
+pub mod mmio;
+#[cfg(target_os = "none")]
+mod paging;
+#[cfg(target_os = "none")]
+pub mod power;
+
+#[cfg(target_os = "none")]
+pub use boot::{Guest, Outcome};

@@ -1,0 +1,91 @@
+//! Exceptions taken at EL1: interrupts go to their handlers, all others end the guest with a dump of its registers, except at
+//! the one instruction that is allowed to fail (`probe`).
+#![expect(unsafe_code, reason = "entered from assembly; a load that may fault")]
+use core::arch::{asm, global_asm};
+
+use aarch64_cpu::registers::{ESR_EL1, FAR_EL1, Readable};
+
+use crate::{console, interrupt, power};
+
+global_asm!(include_str!("asm/vectors.S"), options(raw));
+
+/// Registers at an exception, as `vectors.S` saves them.
+#[repr(C)]
+struct Frame {
+    x: [u64; 31],
+    sp: u64,
+    elr: u64,
+    spsr: u64,
+}
+
+const _: () = assert!(size_of::<Frame>() == 34 * 8);
+
+const KINDS: [&str; 4] = ["synchronous", "IRQ", "FIQ", "SError"];
+const SOURCES: [&str; 4] = ["EL1 on SP_EL0", "EL1", "EL0", "EL0 (AArch32)"];
+
+#[unsafe(no_mangle)]
+extern "C" fn guest_kernel_irq() {
+    interrupt::dispatch();
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn guest_kernel_exception(frame: &mut Frame, vector: usize) {
+    if let Some(resume) = probe_resume(frame.elr) {
+        frame.elr = resume;
+        frame.x[0] = 1;
+        return;
+    }
+    let kind = KINDS.get(vector % 4).copied().unwrap_or("?");
+    let source = SOURCES.get(vector / 4).copied().unwrap_or("?");
+    console::print_last_words(format_args!(
+        "unexpected exception: {kind} from {source}\n  ESR {:#018x}  FAR {:#018x}\n  ELR {:#018x}  SP  {:#018x}  SPSR {:#x}\n",
+        ESR_EL1.get(),
+        FAR_EL1.get(),
+        frame.elr,
+        frame.sp,
+        frame.spsr
+    ));
+    for (row, registers) in frame.x.chunks(3).enumerate() {
+        console::print_last_words(format_args!("  x{:<2}", row * 3));
+        for register in registers {
+            console::print_last_words(format_args!(" {register:#018x}"));
+        }
+        console::print_last_words(format_args!("\n"));
+    }
+    power::crash();
+}
+
+unsafe extern "C" {
+    static probe_load: u8;
+    static probe_after: u8;
+}
+
+global_asm!(
+    ".section .text.probe, \"ax\"",
+    ".global probe_read",
+    "probe_read:",
+    "mov x2, x0",
+    "mov x0, #0",
+    ".global probe_load",
+    "probe_load:",
+    "ldr w2, [x2]",
+    ".global probe_after",
+    "probe_after:",
+    "str w2, [x1]",
+    "ret",
+);
+
+fn probe_resume(elr: u64) -> Option<u64> {
+    (elr == (&raw const probe_load).addr() as u64).then(|| (&raw const probe_after).addr() as u64)
+}
+
+/// Reads the 32-bit word at `address`, which must be aligned; `None` if that faults.
+pub fn probe(address: usize) -> Option<u32> {
+    let failed: u64;
+    let mut value = 0u32;
+    // SAFETY: the load either succeeds or resumes at `probe_after` with x0 = 1; it writes only `value`.
+    unsafe {
+        asm!("bl probe_read", inlateout("x0") address => failed, inlateout("x1") &raw mut value => _, out("x2") _, out("x30") _);
+    }
+    (failed == 0).then_some(value)
+}

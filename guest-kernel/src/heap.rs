@@ -1,0 +1,54 @@
+//! The heap: a buddy allocator over the RAM that image, device tree and ramdisk leave.
+//!
+//! 1. Interrupts are masked while its lock is held: handlers may allocate.
+#![expect(unsafe_code, reason = "GlobalAlloc, and handing RAM to the allocator")]
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
+
+use buddy_system_allocator::Heap;
+use spin::Mutex;
+
+use crate::cpu;
+use crate::tree::Region;
+
+/// Largest block: 2^31 bytes.
+const ORDERS: usize = 32;
+
+struct Locked(Mutex<Heap<ORDERS>>);
+
+#[global_allocator]
+static HEAP: Locked = Locked(Mutex::new(Heap::empty()));
+
+// SAFETY: the buddy allocator hands out disjoint blocks that fit the layout, and the lock serializes it.
+unsafe impl GlobalAlloc for Locked {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        cpu::without_interrupts(|| self.0.lock().alloc(layout).map_or(core::ptr::null_mut(), NonNull::as_ptr))
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if let Some(block) = NonNull::new(block) {
+            // SAFETY: the caller promises that `block` came from `alloc` with this layout.
+            cpu::without_interrupts(|| unsafe { self.0.lock().dealloc(block, layout) });
+        }
+    }
+}
+
+/// Adds mapped RAM that nothing else uses.
+///
+/// # Safety
+/// `region` must be mapped, readable, writable, and no reference may point into it.
+pub(crate) unsafe fn add(region: Region) {
+    let (Ok(start), Ok(end)) = (usize::try_from(region.start), usize::try_from(region.end())) else { return };
+    if start < end {
+        // SAFETY: the caller's promise.
+        cpu::without_interrupts(|| unsafe { HEAP.0.lock().add_to_heap(start, end) });
+    }
+}
+
+/// Bytes that can still be allocated, and bytes that the heap has in all.
+pub fn sizes() -> (usize, usize) {
+    cpu::without_interrupts(|| {
+        let heap = HEAP.0.lock();
+        (heap.stats_total_bytes() - heap.stats_alloc_actual(), heap.stats_total_bytes())
+    })
+}

@@ -1,0 +1,249 @@
+//! The hypercall stubs: the one place with an `hvc`. Each call is a function with typed arguments and a typed refusal.
+//!
+//! 1. A structure's address goes to the hypervisor only for the length of the call (`with`): nothing keeps it.
+//! 2. Calls that change what is behind this guest's own memory are `unsafe`; the modules that own such memory make them.
+#![expect(unsafe_code, reason = "hvc instructions, whose arguments are addresses")]
+use core::arch::asm;
+
+use pv_abi::console::ConsoleOp;
+use pv_abi::event::{self, EventOp};
+use pv_abi::grant::{self, GrantOp, GrantStatus};
+use pv_abi::hvm::{HvmOp, HvmParamArg};
+use pv_abi::memory::{AddToPhysmap, MemoryOp};
+use pv_abi::multicall::MulticallEntry;
+use pv_abi::sched::{self, SchedOp, ShutdownReason};
+use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, VcpuOp};
+use pv_abi::version::{FeatureInfo, VersionOp};
+use pv_abi::{DomId, Errno, GuestHandle, HYPERCALL_TAG, Hypercall, Port};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Any hypercall: the number in x16, arguments in x0-x4, what x0 returns.
+///
+/// # Safety
+/// The arguments must mean something that does not break the caller's own memory, whatever the answer is.
+#[inline(always)]
+pub unsafe fn raw(number: u64, args: [u64; 5]) -> i64 {
+    let result;
+    // SAFETY: the interface clobbers x0-x4 and x16 at most, all listed; memory effects are the caller's promise.
+    unsafe {
+        asm!(
+            "hvc #{tag}",
+            tag = const HYPERCALL_TAG,
+            inlateout("x16") number => _,
+            inlateout("x0") args[0] => result,
+            inlateout("x1") args[1] => _,
+            inlateout("x2") args[2] => _,
+            inlateout("x3") args[3] => _,
+            inlateout("x4") args[4] => _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+/// A PSCI or SMCCC call: `hvc #0`, the function in x0, arguments in x1-x3, what x0 returns.
+///
+/// # Safety
+/// As [`raw`]; some functions end or start CPUs.
+#[inline(always)]
+pub unsafe fn smccc(function: u32, args: [u64; 3]) -> i64 {
+    let result;
+    // SAFETY: SMCCC clobbers x0-x17 at most, all listed; memory effects are the caller's promise.
+    unsafe {
+        asm!(
+            "hvc #0",
+            inlateout("x0") u64::from(function) => result,
+            inlateout("x1") args[0] => _,
+            inlateout("x2") args[1] => _,
+            inlateout("x3") args[2] => _,
+            lateout("x4") _, lateout("x5") _, lateout("x6") _, lateout("x7") _, lateout("x8") _, lateout("x9") _,
+            lateout("x10") _, lateout("x11") _, lateout("x12") _, lateout("x13") _, lateout("x14") _, lateout("x15") _,
+            lateout("x16") _, lateout("x17") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+/// A call of the form (cmd, structure).
+///
+/// # Safety
+/// As [`raw`]; what `argument` names (frames, addresses) must be the caller's to change.
+unsafe fn with<T: IntoBytes + FromBytes>(call: Hypercall, cmd: u32, argument: &mut T) -> Result<u64, Errno> {
+    let address = core::ptr::from_mut(argument).expose_provenance() as u64;
+    // SAFETY: the structure is valid for reads and writes during the call; the rest is the caller's promise.
+    Errno::check(unsafe { raw(u64::from(call.number()), [u64::from(cmd), address, 0, 0, 0]) })
+}
+
+/// Major version in bits 31:16, minor in 15:0 (`XENVER_version`).
+#[inline(always)]
+pub fn xen_version() -> Result<u64, Errno> {
+    let (number, cmd) = (u64::from(Hypercall::XenVersion.number()), u64::from(VersionOp::Version.number()));
+    // SAFETY: this operation has no argument and touches no memory.
+    Errno::check(unsafe { raw(number, [cmd, 0, 0, 0, 0]) })
+}
+
+/// Features of one submap (`XENVER_get_features`).
+pub fn features(submap: u32) -> Result<u32, Errno> {
+    let mut info = FeatureInfo { submap_idx: submap, submap: 0 };
+    // SAFETY: the call writes `info` only.
+    unsafe { with(Hypercall::XenVersion, VersionOp::GetFeatures.number(), &mut info) }?;
+    Ok(info.submap)
+}
+
+/// Writes bytes to the hypervisor's console (`CONSOLEIO_write`).
+pub fn console_write(text: &[u8]) -> Result<u64, Errno> {
+    let address = text.as_ptr().expose_provenance() as u64;
+    let args = [u64::from(ConsoleOp::Write.number()), text.len() as u64, address, 0, 0];
+    // SAFETY: the call reads `text` only.
+    Errno::check(unsafe { raw(u64::from(Hypercall::ConsoleIo.number()), args) })
+}
+
+/// Gives up the CPU for this turn (`SCHEDOP_yield`).
+#[inline(always)]
+pub fn sched_yield() -> Result<(), Errno> {
+    let (number, cmd) = (u64::from(Hypercall::SchedOp.number()), u64::from(SchedOp::Yield.number()));
+    // SAFETY: no argument, no memory.
+    Errno::check(unsafe { raw(number, [cmd, 0, 0, 0, 0]) }).map(drop)
+}
+
+/// Blocks until an event or interrupt is due, and unmasks interrupts (`SCHEDOP_block`).
+pub fn sched_block() -> Result<(), Errno> {
+    let (number, cmd) = (u64::from(Hypercall::SchedOp.number()), u64::from(SchedOp::Block.number()));
+    // SAFETY: no argument, no memory.
+    Errno::check(unsafe { raw(number, [cmd, 0, 0, 0, 0]) }).map(drop)
+}
+
+/// Stops this domain (`SCHEDOP_shutdown`). Returns only if the hypervisor refuses.
+pub fn shutdown(reason: ShutdownReason) -> Result<(), Errno> {
+    let mut argument = sched::Shutdown { reason: reason.number() };
+    // SAFETY: the call reads `argument` only.
+    unsafe { with(Hypercall::SchedOp, SchedOp::Shutdown.number(), &mut argument) }.map(drop)
+}
+
+/// Blocks until one of `ports` is pending or the system time is past `deadline_ns`; 0 waits for ever (`SCHEDOP_poll`).
+/// Does not block when one is pending already: no event is missed.
+pub fn poll(ports: &[Port], deadline_ns: u64) -> Result<(), Errno> {
+    let mut argument = sched::Poll {
+        ports: GuestHandle(ports.as_ptr().expose_provenance() as u64),
+        nr_ports: u32::try_from(ports.len()).map_err(|_| Errno::Einval)?,
+        pad: 0,
+        timeout: deadline_ns,
+    };
+    // SAFETY: the call reads `argument` and `ports` only.
+    unsafe { with(Hypercall::SchedOp, SchedOp::Poll.number(), &mut argument) }.map(drop)
+}
+
+macro_rules! event_calls {
+    ($($(#[$doc:meta])* $name:ident($op:ident, $Argument:ty);)*) => {
+        $($(#[$doc])*
+        pub fn $name(argument: &mut $Argument) -> Result<(), Errno> {
+            // SAFETY: event channel calls read and write their argument only.
+            unsafe { with(Hypercall::EventChannelOp, EventOp::$op.number(), argument) }.map(drop)
+        })*
+    };
+}
+
+event_calls! {
+    /// Makes a port that a remote domain may bind to.
+    event_alloc_unbound(AllocUnbound, event::AllocUnbound);
+    /// Connects a new port to a remote unbound one.
+    event_bind_interdomain(BindInterdomain, event::BindInterdomain);
+    /// Binds a new port to a virtual interrupt.
+    event_bind_virq(BindVirq, event::BindVirq);
+    /// Makes a port that notifies one's own vCPU.
+    event_bind_ipi(BindIpi, event::BindIpi);
+    /// Chooses the vCPU that a port notifies.
+    event_bind_vcpu(BindVcpu, event::BindVcpu);
+    /// Closes a port.
+    event_close(Close, event::PortArg);
+    /// Describes a port.
+    event_status(Status, event::Status);
+    /// Unmasks a port and notifies if it is pending.
+    event_unmask(Unmask, event::PortArg);
+    /// Closes all ports of a domain.
+    event_reset(Reset, event::Reset);
+}
+
+/// Raises the event at the other end of `port`.
+#[inline(always)]
+pub fn event_send(port: Port) -> Result<(), Errno> {
+    let mut argument = event::PortArg { port };
+    // SAFETY: the call reads `argument` only.
+    unsafe { with(Hypercall::EventChannelOp, EventOp::Send.number(), &mut argument) }.map(drop)
+}
+
+/// A grant-table call on one element.
+///
+/// # Safety
+/// As [`raw`]; frames and addresses that the element names must be the caller's to change.
+#[inline(always)]
+pub unsafe fn grant<T: IntoBytes + FromBytes>(op: GrantOp, element: &mut T) -> Result<u64, Errno> {
+    let address = core::ptr::from_mut(element).expose_provenance() as u64;
+    let args = [u64::from(op.number()), address, 1, 0, 0];
+    // SAFETY: the element is valid during the call; the rest is the caller's promise.
+    Errno::check(unsafe { raw(u64::from(Hypercall::GrantTableOp.number()), args) })
+}
+
+/// Frames that this domain's grant table has and may have.
+pub fn grant_query_size() -> Result<grant::QuerySize, Errno> {
+    let mut query = grant::QuerySize { dom: DomId::SELF, ..Default::default() };
+    // SAFETY: the call writes `query` only.
+    unsafe { grant(GrantOp::QuerySize, &mut query) }?;
+    if GrantStatus::from_value(query.status) == GrantStatus::Okay { Ok(query) } else { Err(Errno::Einval) }
+}
+
+/// Places a shared frame at a guest frame number (`XENMEM_add_to_physmap`).
+///
+/// # Safety
+/// Whatever was at `argument.gpfn` disappears: nothing may refer to it.
+pub unsafe fn add_to_physmap(argument: &mut AddToPhysmap) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { with(Hypercall::MemoryOp, MemoryOp::AddToPhysmap.number(), argument) }.map(drop)
+}
+
+/// Moves a vCPU's `vcpu_info` into guest memory.
+///
+/// # Safety
+/// The hypervisor writes there from now on: the memory must be only atomics, and stay.
+pub unsafe fn register_vcpu_info(vcpu: u32, argument: &mut RegisterVcpuInfo) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { vcpu_op(VcpuOp::RegisterVcpuInfo, vcpu, argument) }
+}
+
+/// Registers where the vCPU's run state is published.
+///
+/// # Safety
+/// The hypervisor writes there from now on: the memory must be only atomics, and stay.
+pub unsafe fn register_runstate(vcpu: u32, argument: &mut RegisterRunstate) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { vcpu_op(VcpuOp::RegisterRunstateMemoryArea, vcpu, argument) }
+}
+
+/// # Safety
+/// As [`raw`].
+unsafe fn vcpu_op<T>(op: VcpuOp, vcpu: u32, argument: &mut T) -> Result<(), Errno> {
+    let address = core::ptr::from_mut(argument).expose_provenance() as u64;
+    let args = [u64::from(op.number()), u64::from(vcpu), address, 0, 0];
+    // SAFETY: the caller's promise.
+    Errno::check(unsafe { raw(u64::from(Hypercall::VcpuOp.number()), args) }).map(drop)
+}
+
+/// Reads a parameter of this domain (`HVMOP_get_param`).
+pub fn hvm_get_param(index: u32) -> Result<u64, Errno> {
+    let mut argument = HvmParamArg { domid: DomId::SELF, pad: 0, index, value: 0 };
+    // SAFETY: the call writes `argument` only.
+    unsafe { with(Hypercall::HvmOp, HvmOp::GetParam.number(), &mut argument) }?;
+    Ok(argument.value)
+}
+
+/// Several calls in one.
+///
+/// # Safety
+/// As [`raw`], for each entry.
+pub unsafe fn multicall(calls: &mut [MulticallEntry]) -> Result<u64, Errno> {
+    let address = calls.as_mut_ptr().expose_provenance() as u64;
+    let args = [address, calls.len() as u64, 0, 0, 0];
+    // SAFETY: the entries are valid during the call; the rest is the caller's promise.
+    Errno::check(unsafe { raw(u64::from(Hypercall::Multicall.number()), args) })
+}

@@ -1,0 +1,204 @@
+//! The guest's own page tables: an identity map, writable or executable but never both.
+//!
+//! 39-bit addresses, 4 KiB granule, three levels. RAM is mapped in blocks as large as fit, the image in pages with the permissions
+//! of its sections, one guard page under each stack not at all.
+//!
+//! 1. Tables are written only here and only before the register that names them is set.
+//! 2. The final tables are used under ASID 1; the boot tables under 0: their entries never meet in the TLB.
+#![expect(unsafe_code, reason = "addresses of linker symbols")]
+use aarch64_cpu::registers::{SCTLR_EL1, TTBR0_EL1, ReadWriteable, Writeable};
+use bitflags::bitflags;
+use spin::Mutex;
+
+use crate::cpu;
+use crate::tree::Region;
+
+bitflags! {
+    /// Bits of a stage 1 descriptor (Arm ARM D8.3.1).
+    #[derive(Clone, Copy)]
+    struct Entry: u64 {
+        const VALID = 1 << 0;
+        /// Next level, or a page at level 3.
+        const TABLE = 1 << 1;
+        /// MAIR index 1: device.
+        const DEVICE = 1 << 2;
+        const READ_ONLY = 1 << 7;
+        const INNER_SHARED = 3 << 8;
+        const ACCESSED = 1 << 10;
+        const NOT_GLOBAL = 1 << 11;
+        const PRIVILEGED_NEVER_EXECUTES = 1 << 53;
+        const USER_NEVER_EXECUTES = 1 << 54;
+    }
+}
+
+/// What may be done with a range.
+#[derive(Clone, Copy)]
+pub(crate) enum Access {
+    /// Read and execute.
+    Text,
+    /// Read.
+    Constant,
+    /// Read and write.
+    Data,
+    /// Device registers, read and write.
+    Device,
+}
+
+impl Access {
+    const fn leaf(self) -> Entry {
+        let common = Entry::VALID.union(Entry::ACCESSED).union(Entry::NOT_GLOBAL).union(Entry::USER_NEVER_EXECUTES);
+        let never = common.union(Entry::PRIVILEGED_NEVER_EXECUTES);
+        match self {
+            Self::Text => common.union(Entry::READ_ONLY).union(Entry::INNER_SHARED),
+            Self::Constant => never.union(Entry::READ_ONLY).union(Entry::INNER_SHARED),
+            Self::Data => never.union(Entry::INNER_SHARED),
+            Self::Device => never.union(Entry::DEVICE),
+        }
+    }
+}
+
+const ENTRIES: usize = 512;
+const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+const PAGE: u64 = 1 << 12;
+/// Bytes that one entry of level 1, 2, 3 covers.
+const SPAN: [u64; 3] = [1 << 30, 1 << 21, PAGE];
+/// First address beyond the map.
+pub(crate) const LIMIT: u64 = 1 << 39;
+/// Tables: the root, and what the ends of RAM, the image and the devices need.
+const TABLES: usize = 24;
+const ASID: u64 = 1;
+
+#[repr(C, align(4096))]
+struct Table([u64; ENTRIES]);
+
+/// The pool; the first table is the root, so that all zeros is the empty map (and needs no room in the image).
+struct Tables {
+    pool: [Table; TABLES],
+    used_beyond_root: usize,
+}
+
+static TABLES_LOCK: Mutex<Tables> = Mutex::new(Tables { pool: [const { Table([0; ENTRIES]) }; TABLES], used_beyond_root: 0 });
+
+/// Why a range cannot be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum MapError {
+    /// All tables are in use.
+    OutOfTables,
+    /// Beyond the map, or not page-aligned.
+    BadRange,
+}
+
+impl Tables {
+    /// Maps `[start, end)`, both page-aligned, in the largest pieces that fit. Depth is bounded by the three levels.
+    fn map(&mut self, start: u64, end: u64, access: Access) -> Result<(), MapError> {
+        if start % PAGE != 0 || end % PAGE != 0 || start > end || end > LIMIT {
+            return Err(MapError::BadRange);
+        }
+        let mut at = start;
+        while at < end {
+            let mut table = 0;
+            for (level, span) in SPAN.iter().enumerate() {
+                let index = usize::try_from(at / span).map_err(|_| MapError::BadRange)? % ENTRIES;
+                let empty_or_leaf = self.pool[table].0[index] & Entry::TABLE.bits() == 0;
+                if level == 2 || (empty_or_leaf && at % span == 0 && end - at >= *span) {
+                    let page = if level == 2 { Entry::TABLE } else { Entry::empty() };
+                    self.pool[table].0[index] = at | access.leaf().union(page).bits();
+                    at += span;
+                    break;
+                }
+                table = self.next(table, index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The table that entry `index` of `table` points at, made if the entry is empty.
+    fn next(&mut self, table: usize, index: usize) -> Result<usize, MapError> {
+        let entry = self.pool[table].0[index];
+        if entry == 0 {
+            let fresh = self.used_beyond_root + 1;
+            let address = self.pool.get(fresh).map(|table| core::ptr::from_ref(table).addr() as u64).ok_or(MapError::OutOfTables)?;
+            self.used_beyond_root += 1;
+            self.pool[table].0[index] = address | Entry::VALID.union(Entry::TABLE).bits();
+            return Ok(fresh);
+        }
+        let base = core::ptr::from_ref(&self.pool).addr() as u64;
+        let offset = (entry & ADDRESS).checked_sub(base).ok_or(MapError::OutOfTables)?;
+        usize::try_from(offset / PAGE).map_err(|_| MapError::OutOfTables)
+    }
+}
+
+/// Maps `region` as device registers, rounded out to pages.
+pub(crate) fn map_device(region: Region) -> Result<(), MapError> {
+    map(region, Access::Device)
+}
+
+/// Maps `region` as ordinary memory, rounded out to pages.
+pub(crate) fn map_memory(region: Region) -> Result<(), MapError> {
+    map(region, Access::Data)
+}
+
+fn map(region: Region, access: Access) -> Result<(), MapError> {
+    let start = region.start & !(PAGE - 1);
+    let end = region.end().checked_next_multiple_of(PAGE).ok_or(MapError::BadRange)?;
+    let outcome = cpu::without_interrupts(|| TABLES_LOCK.lock().map(start, end, access));
+    cpu::synchronize();
+    outcome
+}
+
+unsafe extern "C" {
+    static __image_start: u8;
+    static __text_end: u8;
+    static __rodata_end: u8;
+    static __stack_guard: u8;
+    static __fault_guard: u8;
+    static __image_end: u8;
+}
+
+/// Where the image's parts are.
+#[derive(Clone, Copy)]
+pub(crate) struct Image {
+    pub(crate) start: u64,
+    pub(crate) text_end: u64,
+    pub(crate) rodata_end: u64,
+    pub(crate) stack_guard: u64,
+    pub(crate) fault_guard: u64,
+    pub(crate) end: u64,
+}
+
+/// Reads the linker's symbols.
+pub(crate) fn image() -> Image {
+    Image {
+        start: (&raw const __image_start).addr() as u64,
+        text_end: (&raw const __text_end).addr() as u64,
+        rodata_end: (&raw const __rodata_end).addr() as u64,
+        stack_guard: (&raw const __stack_guard).addr() as u64,
+        fault_guard: (&raw const __fault_guard).addr() as u64,
+        end: ((&raw const __image_end).addr() as u64).next_multiple_of(PAGE),
+    }
+}
+
+/// Builds the map of the image and of RAM, and switches to it.
+pub(crate) fn start(memory: &[Region]) -> Result<(), MapError> {
+    let image = image();
+    {
+        let mut tables = TABLES_LOCK.lock();
+        tables.map(image.start, image.text_end, Access::Text)?;
+        tables.map(image.text_end, image.rodata_end, Access::Constant)?;
+        tables.map(image.rodata_end, image.stack_guard, Access::Data)?;
+        tables.map(image.stack_guard + PAGE, image.fault_guard, Access::Data)?;
+        tables.map(image.fault_guard + PAGE, image.end, Access::Data)?;
+        for bank in memory {
+            let end = (bank.end() & !(PAGE - 1)).min(LIMIT);
+            let start = if bank.start <= image.start && image.end <= end { image.end } else { bank.start };
+            tables.map(start, end, Access::Data)?;
+        }
+        let root = core::ptr::from_ref(&tables.pool[0]).addr() as u64;
+        cpu::synchronize();
+        TTBR0_EL1.write(TTBR0_EL1::ASID.val(ASID) + TTBR0_EL1::BADDR.val(root >> 1));
+    }
+    cpu::flush_tlb();
+    SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
+    cpu::synchronize();
+    Ok(())
+}

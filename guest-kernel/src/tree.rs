@@ -1,0 +1,156 @@
+//! What a guest needs from its device tree: memory, ramdisk, command line, interrupt controller, console, grant table.
+//!
+//! Bindings: Devicetree Specification 0.4; Linux `Documentation/devicetree/bindings/arm/xen.txt` and
+//! `.../interrupt-controller/arm,gic*.yaml`. A part that is absent or damaged is absent here; nothing panics.
+use fdt::Fdt;
+use fdt::helpers::UnalignedFallibleNode;
+use heapless::Vec;
+
+/// A range of guest physical addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Region {
+    /// First byte.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl Region {
+    /// First byte behind it.
+    pub const fn end(self) -> u64 {
+        self.start.saturating_add(self.size)
+    }
+}
+
+/// Register frames of the interrupt controller.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gic {
+    /// Memory-mapped CPU interface.
+    V2 {
+        /// Distributor.
+        distributor: Region,
+        /// CPU interface.
+        cpu: Region,
+    },
+    /// CPU interface in system registers.
+    V3 {
+        /// Distributor.
+        distributor: Region,
+        /// Redistributors, one behind the other.
+        redistributors: Region,
+    },
+}
+
+/// Most banks of RAM that are used.
+pub const MAX_BANKS: usize = 4;
+
+/// What the tree says.
+#[derive(Clone, Debug, Default)]
+pub struct Tree<'a> {
+    /// RAM.
+    pub memory: Vec<Region, MAX_BANKS>,
+    /// The ramdisk, if there is one that is not empty.
+    pub ramdisk: Option<Region>,
+    /// The command line.
+    pub bootargs: &'a str,
+    /// The interrupt controller.
+    pub gic: Option<Gic>,
+    /// The emulated PL011.
+    pub uart: Option<Region>,
+    /// Where the grant table may be mapped, from the `hypervisor` node.
+    pub grants: Option<Region>,
+    /// vCPUs.
+    pub cpus: u32,
+}
+
+/// Why a blob is no device tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotATree;
+
+/// Bytes of the tree whose first words are `header`; `None` if it is no tree.
+pub fn size(header: [u32; 2]) -> Option<u32> {
+    (u32::from_be(header[0]) == 0xd00d_feed).then(|| u32::from_be(header[1]))
+}
+
+impl<'a> Tree<'a> {
+    /// Reads a flattened tree.
+    ///
+    /// # Errors
+    /// [`NotATree`] if its header or root is damaged.
+    pub fn parse(blob: &'a [u8]) -> Result<Self, NotATree> {
+        let fdt = Fdt::new_unaligned_fallible(blob).map_err(|_| NotATree)?;
+        let nodes = fdt.all_nodes().map_err(|_| NotATree)?;
+        let mut tree = Self::default();
+        // Every step consumes bytes of the blob.
+        for step in nodes {
+            let Ok((depth, node)) = step else { break };
+            let Ok(name) = node.name() else { continue };
+            match (depth, name.name) {
+                (1, "memory") => tree.memory.extend(regions(&node).take(MAX_BANKS - tree.memory.len())),
+                (1, "chosen") => tree.read_chosen(&node),
+                (1, "hypervisor") => tree.grants = regions(&node).next(),
+                (2, "cpu") => tree.cpus = tree.cpus.saturating_add(1),
+                _ => tree.read_device(&node),
+            }
+        }
+        Ok(tree)
+    }
+
+    fn read_chosen(&mut self, node: &UnalignedFallibleNode<'a>) {
+        self.bootargs = property(node, "bootargs").and_then(text).unwrap_or("");
+        let start = property(node, "linux,initrd-start").and_then(number);
+        let end = property(node, "linux,initrd-end").and_then(number);
+        if let (Some(start), Some(end)) = (start, end)
+            && let Some(size @ 1..) = end.checked_sub(start)
+        {
+            self.ramdisk = Some(Region { start, size });
+        }
+    }
+
+    fn read_device(&mut self, node: &UnalignedFallibleNode<'a>) {
+        let Some(compatible) = property(node, "compatible") else { return };
+        let is = |names: &[&str]| compatible.split(|byte| *byte == 0).any(|one| names.iter().any(|name| one == name.as_bytes()));
+        let mut frames = regions(node);
+        if is(&["arm,gic-v3"]) {
+            if let (Some(distributor), Some(redistributors)) = (frames.next(), frames.next()) {
+                self.gic = Some(Gic::V3 { distributor, redistributors });
+            }
+        } else if is(&["arm,gic-400", "arm,cortex-a15-gic", "arm,cortex-a9-gic"]) {
+            if let (Some(distributor), Some(cpu)) = (frames.next(), frames.next()) {
+                self.gic = Some(Gic::V2 { distributor, cpu });
+            }
+        } else if is(&["arm,sbsa-uart", "arm,pl011"]) && self.uart.is_none() {
+            self.uart = frames.next();
+        }
+    }
+
+    /// Bytes of RAM.
+    pub fn memory_size(&self) -> u64 {
+        self.memory.iter().map(|bank| bank.size).fold(0, u64::saturating_add)
+    }
+}
+
+fn property<'a>(node: &UnalignedFallibleNode<'a>, name: &str) -> Option<&'a [u8]> {
+    node.raw_property(name).ok().flatten().map(|property| property.value)
+}
+
+/// A string property without its end mark.
+fn text(value: &[u8]) -> Option<&str> {
+    core::str::from_utf8(value).ok().map(|text| text.trim_end_matches('\0'))
+}
+
+/// A number of one or two cells.
+fn number(value: &[u8]) -> Option<u64> {
+    match value {
+        [_, _, _, _] | [_, _, _, _, _, _, _, _] => Some(value.iter().fold(0, |sum, byte| (sum << 8) | u64::from(*byte))),
+        _ => None,
+    }
+}
+
+/// The ranges of `reg`: guests' trees have two address and two size cells (`GUEST_ROOT_ADDRESS_CELLS`, `GUEST_ROOT_SIZE_CELLS`).
+fn regions<'a>(node: &UnalignedFallibleNode<'a>) -> impl Iterator<Item = Region> + use<'a> {
+    property(node, "reg").unwrap_or(&[]).chunks_exact(16).filter_map(|pair| {
+        let (start, size) = pair.split_at(8);
+        Some(Region { start: number(start)?, size: number(size)? })
+    })
+}
