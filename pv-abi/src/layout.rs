@@ -99,10 +99,12 @@ const ASCENDING: [(u64, u64); 8] = [
 ];
 
 const _: () = {
-    let mut i = 1;
-    while i < ASCENDING.len() {
-        assert!(ASCENDING[i - 1].0 + ASCENDING[i - 1].1 <= ASCENDING[i].0);
-        i += 1;
+    let mut rest: &[(u64, u64)] = &ASCENDING;
+    while let [(base, size), tail @ ..] = rest {
+        if let [(next, _), ..] = tail {
+            assert!(*base + *size <= *next);
+        }
+        rest = tail;
     }
     assert!(GICV3_GICD_BASE + GICV3_GICD_SIZE <= GICV3_GICR_BASE);
     assert!(GICV3_GICR_STRIDE * (MAX_VCPUS as u64) <= GICV3_GICR_SIZE);

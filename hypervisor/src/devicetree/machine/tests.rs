@@ -1,0 +1,226 @@
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::super::fixtures::{Blob, Random, node, qemu_virt, raspberry_pi4, tree};
+use super::super::{Domains, UartKind, has_dom0_modules};
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+fn range(start: u64, size: u64) -> PhysRange {
+    PhysRange::new(start, size).unwrap()
+}
+
+fn read(blob: &Blob) -> Result<HostMachine<'_>, TreeError> {
+    HostMachine::read(&blob.tree(), 0x4800_0000)
+}
+
+#[test]
+fn the_virt_board_with_gicv3_is_read() {
+    let blob = qemu_virt(3, 4, &[(0x4000_0000, GIB)], &|_| {});
+    let machine = read(&blob).unwrap();
+    assert_eq!(machine.ram.as_slice(), [range(0x4000_0000, GIB)]);
+    assert!(machine.reserved.as_slice().is_empty());
+    assert_eq!(machine.tree, range(0x4800_0000, u64::from(blob.tree().bytes())));
+    let cpu = |mpidr| HostCpu { mpidr, start: CpuStart::Psci };
+    assert_eq!(machine.cpus, [cpu(0), cpu(1), cpu(2), cpu(3)]);
+    assert_eq!(machine.cpu_compatible, b"arm,cortex-a72\0");
+    assert_eq!(machine.psci, Some(PsciConduit::Smc));
+    let expected = HostGic::V3 {
+        distributor: range(0x0800_0000, 0x1_0000),
+        redistributors: Vec::from_slice(&[range(0x080a_0000, 0x00f6_0000)]).unwrap(),
+        stride: None,
+        maintenance: 25,
+    };
+    assert_eq!(machine.gic, expected);
+    assert_eq!(machine.timer, TimerPpis { secure: Some(29), non_secure: 30, virtual_: 27, hypervisor: 26 });
+    let uart = HostUart {
+        kind: UartKind::Pl011,
+        registers: range(0x0900_0000, 0x1000),
+        interrupt: Some(33),
+        baud: None,
+    };
+    assert_eq!(machine.uart, Some(uart));
+}
+
+#[test]
+fn the_virt_board_with_gicv2_and_one_cpu_is_read() {
+    let blob = qemu_virt(2, 1, &[(0x4000_0000, GIB)], &|_| {});
+    let machine = read(&blob).unwrap();
+    let expected = HostGic::V2 {
+        distributor: range(0x0800_0000, 0x1_0000),
+        cpu_interface: range(0x0801_0000, 0x1_0000),
+        hypervisor_interface: range(0x0803_0000, 0x1_0000),
+        virtual_interface: range(0x0804_0000, 0x1_0000),
+        maintenance: 25,
+    };
+    assert_eq!(machine.gic, expected);
+    assert_eq!(machine.cpus, [HostCpu { mpidr: 0, start: CpuStart::Unknown }]);
+}
+
+#[test]
+fn the_raspberry_pi_is_read_through_the_ranges_of_its_bus() {
+    let blob = raspberry_pi4();
+    let machine = read(&blob).unwrap();
+    assert_eq!(machine.ram.as_slice(), [range(0, 0x3c00_0000), range(0x4000_0000, 0x4000_0000)]);
+    assert_eq!(machine.reserved.as_slice(), [range(0, 0x1000), range(0x3ef6_4700, 0xa0)]);
+    let releases: std::vec::Vec<_> = machine.cpus.iter().map(|cpu| cpu.start).collect();
+    assert_eq!(releases, [0xd8, 0xe0, 0xe8, 0xf0].map(|release| CpuStart::SpinTable { release }));
+    assert_eq!(machine.psci, None);
+    let expected = HostGic::V2 {
+        distributor: range(0xff84_1000, 0x1000),
+        cpu_interface: range(0xff84_2000, 0x2000),
+        hypervisor_interface: range(0xff84_4000, 0x2000),
+        virtual_interface: range(0xff84_6000, 0x2000),
+        maintenance: 25,
+    };
+    assert_eq!(machine.gic, expected);
+    let uart = HostUart {
+        kind: UartKind::Bcm2835Aux,
+        registers: range(0xfe21_5040, 0x40),
+        interrupt: Some(125),
+        baud: Some(115_200),
+    };
+    assert_eq!(machine.uart, Some(uart));
+}
+
+#[test]
+fn banks_are_sorted_and_merged_and_malformed_ones_left_out() {
+    let banks = [
+        (0x1_0000_0000, GIB),
+        (0x8000_0000, GIB),
+        (0x4000_0000, GIB),
+        (0x5000_0000, 0x1000),
+        (u64::MAX, 2),
+        (9, 0),
+    ];
+    let blob = qemu_virt(3, 1, &banks, &|_| {});
+    let machine = read(&blob).unwrap();
+    assert_eq!(machine.ram.as_slice(), [range(0x4000_0000, 2 * GIB), range(0x1_0000_0000, GIB)]);
+}
+
+#[test]
+fn cpus_beyond_the_limit_are_counted() {
+    let blob = qemu_virt(3, 70, &[(0x4000_0000, GIB)], &|_| {});
+    let machine = read(&blob).unwrap();
+    assert_eq!((machine.cpus.len(), machine.cpus_left_out), (MAX_CPUS, 6));
+}
+
+#[test]
+fn a_tree_without_an_essential_part_names_it() {
+    let blob = qemu_virt(3, 1, &[], &|_| {});
+    assert_eq!(read(&blob), Err(TreeError::Missing("memory")));
+    let blob = qemu_virt(3, 0, &[(0x4000_0000, GIB)], &|_| {});
+    assert_eq!(read(&blob), Err(TreeError::Missing("CPUs")));
+}
+
+#[test]
+fn a_gicv2_without_virtualization_is_refused_by_name() {
+    let blob = tree(&[], &|w| {
+        node(w, "intc@8000000", &|w| {
+            w.property_string("compatible", "arm,cortex-a15-gic").unwrap();
+            w.property_null("interrupt-controller").unwrap();
+            w.property_array_u32("reg", &[0, 0x0800_0000, 0x1_0000, 0, 0x0801_0000, 0x1_0000]).unwrap();
+        });
+    });
+    assert_eq!(read(&blob), Err(TreeError::Missing("GICH (no virtualization?)")));
+}
+
+#[test]
+fn a_tree_nested_too_deeply_is_refused() {
+    fn nest(w: &mut vm_fdt::FdtWriter, levels: u32) {
+        if levels > 0 {
+            node(w, "bus", &|w| nest(w, levels - 1));
+        }
+    }
+    assert_eq!(read(&tree(&[], &|w| nest(w, 15))), Err(TreeError::TooDeep));
+    assert_eq!(read(&tree(&[], &|w| nest(w, 14))), Err(TreeError::Missing("memory")));
+}
+
+/// Reads everything there is to read; whatever comes out, nothing may panic or hang.
+fn read_all(words: &[u32]) {
+    let Ok(tree) = Tree::new(words) else { return };
+    let _machine = HostMachine::read(&tree, 0);
+    let _dom0 = has_dom0_modules(&tree);
+    if let Ok(domains) = Domains::new(&tree) {
+        assert!(domains.count() <= words.len());
+    }
+}
+
+#[test]
+fn damaged_trees_never_panic() {
+    let domains = super::super::dom0less::tests::two_domains();
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    for original in [domains, raspberry_pi4()] {
+        let bytes = original.bytes();
+        for round in 0..3000 {
+            let mut damaged = bytes.clone();
+            for _ in 0..=random.below(4) {
+                // Every third round in the header, where lengths and offsets are.
+                let place = random.below(if round % 3 == 0 { 40 } else { bytes.len() });
+                damaged[place] = match random.below(4) {
+                    0 => 0,
+                    1 => 0xff,
+                    2 => damaged[place] ^ (1 << random.below(8)),
+                    _ => u8::try_from(random.below(256)).unwrap(),
+                };
+            }
+            read_all(&Blob::from_bytes(&damaged).0);
+        }
+        // Whole words: tokens, lengths, name offsets.
+        for index in 0..original.0.len() {
+            for value in [0, 1, 2, 3, 4, 9, 0x7fff_ffff, 0x8000_0000, u32::MAX] {
+                let mut damaged = original.0.clone();
+                damaged[index] = u32::to_be(value);
+                read_all(&damaged);
+            }
+        }
+    }
+}
+
+#[test]
+fn truncated_trees_are_refused() {
+    let blob = raspberry_pi4();
+    for length in 0..blob.0.len() {
+        assert!(Tree::new(&blob.0[..length]).is_err());
+    }
+}
+
+/// The tree that QEMU makes for `arguments`; none where there is no QEMU.
+fn qemu_tree(name: &str, arguments: &[&str]) -> Option<Blob> {
+    let file: PathBuf = std::env::temp_dir().join(format!("pavo-{}-{name}.dtb", std::process::id()));
+    let machine = format!("{},dumpdtb={}", arguments.first()?, file.display());
+    let run = Command::new("qemu-system-aarch64")
+        .args(["-nographic", "-nic", "none", "-M", &machine])
+        .args(&arguments[1..])
+        .output();
+    run.ok()?;
+    let bytes = std::fs::read(&file).ok()?;
+    std::fs::remove_file(&file).unwrap();
+    Some(Blob::from_bytes(&bytes))
+}
+
+#[test]
+fn real_qemu_trees_are_read_unless_skipped_without_qemu() {
+    for (name, gic, cpus, memory, ram_end) in [
+        ("a", "3", "4", "1G", 0x8000_0000),
+        ("b", "2", "1", "512M", 0x6000_0000),
+        ("c", "max", "130", "8G", 0x2_4000_0000_u64),
+    ] {
+        let board = format!("virt,virtualization=on,gic-version={gic}");
+        let Some(blob) = qemu_tree(name, &[&board, "-cpu", "max", "-smp", cpus, "-m", memory]) else {
+            eprintln!("skipped: no qemu-system-aarch64");
+            return;
+        };
+        let machine = read(&blob).unwrap();
+        assert_eq!(machine.ram.as_slice(), [range(0x4000_0000, ram_end - 0x4000_0000)]);
+        let cpus: usize = cpus.parse().unwrap();
+        assert_eq!(machine.cpus.len() + usize::try_from(machine.cpus_left_out).unwrap(), cpus);
+        assert_eq!(
+            machine.timer,
+            TimerPpis { secure: Some(29), non_secure: 30, virtual_: 27, hypervisor: 26 }
+        );
+        assert_eq!(machine.uart.map(|uart| uart.registers), Some(range(0x0900_0000, 0x1000)));
+        assert_eq!(matches!(machine.gic, HostGic::V2 { .. }), gic == "2");
+    }
+}

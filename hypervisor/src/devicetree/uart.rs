@@ -1,0 +1,99 @@
+//! The console UART: what `/chosen/stdout-path` names (specification 3.6).
+use super::cells::first_str;
+use super::error::TreeError;
+use super::gic::nth_interrupt;
+use super::node::Node;
+use super::range::PhysRange;
+use super::tree::{Path, Tree};
+
+/// UARTs with a driver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UartKind {
+    /// `arm,pl011`.
+    Pl011,
+    /// `brcm,bcm2835-aux-uart`, the Raspberry Pi's mini-UART.
+    Bcm2835Aux,
+}
+
+/// The UART that firmware chose for output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostUart {
+    /// Which driver it needs.
+    pub kind: UartKind,
+    /// Its registers, as CPU physical addresses.
+    pub registers: PhysRange,
+    /// INTID of its interrupt.
+    pub interrupt: Option<u32>,
+    /// Speed in baud where the path's options give one.
+    pub baud: Option<u32>,
+}
+
+impl HostUart {
+    /// Finds the UART that `chosen` names, directly or by an alias; none when it names nothing that has a driver.
+    pub(super) fn find<'a>(
+        tree: &Tree<'a>,
+        chosen: Node<'a>,
+        aliases: Option<Node<'a>>,
+        interrupt_cells: u32,
+    ) -> Result<Option<Self>, TreeError> {
+        let stdout = match chosen.str("stdout-path")? {
+            Some(text) => text,
+            None => match chosen.str("linux,stdout-path")? {
+                Some(text) => text,
+                None => return Ok(None),
+            },
+        };
+        let (target, options) = match stdout.split_once(':') {
+            Some((target, options)) => (target, Some(options)),
+            None => (stdout, None),
+        };
+        let target = if target.starts_with('/') {
+            target
+        } else {
+            match aliases.map(|node| node.bytes(target)).transpose()?.flatten().and_then(first_str) {
+                Some(path) => path,
+                None => return Ok(None),
+            }
+        };
+        let mut walk = tree.walk()?;
+        while let Some(place) = walk.step()? {
+            if place.matches(target)? {
+                return Self::read(place, options.and_then(baud), interrupt_cells);
+            }
+        }
+        Ok(None)
+    }
+
+    fn read(path: Path<'_, '_>, baud: Option<u32>, interrupt_cells: u32) -> Result<Option<Self>, TreeError> {
+        let node = path.node()?;
+        let kind = if node.is_compatible(&["arm,pl011"])? {
+            UartKind::Pl011
+        } else if node.is_compatible(&["brcm,bcm2835-aux-uart"])? {
+            UartKind::Bcm2835Aux
+        } else {
+            return Ok(None);
+        };
+        let Some(registers) = path.reg(0)? else { return Ok(None) };
+        let interrupt = node.bytes("interrupts")?.and_then(|value| nth_interrupt(value, interrupt_cells, 0));
+        Ok(Some(Self { kind, registers, interrupt, baud }))
+    }
+}
+
+/// The speed in options such as `115200n8`.
+fn baud(options: &str) -> Option<u32> {
+    let digits = options.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::baud;
+
+    #[test]
+    fn the_speed_is_the_leading_number_of_the_options() {
+        assert_eq!(baud("115200n8"), Some(115_200));
+        assert_eq!(baud("9600"), Some(9600));
+        assert_eq!(baud("n8"), None);
+        assert_eq!(baud("99999999999"), None);
+    }
+}
