@@ -8,7 +8,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pv_abi::DomId;
-use spin::{TicketMutex, mutex::TicketMutexGuard};
+use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use crate::addr::Mfn;
 use crate::console::LineBuffer;

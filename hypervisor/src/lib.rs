@@ -16,3 +16,11 @@ pub mod grant;
 pub mod guest_memory;
 pub mod hvm;
 pub mod hypercall;
+pub mod frame;
+pub mod frame_alloc;
+pub mod stage2;
+pub mod memory;
+pub mod domain_build;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
+pub mod selfcheck;

@@ -8,7 +8,7 @@
 use core::sync::atomic::{Ordering, fence};
 
 use heapless::Deque;
-use spin::TicketMutex;
+use spin::mutex::TicketMutex;
 
 use crate::hardware::{CpuId, Hardware};
 use crate::machine::{Current, Machine};

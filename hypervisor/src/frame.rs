@@ -1,0 +1,350 @@
+//! The frame table: one [`FrameEntry`] for each 4 KiB frame between the lowest and the highest RAM address.
+//!
+//! Every frame has one owner, one [`Role`] and a count. An entry is one 64-bit word (owner, role, order, count) and two links,
+//! all atomics, so that the table is shared without a lock and read anywhere.
+//!
+//! Invariants
+//! 1. A frame has exactly one owner and one role at a time. Owner and role change only between [`Role::Free`] and another role,
+//!    only at count zero, and only under the frame allocator's lock (rank 30): [`crate::frame_alloc`] is the one that does it.
+//! 2. `count` is how many references others hold: stage-2 entries of other domains, grants in use, words that the hypervisor
+//!    writes. It changes only while the role is [`Role::Data`], under the owner's domain lock (rank 20), never wraps, and a
+//!    frame with a count does not change owner or role.
+//! 3. The links of a free frame belong to the free lists (rank 30). `next` of a [`Role::Data`] or [`Role::Shared`] frame is its
+//!    *home*: the guest frame number where its owner's stage 2 was last told to map it. It is written under the owner's
+//!    lock, and only a hint: who needs the truth looks stage 2 up.
+//! 4. `order` has a meaning in the first frame of a free block only; everywhere else it is [`NO_ORDER`].
+//! 5. Frames that are not RAM have the role [`Role::NotRam`] for ever.
+//!
+//! Roles to come with paravirtual page tables, numbers reserved: 6..=9 page table of level 0 to 3, 10 kernel text, 11 user text.
+//! Those frames are counted as data is, and only at count zero do they become data again.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use pv_abi::DomId;
+
+use crate::addr::{Gfn, Mfn};
+use crate::domain::MAX_DOMAINS;
+
+/// What a frame is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Role {
+    /// A hole between two banks of RAM.
+    NotRam = 0,
+    /// In the free lists; nobody's.
+    Free = 1,
+    /// The hypervisor's own: image, tables, device trees, the frame table, boot modules until they are given back.
+    Hypervisor = 2,
+    /// A domain's RAM.
+    Data = 3,
+    /// A stage-2 table, charged to the domain it translates for.
+    Stage2Table = 4,
+    /// The hypervisor's, shown to its domain: shared info, grant table.
+    Shared = 5,
+}
+
+impl Role {
+    /// Every role, index = number.
+    pub const ALL: [Self; 6] =
+        [Self::NotRam, Self::Free, Self::Hypervisor, Self::Data, Self::Stage2Table, Self::Shared];
+
+    const fn from_bits(bits: u8) -> Self {
+        match bits {
+            1 => Self::Free,
+            2 => Self::Hypervisor,
+            3 => Self::Data,
+            4 => Self::Stage2Table,
+            5 => Self::Shared,
+            // Nothing else is ever stored.
+            _ => Self::NotRam,
+        }
+    }
+
+    const fn bits(self) -> u8 {
+        match self {
+            Self::NotRam => 0,
+            Self::Free => 1,
+            Self::Hypervisor => 2,
+            Self::Data => 3,
+            Self::Stage2Table => 4,
+            Self::Shared => 5,
+        }
+    }
+}
+
+/// Why a frame cannot be what the caller wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FrameError {
+    /// The table has no such frame.
+    NoFrame,
+    /// It is another's.
+    WrongOwner,
+    /// It is used for something else.
+    WrongRole,
+    /// It has as many references as an entry can count.
+    TooManyReferences,
+    /// It has references.
+    Referenced,
+    /// It has no reference to give back.
+    NotReferenced,
+    /// Others changed the entry at the same time, against invariant 2.
+    Contended,
+}
+
+/// `order` of every frame that is not the first of a free block.
+pub const NO_ORDER: u8 = 0xFF;
+/// No frame, no home.
+pub(crate) const NO_LINK: u32 = u32::MAX;
+/// References that an entry can count.
+pub const MAX_COUNT: u32 = 0x7FFF_FFFF;
+/// Machine addresses have at most this many bits: what a stage-2 descriptor holds without `FEAT_LPA`.
+const MACHINE_BITS: u32 = 48;
+/// Tries of a compare-and-exchange that only a fault of ours can make fail (invariant 2).
+const TRIES: u32 = 64;
+
+/// An entry's word, decoded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameState {
+    /// Whose it is; [`DomId::XEN`] for the hypervisor's and the free.
+    pub owner: DomId,
+    /// What for.
+    pub role: Role,
+    /// Binary logarithm of the frames in the free block that starts here, or [`NO_ORDER`].
+    pub order: u8,
+    /// References.
+    pub count: u32,
+}
+
+impl FrameState {
+    /// A frame that nobody refers to.
+    pub(crate) const fn unreferenced(owner: DomId, role: Role) -> Self {
+        Self { owner, role, order: NO_ORDER, count: 0 }
+    }
+
+    /// owner `[63:48]`, role `[47:40]`, order `[39:32]`, count `[31:0]`.
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        u64::from(self.owner.0) << 48
+            | u64::from(self.role.bits()) << 40
+            | u64::from(self.order) << 32
+            | u64::from(self.count)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "each field is cut to its width")]
+    const fn unpack(word: u64) -> Self {
+        Self {
+            owner: DomId((word >> 48) as u16),
+            role: Role::from_bits((word >> 40) as u8),
+            order: (word >> 32) as u8,
+            count: word as u32,
+        }
+    }
+}
+
+/// What is known of one frame.
+#[derive(Debug)]
+#[repr(C)]
+pub struct FrameEntry {
+    word: AtomicU64,
+    next: AtomicU32,
+    prev: AtomicU32,
+}
+
+const _: () = assert!(size_of::<FrameEntry>() == 16);
+
+impl FrameEntry {
+    /// A frame that is not RAM: what every entry starts as.
+    pub const fn new() -> Self {
+        // FrameState { owner: XEN, role: NotRam, order: NO_ORDER, count: 0 }, packed by hand because `pack` is not const.
+        Self {
+            word: AtomicU64::new((DomId::XEN.0 as u64) << 48 | (NO_ORDER as u64) << 32),
+            next: AtomicU32::new(NO_LINK),
+            prev: AtomicU32::new(NO_LINK),
+        }
+    }
+
+    /// The entry as it is now.
+    #[inline(always)]
+    pub fn state(&self) -> FrameState {
+        FrameState::unpack(self.word.load(Ordering::Acquire))
+    }
+
+    /// Replaces the state, if it is still `from`.
+    pub(crate) fn change(&self, from: FrameState, to: FrameState) -> bool {
+        self.word.compare_exchange(from.pack(), to.pack(), Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    pub(crate) fn next(&self) -> u32 {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn prev(&self) -> u32 {
+        self.prev.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_next(&self, link: u32) {
+        self.next.store(link, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_prev(&self, link: u32) {
+        self.prev.store(link, Ordering::Relaxed);
+    }
+}
+
+impl Default for FrameEntry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Owners that are counted apart: the hypervisor, and domains 1 to [`MAX_DOMAINS`].
+const OWNERS: usize = MAX_DOMAINS.wrapping_add(1);
+
+/// The table and its counters.
+#[derive(Debug)]
+pub struct FrameTable {
+    base: Mfn,
+    entries: &'static [FrameEntry],
+    /// Frames by owner (0 the hypervisor and free, else the domain's id) and role.
+    totals: [[AtomicU64; Role::ALL.len()]; OWNERS],
+}
+
+impl FrameTable {
+    /// A table of frames `base..base + entries.len()`, none of them RAM until [`crate::frame_alloc::Frames::give`] or
+    /// [`FrameTable::claim`] says so. `None` when the table is empty, or would name frames beyond 48-bit addresses or more of
+    /// them than a link can.
+    pub fn new(base: Mfn, entries: &'static [FrameEntry]) -> Option<Self> {
+        let count = u64::try_from(entries.len()).ok()?;
+        let end = base.get().checked_add(count)?;
+        let fits = end <= 1 << MACHINE_BITS.wrapping_sub(pv_abi::PAGE_SHIFT) && count < u64::from(NO_LINK);
+        (fits && count != 0).then(|| Self {
+            base,
+            entries,
+            totals: [const { [const { AtomicU64::new(0) }; Role::ALL.len()] }; OWNERS],
+        })
+    }
+
+    /// The first frame of the table.
+    pub const fn base(&self) -> Mfn {
+        self.base
+    }
+
+    /// The number of the frame behind the last one.
+    pub fn end(&self) -> u64 {
+        self.base.get().wrapping_add(self.entries.len() as u64)
+    }
+
+    /// The entry of a frame.
+    #[inline(always)]
+    pub fn entry(&self, mfn: Mfn) -> Option<&FrameEntry> {
+        self.entries.get(usize::try_from(mfn.get().checked_sub(self.base.get())?).ok()?)
+    }
+
+    /// A frame's state.
+    #[inline]
+    pub fn state(&self, mfn: Mfn) -> Option<FrameState> {
+        Some(self.entry(mfn)?.state())
+    }
+
+    /// Takes a reference to a data frame of `owner`. The caller holds `owner`'s lock.
+    ///
+    /// # Errors
+    /// The frame is no data frame of `owner`'s, or is referred to [`MAX_COUNT`] times.
+    #[inline]
+    pub fn reference(&self, mfn: Mfn, owner: DomId) -> Result<(), FrameError> {
+        let entry = self.entry(mfn).ok_or(FrameError::NoFrame)?;
+        for _ in 0..TRIES {
+            let state = entry.state();
+            if state.owner != owner {
+                return Err(FrameError::WrongOwner);
+            }
+            if state.role != Role::Data {
+                return Err(FrameError::WrongRole);
+            }
+            if state.count >= MAX_COUNT {
+                return Err(FrameError::TooManyReferences);
+            }
+            if entry.change(state, FrameState { count: state.count.wrapping_add(1), ..state }) {
+                return Ok(());
+            }
+        }
+        Err(FrameError::Contended)
+    }
+
+    /// Gives a reference back. The caller holds the owner's lock.
+    ///
+    /// # Errors
+    /// There was no reference: a fault of the caller's, and nothing is changed.
+    #[inline]
+    pub fn release(&self, mfn: Mfn) -> Result<(), FrameError> {
+        let entry = self.entry(mfn).ok_or(FrameError::NoFrame)?;
+        for _ in 0..TRIES {
+            let state = entry.state();
+            let Some(count) = state.count.checked_sub(1) else { return Err(FrameError::NotReferenced) };
+            if entry.change(state, FrameState { count, ..state }) {
+                return Ok(());
+            }
+        }
+        Err(FrameError::Contended)
+    }
+
+    /// Where the frame's owner last mapped it (invariant 3): a hint.
+    #[inline]
+    pub fn home(&self, mfn: Mfn) -> Option<Gfn> {
+        let entry = self.entry(mfn)?;
+        match (entry.state().role, entry.next()) {
+            (Role::Data | Role::Shared, link) if link != NO_LINK => Gfn::new(u64::from(link)),
+            (Role::NotRam | Role::Free | Role::Hypervisor | Role::Stage2Table | Role::Data | Role::Shared, _) => None,
+        }
+    }
+
+    /// Notes where the frame's owner maps it. The caller holds the owner's lock. Ignored for frames without a home.
+    #[inline]
+    pub fn set_home(&self, mfn: Mfn, home: Option<Gfn>) {
+        if let Some(entry) = self.entry(mfn)
+            && matches!(entry.state().role, Role::Data | Role::Shared)
+        {
+            entry.set_next(home.and_then(|gfn| u32::try_from(gfn.get()).ok()).unwrap_or(NO_LINK));
+        }
+    }
+
+    /// Boot: a frame of RAM that the hypervisor uses itself (image, tables, modules).
+    ///
+    /// # Errors
+    /// The frame is known already, or does not exist.
+    pub fn claim(&self, mfn: Mfn) -> Result<(), FrameError> {
+        self.transit(
+            mfn,
+            FrameState::unreferenced(DomId::XEN, Role::NotRam),
+            FrameState::unreferenced(DomId::XEN, Role::Hypervisor),
+        )
+    }
+
+    /// Frames of `owner` ([`DomId::XEN`] for the hypervisor's and the free) that have this role.
+    pub fn total(&self, owner: DomId, role: Role) -> u64 {
+        self.counter(owner, role).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Changes a frame's owner and role and keeps the totals. Under the allocator's lock (invariant 1).
+    pub(crate) fn transit(&self, mfn: Mfn, from: FrameState, to: FrameState) -> Result<(), FrameError> {
+        let entry = self.entry(mfn).ok_or(FrameError::NoFrame)?;
+        if !entry.change(from, to) {
+            return Err(FrameError::WrongRole);
+        }
+        if let Some(counter) = self.counter(from.owner, from.role)
+            && from.role != Role::NotRam
+        {
+            counter.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(counter) = self.counter(to.owner, to.role) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn counter(&self, owner: DomId, role: Role) -> Option<&AtomicU64> {
+        let row = if owner == DomId::XEN { 0 } else { usize::from(owner.0) };
+        self.totals.get(row)?.get(usize::from(role.bits()))
+    }
+}

@@ -1,0 +1,218 @@
+//! The frame allocator: free lists by order, threaded through the frame table.
+//!
+//! Invariants
+//! 1. A free block of order `n` is `2^n` frames at a multiple of `2^n`, all [`Role::Free`]; its first entry carries the order and
+//!    the links, the others [`NO_ORDER`]. Each block is in the list of its order exactly once.
+//! 2. Two free buddies of one order never stand beside each other: they are one block of the next order (up to
+//!    [`MAX_ORDER`]).
+//! 3. No call walks a list: lists are touched at their heads and at blocks that are known. Marking the frames of a block is
+//!    linear in the block, nothing else is.
+//! 4. Nothing is written into free frames. A frame is cleared before a domain sees it ([`Frames::allocate_clear`]).
+//! 5. One lock, rank 30, taken below a domain's.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+use core::ops::Range;
+
+use pv_abi::DomId;
+use spin::mutex::TicketMutex;
+
+use crate::addr::Mfn;
+use crate::frame::{FrameEntry, FrameError, FrameState, FrameTable, NO_LINK, NO_ORDER, Role};
+use crate::hardware::Hardware;
+
+/// The largest block is `2^MAX_ORDER` frames: 1 GiB, a stage-2 block of level 1.
+pub const MAX_ORDER: u32 = 18;
+const ORDERS: usize = 19;
+
+/// The frames of the machine.
+#[derive(Debug)]
+pub struct Frames {
+    /// Who owns what: read without the lock.
+    pub table: FrameTable,
+    free: TicketMutex<FreeLists>,
+}
+
+#[derive(Debug)]
+struct FreeLists {
+    /// First block of each order, as an index into the table.
+    heads: [u32; ORDERS],
+    /// Frames in all lists.
+    frames: u64,
+}
+
+impl Frames {
+    /// No frame is free yet.
+    pub const fn new(table: FrameTable) -> Self {
+        Self { table, free: TicketMutex::new(FreeLists { heads: [NO_LINK; ORDERS], frames: 0 }) }
+    }
+
+    /// Boot: makes frames free, those that were not RAM so far and those that the hypervisor used ([`FrameTable::claim`]) alike.
+    /// Returns how many became free; frames outside the table and frames in other roles are left as they are.
+    pub fn give(&self, range: Range<Mfn>) -> u64 {
+        let mut given: u64 = 0;
+        let mut lists = self.free.lock();
+        for number in range.start.get()..range.end.get().min(self.table.end()) {
+            let Some(mfn) = Mfn::new(number) else { break };
+            let Some(state) = self.table.state(mfn) else { continue };
+            if matches!(state.role, Role::NotRam | Role::Hypervisor)
+                && self.table.transit(mfn, state, FREE).is_ok()
+            {
+                lists.put(&self.table, number, 0);
+                lists.frames = lists.frames.wrapping_add(1);
+                given = given.wrapping_add(1);
+            }
+        }
+        given
+    }
+
+    /// Takes `2^order` frames at a multiple of their size and gives each of them `owner` and `role`. Their contents are whatever they
+    /// were; `None` when there is no such block.
+    pub fn allocate(&self, order: u32, owner: DomId, role: Role) -> Option<Mfn> {
+        let mut lists = self.free.lock();
+        let start = lists.take(&self.table, order)?;
+        let to = FrameState::unreferenced(owner, role);
+        for number in block(start, order) {
+            let frame = Mfn::new(number)?;
+            // Free frames change under this lock only, so the change cannot fail.
+            let _ = self.table.transit(frame, FREE, to);
+            if let Some(entry) = self.table.entry(frame) {
+                entry.set_next(NO_LINK);
+                entry.set_prev(NO_LINK);
+            }
+        }
+        lists.frames = lists.frames.saturating_sub(frames_in(order));
+        Mfn::new(start)
+    }
+
+    /// [`Frames::allocate`], cleared.
+    pub fn allocate_clear<H: Hardware>(&self, hw: &H, order: u32, owner: DomId, role: Role) -> Option<Mfn> {
+        let start = self.allocate(order, owner, role)?;
+        for number in block(start.get(), order) {
+            if let Some(frame) = Mfn::new(number) {
+                hw.clear(frame);
+            }
+        }
+        Some(start)
+    }
+
+    /// Gives one frame back.
+    ///
+    /// # Errors
+    /// The frame has references, is free already, is not RAM or does not exist: nothing is changed.
+    pub fn free(&self, mfn: Mfn) -> Result<(), FrameError> {
+        let mut lists = self.free.lock();
+        let state = self.table.state(mfn).ok_or(FrameError::NoFrame)?;
+        match state.role {
+            Role::NotRam | Role::Free => return Err(FrameError::WrongRole),
+            Role::Hypervisor | Role::Data | Role::Stage2Table | Role::Shared => {}
+        }
+        if state.count != 0 {
+            return Err(FrameError::Referenced);
+        }
+        self.table.transit(mfn, state, FREE)?;
+        lists.put(&self.table, mfn.get(), 0);
+        lists.frames = lists.frames.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Gives `2^order` frames back, one by one; they may be of several allocations.
+    ///
+    /// # Errors
+    /// The first frame that [`Frames::free`] refuses; those before it are free.
+    pub fn free_block(&self, mfn: Mfn, order: u32) -> Result<(), FrameError> {
+        for number in block(mfn.get(), order.min(MAX_ORDER)) {
+            self.free(Mfn::new(number).ok_or(FrameError::NoFrame)?)?;
+        }
+        Ok(())
+    }
+
+    /// Frames that are free.
+    pub fn free_frames(&self) -> u64 {
+        self.free.lock().frames
+    }
+}
+
+/// A free frame that starts no block.
+const FREE: FrameState = FrameState::unreferenced(DomId::XEN, Role::Free);
+
+const fn frames_in(order: u32) -> u64 {
+    1u64.wrapping_shl(order)
+}
+
+const fn block(start: u64, order: u32) -> Range<u64> {
+    start..start.saturating_add(frames_in(order))
+}
+
+impl FreeLists {
+    /// Puts a block of frames that are [`FREE`] into its list, joined with its buddies.
+    fn put(&mut self, table: &FrameTable, start: u64, order: u32) {
+        let (mut start, mut order) = (start, order);
+        while order < MAX_ORDER {
+            let buddy = start ^ frames_in(order);
+            let Some(entry) = Mfn::new(buddy).and_then(|mfn| table.entry(mfn)) else { break };
+            if entry.state() != head(order) {
+                break;
+            }
+            self.unlink(table, entry, order);
+            start = start.min(buddy);
+            order = order.wrapping_add(1);
+        }
+        self.link(table, start, order);
+    }
+
+    /// Takes a block of this order out of the lists, splitting a larger one when there is none.
+    fn take(&mut self, table: &FrameTable, order: u32) -> Option<u64> {
+        let (index, mut found) = (order..=MAX_ORDER).find_map(|larger| {
+            let head = *self.heads.get(usize::try_from(larger).ok()?)?;
+            (head != NO_LINK).then_some((head, larger))
+        })?;
+        let start = table.base().get().checked_add(u64::from(index))?;
+        let entry = table.entry(Mfn::new(start)?)?;
+        self.unlink(table, entry, found);
+        while found > order {
+            found = found.wrapping_sub(1);
+            self.link(table, start ^ frames_in(found), found);
+        }
+        Some(start)
+    }
+
+    fn link(&mut self, table: &FrameTable, start: u64, order: u32) {
+        let Some(entry) = Mfn::new(start).and_then(|mfn| table.entry(mfn)) else { return };
+        let Some(index) = start.checked_sub(table.base().get()).and_then(|index| u32::try_from(index).ok()) else {
+            return;
+        };
+        let Some(first) = usize::try_from(order).ok().and_then(|order| self.heads.get_mut(order)) else { return };
+        entry.change(FREE, head(order));
+        entry.set_prev(NO_LINK);
+        entry.set_next(*first);
+        if let Some(second) = linked(table, *first) {
+            second.set_prev(index);
+        }
+        *first = index;
+    }
+
+    fn unlink(&mut self, table: &FrameTable, entry: &FrameEntry, order: u32) {
+        entry.change(head(order), FREE);
+        let (prev, next) = (entry.prev(), entry.next());
+        if let Some(after) = linked(table, next) {
+            after.set_prev(prev);
+        }
+        if let Some(before) = linked(table, prev) {
+            before.set_next(next);
+        } else if let Some(first) = usize::try_from(order).ok().and_then(|order| self.heads.get_mut(order)) {
+            *first = next;
+        }
+    }
+}
+
+/// The first frame of a free block.
+fn head(order: u32) -> FrameState {
+    FrameState { order: u8::try_from(order).unwrap_or(NO_ORDER), ..FREE }
+}
+
+/// The entry that a link names.
+fn linked(table: &FrameTable, link: u32) -> Option<&FrameEntry> {
+    if link == NO_LINK {
+        return None;
+    }
+    table.entry(table.base().checked_add(u64::from(link))?)
+}

@@ -1,0 +1,256 @@
+//! Stage 2: what a domain's physical addresses are in the machine.
+//!
+//! Geometry (Arm ARM D8.2): 4 KiB granule, 40-bit IPA (`T0SZ` = 24), the walk starts at level 1 (`SL0` = 1) in two concatenated tables
+//! of 512 entries, 8 KiB at a multiple of 8 KiB. Leaves are blocks of 1 GiB (level 1) and 2 MiB (level 2) and pages
+//! (level 3). `VTCR_EL2` also says write-back, inner-shareable walks, and `VTTBR_EL2` is [`Stage2::vttbr`].
+//!
+//! Invariants
+//! 1. Tables change under the domain's lock (rank 20) only. [`lookup`] reads them without: an entry is one 64-bit word, and a table that
+//!    was linked once is never freed or reused while the domain is.
+//! 2. No entry goes from one valid leaf to another, or from leaf to table, without invalid and a flush between
+//!    (break-before-make, D8.16.1). Invalid to valid needs only the barrier of `tables_written`.
+//! 3. While a block is split its entry is invalid for the walker but whole for [`lookup`]: software never sees a mapping
+//!    vanish that is there. A guest access that faults in that moment is made again: when [`lookup`] finds what the fault
+//!    did not, the image returns to the same instruction.
+//! 4. Every table is a frame of role [`Role::Stage2Table`] of the domain and is counted in `tables`, at most `limit`.
+//! 5. Guest frames beyond 40 bits of address are refused (XSA-301).
+//! 6. Only [`Kind::Ram`] is executable.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+mod build;
+mod descriptor;
+mod walk;
+
+pub use descriptor::{Descriptor, ENTRIES, Kind};
+pub use walk::{Entry, walk};
+
+use pv_abi::{DomId, PAGE_SHIFT};
+
+use crate::addr::{Gfn, Ipa, Mfn};
+use crate::frame::Role;
+use crate::frame_alloc::Frames;
+use crate::hardware::{Hardware, Vmid};
+use descriptor::{INDEX_BITS, LAST_LEVEL};
+
+/// Bits of a guest's physical addresses.
+pub const IPA_BITS: u32 = 40;
+/// Tables of the root, side by side.
+pub const ROOT_TABLES: u32 = 2;
+/// The level at which the walk starts.
+const FIRST_LEVEL: u32 = 1;
+/// The first guest frame number that does not exist.
+pub const GFN_LIMIT: u64 = 1 << (IPA_BITS - PAGE_SHIFT);
+
+const _: () = assert!(GFN_LIMIT >> level_order(FIRST_LEVEL) == (ROOT_TABLES as u64) * (ENTRIES as u64));
+
+/// Binary logarithm of the frames that an entry of this level maps: 18, 9, 0.
+const fn level_order(level: u32) -> u32 {
+    LAST_LEVEL.wrapping_sub(level).wrapping_mul(INDEX_BITS)
+}
+
+/// What is at a guest frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// The machine's frame.
+    pub mfn: Mfn,
+    /// What it is to the guest.
+    pub kind: Kind,
+}
+
+/// Why nothing can be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// The guest frame does not exist.
+    BadGfn,
+    /// The domain has as many tables as it may have.
+    TableLimit,
+    /// The machine has no frame for a table.
+    OutOfMemory,
+    /// Something is mapped there ([`Stage2::map_blocks`] only).
+    Occupied,
+}
+
+/// A domain's stage 2. Under the domain's lock.
+#[derive(Debug)]
+pub struct Stage2 {
+    root: Mfn,
+    vmid: Vmid,
+    owner: DomId,
+    tables: u32,
+    limit: u32,
+    highest: Gfn,
+}
+
+/// The level-3 entry of one guest frame: made by [`Stage2::prepare`], used under the same hold of the lock.
+#[must_use = "nothing is mapped until the slot is committed"]
+#[derive(Debug)]
+pub struct Slot {
+    table: Mfn,
+    index: usize,
+    gfn: Gfn,
+    vmid: Vmid,
+}
+
+/// Where a walk stands: an entry of a table of some level.
+#[derive(Clone, Copy)]
+struct Place {
+    table: Mfn,
+    index: usize,
+    level: u32,
+}
+
+impl Place {
+    /// The entry of level 1 for a guest frame.
+    #[inline(always)]
+    fn first(root: Mfn, gfn: Gfn) -> Option<Self> {
+        if gfn.get() >= GFN_LIMIT {
+            return None;
+        }
+        let number = gfn.get() >> level_order(FIRST_LEVEL);
+        let table = root.checked_add(number >> INDEX_BITS)?;
+        Some(Self { table, index: index(number), level: FIRST_LEVEL })
+    }
+
+    /// The entry for the same guest frame in the table of the next level.
+    #[inline(always)]
+    fn below(self, table: Mfn, gfn: Gfn) -> Self {
+        let level = self.level.wrapping_add(1);
+        Self { table, index: index(gfn.get() >> level_order(level)), level }
+    }
+
+    #[inline(always)]
+    fn read<H: Hardware>(self, hw: &H) -> Descriptor {
+        Descriptor::from_raw(hw.table_read(self.table, self.index))
+    }
+
+    fn write<H: Hardware>(self, hw: &H, entry: Descriptor) {
+        hw.table_write(self.table, self.index, entry.raw());
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "nine bits")]
+const fn index(number: u64) -> usize {
+    (number & 0x1FF) as usize
+}
+
+/// What is at a guest frame, without the lock (invariants 1 and 3).
+#[inline]
+pub fn lookup<H: Hardware>(hw: &H, root: Mfn, gfn: Gfn) -> Option<Mapping> {
+    let mut place = Place::first(root, gfn)?;
+    let mut entry = place.read(hw);
+    // At most twice: from level 1 to 2, and to 3.
+    while place.level < LAST_LEVEL {
+        let Some(table) = entry.as_table() else { break };
+        place = place.below(table, gfn);
+        entry = place.read(hw);
+    }
+    let kind = entry.kind()?;
+    let within = gfn.get() & (1u64 << level_order(place.level)).wrapping_sub(1);
+    Some(Mapping { mfn: entry.frame().checked_add(within)?, kind })
+}
+
+impl Stage2 {
+    /// An empty address space of `owner`, which may have `limit` tables in all, the two of the root counted. `None` when the limit or
+    /// the machine's memory does not allow the root.
+    pub fn new<H: Hardware>(hw: &H, frames: &Frames, owner: DomId, vmid: Vmid, limit: u32) -> Option<Self> {
+        if limit < ROOT_TABLES {
+            return None;
+        }
+        let root = frames.allocate_clear(hw, ROOT_TABLES.trailing_zeros(), owner, Role::Stage2Table)?;
+        hw.tables_written();
+        Some(Self { root, vmid, owner, tables: ROOT_TABLES, limit, highest: Gfn::default() })
+    }
+
+    /// The first of the two root tables.
+    pub const fn root(&self) -> Mfn {
+        self.root
+    }
+
+    /// The address space's name in the TLB.
+    pub const fn vmid(&self) -> Vmid {
+        self.vmid
+    }
+
+    /// Frames that the tables take.
+    pub const fn tables(&self) -> u32 {
+        self.tables
+    }
+
+    /// Frames that the tables may take.
+    pub const fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// The highest guest frame that a mapping was prepared for; never falls (Xen's `max_mapped_gfn`).
+    pub const fn highest_gfn(&self) -> Gfn {
+        self.highest
+    }
+
+    /// `VTTBR_EL2`: VMID in bits 63:48, root in 47:1, bit 0 (`CnP`) clear.
+    pub fn vttbr(root: Mfn, vmid: Vmid) -> u64 {
+        u64::from(vmid.0) << 48 | root.base().get()
+    }
+
+    /// What is at a guest frame.
+    pub fn lookup<H: Hardware>(&self, hw: &H, gfn: Gfn) -> Option<Mapping> {
+        lookup(hw, self.root, gfn)
+    }
+
+    /// Makes the tables down to a guest frame's own entry, splitting blocks that are in the way. What is mapped stays mapped, as it was; without
+    /// [`Slot::commit`] nothing but the domain's tables has grown.
+    ///
+    /// # Errors
+    /// No such guest frame, or no table to be had; no mapping is changed.
+    pub fn prepare<H: Hardware>(&mut self, hw: &H, frames: &Frames, gfn: Gfn) -> Result<Slot, MapError> {
+        let place = self.descend(hw, frames, gfn, LAST_LEVEL)?;
+        self.highest = self.highest.max(gfn);
+        Ok(Slot { table: place.table, index: place.index, gfn, vmid: self.vmid })
+    }
+
+    /// Unmaps a guest frame that has an entry of its own; `None` when there was nothing. A frame inside a block has none: split the
+    /// block with [`Stage2::prepare`] and use [`Slot::clear`].
+    pub fn clear<H: Hardware>(&mut self, hw: &H, gfn: Gfn) -> Option<Mapping> {
+        let mut place = Place::first(self.root, gfn)?;
+        while place.level < LAST_LEVEL {
+            place = place.below(place.read(hw).as_table()?, gfn);
+        }
+        Slot { table: place.table, index: place.index, gfn, vmid: self.vmid }.clear(hw)
+    }
+}
+
+impl Slot {
+    /// Maps a frame there and returns what was mapped before. When something was: break, flush, make (invariant 2).
+    pub fn commit<H: Hardware>(self, hw: &H, mfn: Mfn, kind: Kind) -> Option<Mapping> {
+        let replaced = self.unmap(hw);
+        hw.table_write(self.table, self.index, Descriptor::leaf(mfn, kind, LAST_LEVEL).raw());
+        hw.tables_written();
+        replaced
+    }
+
+    /// Unmaps what is there, flushed on every CPU, and returns it.
+    pub fn clear<H: Hardware>(self, hw: &H) -> Option<Mapping> {
+        self.unmap(hw)
+    }
+
+    /// What is there.
+    pub fn current<H: Hardware>(&self, hw: &H) -> Option<Mapping> {
+        let entry = Descriptor::from_raw(hw.table_read(self.table, self.index));
+        Some(Mapping { mfn: entry.frame(), kind: entry.kind()? })
+    }
+
+    fn unmap<H: Hardware>(&self, hw: &H) -> Option<Mapping> {
+        let mapping = self.current(hw)?;
+        hw.table_write(self.table, self.index, Descriptor::INVALID.raw());
+        hw.tables_written();
+        hw.flush_page(self.vmid, self.ipa());
+        Some(mapping)
+    }
+
+    fn ipa(&self) -> Ipa {
+        self.gfn.base()
+    }
+}
+
+#[cfg(test)]
+mod tests;
