@@ -41,6 +41,15 @@ pub(super) fn first_str(value: &[u8]) -> Option<&str> {
     core::ffi::CStr::from_bytes_until_nul(value).ok()?.to_str().ok()
 }
 
+/// What is before the first `separator` (an ASCII character) in `text`, and what is behind it if it is there.
+///
+/// `str::split_once` would do, but its search brings a panic path into the image.
+pub(super) fn split_once(text: &str, separator: u8) -> (&str, Option<&str>) {
+    let found = text.bytes().position(|byte| byte == separator);
+    let parts = found.and_then(|place| text.get(..place).zip(text.get(place.checked_add(1)?..)));
+    parts.map_or((text, None), |(before, behind)| (before, Some(behind)))
+}
+
 /// Whether the list of strings `value` contains one of `wanted`.
 pub(super) fn lists_any(value: &[u8], wanted: &[&str]) -> bool {
     value.split(|byte| *byte == 0).any(|entry| wanted.iter().any(|name| name.as_bytes() == entry))
@@ -65,6 +74,13 @@ mod tests {
     fn a_number_beyond_64_bits_is_refused() {
         let value = [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(Cells::new(&value).number(3), None);
+    }
+
+    #[test]
+    fn text_is_split_at_the_first_separator() {
+        assert_eq!(split_once("a:b:c", b':'), ("a", Some("b:c")));
+        assert_eq!(split_once("a:", b':'), ("a", Some("")));
+        assert_eq!(split_once("\u{e4}\u{f6}", b':'), ("\u{e4}\u{f6}", None));
     }
 
     #[test]

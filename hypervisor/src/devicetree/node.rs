@@ -2,7 +2,7 @@
 use fdt::helpers::AlignedFallibleNode;
 use fdt::nodes::NodeName;
 
-use super::cells::{Cells, first_str, lists_any};
+use super::cells::{Cells, first_str, lists_any, split_once};
 use super::error::TreeError;
 
 /// A node: a name and properties. Its children follow it in the [`Walk`](super::Walk).
@@ -32,9 +32,9 @@ impl<'a> Node<'a> {
     /// [`TreeError::Damaged`] when the node's name is no text.
     pub fn is_named(self, component: &str) -> Result<bool, TreeError> {
         let own = self.split_name()?;
-        Ok(match component.split_once('@') {
-            Some((name, unit)) => own.name == name && own.unit_address == Some(unit),
-            None => own.name == component,
+        Ok(match split_once(component, b'@') {
+            (name, Some(unit)) => own.name == name && own.unit_address == Some(unit),
+            (name, None) => own.name == name,
         })
     }
 

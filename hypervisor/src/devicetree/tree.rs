@@ -4,13 +4,12 @@
 //!    without checking. Constructed only by [`Tree::new`].
 //! 2. A [`Path`] holds the root first and the current node last; each node is a child of the one before.
 use fdt::Fdt;
-use fdt::nodes::AsNode;
 use fdt::nodes::root::AllNodesIter;
 use fdt::parsing::NoPanic;
 use fdt::parsing::aligned::AlignedParser;
 use heapless::Vec;
 
-use super::cells::Cells;
+use super::cells::{Cells, split_once};
 use super::error::TreeError;
 use super::node::Node;
 use super::range::PhysRange;
@@ -29,8 +28,8 @@ const MAX_BYTES: u32 = 2 << 20;
 const FDT_END: u32 = 9;
 
 /// A flattened device tree whose header has been checked.
+#[derive(Clone, Copy)]
 pub struct Tree<'a> {
-    fdt: Fdt<'a, Mode<'a>>,
     words: &'a [u32],
     bytes: u32,
     reservations: u32,
@@ -86,7 +85,7 @@ impl<'a> Tree<'a> {
         if block.last().map(|last| u32::from_be(*last)) != Some(FDT_END) {
             return Err(TreeError::BadHeader);
         }
-        Ok(Self { fdt: Fdt::new_fallible(words)?, words, bytes: total, reservations })
+        Ok(Self { words, bytes: total, reservations })
     }
 
     /// Length of the tree in bytes.
@@ -99,10 +98,9 @@ impl<'a> Tree<'a> {
     /// # Errors
     /// [`TreeError::Damaged`] when there is no root.
     pub fn walk(&self) -> Result<Walk<'a>, TreeError> {
-        let mut path = Vec::new();
-        let root = Node::new(self.fdt.root()?.as_node());
-        path.push(root).map_err(|_| TreeError::TooDeep)?;
-        Ok(Walk { nodes: self.fdt.all_nodes()?, path })
+        // Made anew for each walk: the compiler sees the header's bounds and leaves the parser's panic path out.
+        let parser: Fdt<'a, Mode<'a>> = Fdt::new_fallible(self.words)?;
+        Ok(Walk { nodes: parser.all_nodes()?, path: Vec::new() })
     }
 
     /// The memory reservation block: ranges as the tree has them, empty and wrapping ones left out.
@@ -141,6 +139,10 @@ impl<'a> Walk<'a> {
         let (depth, node) = next?;
         if depth >= MAX_DEPTH {
             return Err(TreeError::TooDeep);
+        }
+        if self.path.is_empty() {
+            let root = node.parent().ok_or(TreeError::Damaged)?;
+            self.path.push(Node::new(root)).map_err(|_| TreeError::TooDeep)?;
         }
         if depth == 0 || depth > self.path.len() {
             return Err(TreeError::Damaged);
@@ -200,16 +202,16 @@ impl<'a> Path<'_, 'a> {
     /// # Errors
     /// [`TreeError::Damaged`] when a name is no text.
     pub fn matches(self, text: &str) -> Result<bool, TreeError> {
-        let components = text.split('/').filter(|component| !component.is_empty());
-        if components.clone().count() != self.depth() {
-            return Ok(false);
-        }
-        for (node, component) in self.nodes.iter().skip(1).zip(components) {
-            if !node.is_named(component)? {
+        // Depth 0 is the root's; a path that goes deeper than this node does not name it.
+        let mut rest = text.strip_prefix('/').unwrap_or(text);
+        for node in self.nodes.iter().skip(1) {
+            let (component, behind) = split_once(rest, b'/');
+            if component.is_empty() || !node.is_named(component)? {
                 return Ok(false);
             }
+            rest = behind.unwrap_or_default();
         }
-        Ok(true)
+        Ok(rest.is_empty())
     }
 
     /// Entry `index` of `reg` as (address, size) on the parent's bus; none when there are fewer.

@@ -1,5 +1,5 @@
 //! The console UART: what `/chosen/stdout-path` names (specification 3.6).
-use super::cells::first_str;
+use super::cells::{first_str, split_once};
 use super::error::TreeError;
 use super::gic::nth_interrupt;
 use super::node::Node;
@@ -43,10 +43,7 @@ impl HostUart {
                 None => return Ok(None),
             },
         };
-        let (target, options) = match stdout.split_once(':') {
-            Some((target, options)) => (target, Some(options)),
-            None => (stdout, None),
-        };
+        let (target, options) = split_once(stdout, b':');
         let target = if target.starts_with('/') {
             target
         } else {
@@ -81,7 +78,8 @@ impl HostUart {
 
 /// The speed in options such as `115200n8`.
 fn baud(options: &str) -> Option<u32> {
-    let digits = options.split(|c: char| !c.is_ascii_digit()).next()?;
+    let end = options.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(options.len());
+    let digits = options.get(..end)?;
     digits.parse().ok()
 }
 
