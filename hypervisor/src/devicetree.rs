@@ -25,20 +25,20 @@ mod guest;
 mod machine;
 mod node;
 mod range;
+mod refusal;
 mod tree;
 mod uart;
 mod writer;
 
 pub use channel::{MAX_CHANNELS, StaticChannel};
-pub use dom0less::{
-    DomainConfig, DomainRefusal, Domains, Enhanced, MAX_VCPUS, Paging, Quotas, Refusal, has_dom0_modules,
-};
+pub use dom0less::{DomainConfig, Domains, Enhanced, MAX_VCPUS, Paging, Quotas, has_dom0_modules};
 pub use error::TreeError;
 pub use gic::{HostGic, TimerPpis};
 pub use guest::{GuestGic, GuestTreeInput, guest_tree};
 pub use machine::{CpuStart, HostCpu, HostMachine, MAX_CPUS, PsciConduit};
 pub use node::Node;
 pub use range::{PhysRange, RangeSet};
+pub use refusal::{DomainRefusal, Refusal};
 pub use tree::{Path, Tree, Walk};
 pub use uart::{HostUart, UartKind};
 pub use writer::{FdtWriter, NoSpace};

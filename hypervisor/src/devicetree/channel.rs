@@ -5,9 +5,10 @@ use heapless::Vec;
 use pv_abi::{DomId, Port};
 
 use super::cells::Cells;
-use super::dom0less::{DOMAIN_COMPATIBLE, Refusal, domain_id};
+use super::dom0less::{DOMAIN_COMPATIBLE, domain_id};
 use super::error::TreeError;
 use super::node::Node;
+use super::refusal::Refusal;
 use super::tree::Tree;
 
 /// Most static channels of one domain.

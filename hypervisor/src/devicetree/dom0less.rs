@@ -14,8 +14,6 @@
 //! | `pavo,name` | the node's name | ours |
 //! | `pavo,paging` (`nested` or `pv`) | `nested` | ours |
 //! | `pavo,isolated` | off | ours |
-use core::fmt;
-
 use heapless::Vec;
 use pv_abi::DomId;
 
@@ -23,6 +21,7 @@ use super::channel::{self, MAX_CHANNELS, StaticChannel};
 use super::error::TreeError;
 use super::node::Node;
 use super::range::PhysRange;
+use super::refusal::{DomainRefusal, Refusal};
 use super::tree::{Path, Tree, Walk};
 
 /// Most vCPUs of a domain: what a `GICv2` can tell apart.
@@ -102,74 +101,6 @@ pub struct DomainConfig<'a> {
     pub channels: Vec<StaticChannel, MAX_CHANNELS>,
     /// What it may use.
     pub quotas: Quotas,
-}
-
-/// Why a domain is not built.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "the text of each is its documentation")]
-pub enum Refusal {
-    Tree(TreeError),
-    MemoryMissing,
-    MemoryIsZero,
-    MemoryTooLarge,
-    CpusMissing,
-    CpusIsZero,
-    TooManyVcpus,
-    KernelMissing,
-    ModuleMalformed,
-    UnknownPaging,
-    FrameCountTooLarge,
-    PortsOutOfRange,
-    TooManyChannels,
-    ChannelMalformed,
-    ChannelPortOutOfRange,
-    ChannelPortTwice,
-    ChannelPeerMissing,
-    ChannelNotMutual,
-    TooManyDomains,
-}
-
-impl From<TreeError> for Refusal {
-    fn from(error: TreeError) -> Self {
-        Self::Tree(error)
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tree(error) => return error.fmt(f),
-            Self::MemoryMissing => "memory property missing",
-            Self::MemoryIsZero => "memory is 0",
-            Self::MemoryTooLarge => "more memory than a guest's address space holds",
-            Self::CpusMissing => "cpus property missing",
-            Self::CpusIsZero => "cpus is 0",
-            Self::TooManyVcpus => "more than 8 vCPUs",
-            Self::KernelMissing => "kernel module missing",
-            Self::ModuleMalformed => "reg of a module missing or malformed",
-            Self::UnknownPaging => "pavo,paging is neither nested nor pv",
-            Self::FrameCountTooLarge => "max_grant_frames or max_maptrack_frames too large",
-            Self::PortsOutOfRange => "pavo,max-ports is not between 2 and 131072",
-            Self::TooManyChannels => "too many channels",
-            Self::ChannelMalformed => "xen,evtchn of a channel missing or malformed",
-            Self::ChannelPortOutOfRange => "port of a channel out of range",
-            Self::ChannelPortTwice => "two channels with one port",
-            Self::ChannelPeerMissing => "channel whose other end is not in the tree",
-            Self::ChannelNotMutual => "channel whose other end does not name it back",
-            Self::TooManyDomains => "no domain id left",
-        })
-    }
-}
-
-/// A domain that is not built, and why.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DomainRefusal<'a> {
-    /// The number that it keeps; none when there is none left.
-    pub id: Option<DomId>,
-    /// Its name, as far as it could be read.
-    pub name: &'a str,
-    /// The reason, one line.
-    pub reason: Refusal,
 }
 
 /// Whether `/chosen` itself holds a kernel, that is, one for a dom0: there is none here, so it is to be refused.
