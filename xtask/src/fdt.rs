@@ -11,7 +11,6 @@ const BEGIN_NODE: u32 = 1;
 const END_NODE: u32 = 2;
 const PROP: u32 = 3;
 const NOP: u32 = 4;
-const END: u32 = 9;
 /// QEMU's trees are four levels deep.
 const DEEPEST: usize = 32;
 
@@ -117,7 +116,8 @@ pub(crate) fn parse(blob: &[u8]) -> Outcome<Node> {
                 }
             }
             NOP => {}
-            BEGIN_NODE | END | _ => return Err(bad()),
+            // The end of the tree before the root's, a node too deep, or no token at all.
+            _ => return Err(bad()),
         }
     }
 }

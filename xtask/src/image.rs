@@ -83,7 +83,7 @@ pub(crate) fn strip(elf: &[u8]) -> Outcome<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// A little-endian ELF64 file with PT_LOAD segments of (paddr, content), made from the ELF specification.
+    /// A little-endian ELF64 file with loadable segments of (paddr, content), made from the ELF specification.
     fn elf_with(segments: &[(u64, &[u8])]) -> Vec<u8> {
         let mut file = b"\x7fELF\x02\x01\x01".to_vec();
         file.resize(16, 0);
@@ -95,7 +95,7 @@ mod tests {
             file.extend(word.to_le_bytes());
         }
         file.extend(0u32.to_le_bytes());
-        for half in [64u16, 56, segments.len() as u16, 64, 5, 4] {
+        for half in [64u16, 56, u16::try_from(segments.len()).unwrap(), 64, 5, 4] {
             file.extend(half.to_le_bytes());
         }
         let mut at = 64 + 56 * segments.len() as u64;

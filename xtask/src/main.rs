@@ -1,6 +1,7 @@
 //! The developer's command line: set-up, build, run, test, check, bench. One file a command.
 
 mod build;
+mod check;
 mod console;
 mod debug;
 mod dom0less;
@@ -37,6 +38,8 @@ enum Command {
     Setup,
     /// Build the EL2 image and the guests into target/pavo.
     Build,
+    /// Format, lints, documentation, dependencies, panic reachability, sizes.
+    Check,
     /// Boot a system file under QEMU.
     Run(run::Options),
     /// Decode the log of a board: a serial device, a file, or standard input.
@@ -63,6 +66,7 @@ fn dispatch(command: Command) -> Outcome<()> {
     match command {
         Command::Setup => setup::command(),
         Command::Build => build::command(),
+        Command::Check => check::command(),
         Command::Run(options) => run::command(&options),
         Command::Monitor(options) => monitor::command(&options),
         Command::Debug(options) => debug::command(&options),

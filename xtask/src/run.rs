@@ -114,8 +114,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     let qemu = setup::qemu()?;
     let colour = if std::io::stdout().is_terminal() { Colour::On } else { Colour::Off };
     let report = boot(&qemu, &system, options, &mut |line| show(&line.render(colour)))?;
-    println!("{}", report.summary());
-    report.result()
+    report.result().map(|summary| println!("{summary}"))
 }
 
 /// Writes to the terminal at once. A reader that went away is no reason to stop a run.
@@ -151,14 +150,12 @@ impl Report {
         }
     }
 
-    /// Success, or the failure with its exit status.
-    pub(crate) fn result(&self) -> Outcome<()> {
-        if self.timed_out {
-            return Err(Failure::TimedOut("the run did not end in time: see --timeout".into()));
-        }
-        match self.problems.first() {
-            None => Ok(()),
-            Some(_) => Err(Failure::failed("the run failed")),
+    /// The summary, as a failure with its exit status if something is wrong.
+    pub(crate) fn result(&self) -> Outcome<String> {
+        match (self.timed_out, self.problems.is_empty()) {
+            (true, _) => Err(Failure::TimedOut(self.summary())),
+            (false, false) => Err(Failure::failed(self.summary())),
+            (false, true) => Ok(self.summary()),
         }
     }
 }
@@ -245,7 +242,7 @@ fn ramdisk_bytes(ramdisk: &Ramdisk) -> Outcome<Vec<u8>> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn check_memory(system: &System) -> Outcome<()> {
@@ -285,7 +282,7 @@ pub(crate) fn boot(
     let domains = u32::try_from(system.domains.len()).unwrap_or(u32::MAX);
     let mut problems = observer.problems(domains, prepared.digest.as_deref());
     let timed_out = match end {
-        Ended::Exit(status) if status == Some(0) => false,
+        Ended::Exit(Some(0)) => false,
         Ended::Exit(status) => {
             let text = status.map_or("was killed".into(), |status| format!("exited with status {status}"));
             problems.push(format!("QEMU {text}"));

@@ -152,23 +152,23 @@ fn in_lines(text: &str, codename: &str) -> Option<Source> {
 mod tests {
     use super::*;
 
-    fn source(uri: &str, key: Option<&str>) -> Option<Source> {
-        Some(Source { uri: uri.into(), signed_by: key.map(str::to_owned) })
+    fn source(uri: &str, key: Option<&str>) -> Source {
+        Source { uri: uri.into(), signed_by: key.map(str::to_owned) }
     }
 
     #[test]
     fn a_deb822_source_of_the_release_is_found() {
         let text = "Types: deb\nURIs: http://a/x\nSuites: old\n\nTypes: deb\n# note\nURIs: http://b/y\n\
                     Suites: new new-updates\nComponents: main\nSigned-By: /k.gpg\n";
-        assert_eq!(in_stanzas(text, "new"), source("http://b/y", Some("/k.gpg")));
+        assert_eq!(in_stanzas(text, "new"), Some(source("http://b/y", Some("/k.gpg"))));
         assert_eq!(in_stanzas(text, "newer"), None);
     }
 
     #[test]
     fn a_one_line_source_of_the_release_is_found() {
         let text = "# deb http://c new main\ndeb [arch=amd64 signed-by=/k.gpg] http://d new main\n";
-        assert_eq!(in_lines(text, "new"), source("http://d", Some("/k.gpg")));
-        assert_eq!(in_lines("deb http://e new main contrib", "new"), source("http://e", None));
+        assert_eq!(in_lines(text, "new"), Some(source("http://d", Some("/k.gpg"))));
+        assert_eq!(in_lines("deb http://e new main contrib", "new"), Some(source("http://e", None)));
         assert_eq!(in_lines("deb-src http://e new main", "new"), None);
     }
 }

@@ -46,7 +46,8 @@ pub(super) fn build(sysroot: &Path) -> Outcome<()> {
     let built = folder.join("out").join(BARE_TARGET).join("release/deps");
     for file in fs::read_dir(&built).doing(format_args!("cannot list {}", built.display()))?.flatten() {
         let name = file.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".rlib") && !name.starts_with("libempty") {
+        let is_library = file.path().extension().is_some_and(|extension| extension == "rlib");
+        if is_library && !name.starts_with("libempty") {
             fs::copy(file.path(), libraries.join(&name)).doing(format_args!("cannot copy {name}"))?;
         }
     }

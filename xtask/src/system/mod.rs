@@ -277,7 +277,7 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
             return Err(reader.error("memory", "missing: write for example memory = \"32M\""));
         }
     };
-    let least = if checking == Checking::Full { 1 } else { 0 };
+    let least = u32::from(checking == Checking::Full);
     let most = if checking == Checking::Full { MOST_VCPUS } else { u32::MAX };
     let vcpus = reader.number("vcpus", least, most)?.unwrap_or(1);
     let paging = match reader.string("paging")?.as_deref() {

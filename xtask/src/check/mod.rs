@@ -1,0 +1,131 @@
+//! `cargo xtask check`: what can be known without running a guest.
+
+mod a64;
+mod panic_reach;
+mod planted;
+mod sources;
+
+use std::process::Command;
+
+use crate::failure::{Failure, Outcome};
+use crate::setup::Toolchain;
+use crate::{build, process, setup, workspace};
+
+/// The most an EL2 image may be, bytes: DESIGN section 7.
+const LARGEST_IMAGE: usize = 256 << 10;
+
+/// What one check found.
+pub(crate) enum Found {
+    /// Nothing wrong; perhaps with a figure.
+    Good(String),
+    /// It could not run here.
+    Skipped(String),
+}
+
+/// A named check.
+pub(crate) struct Check {
+    /// What people read.
+    pub(crate) name: &'static str,
+    /// Runs it.
+    pub(crate) run: fn(&Toolchain) -> Outcome<Found>,
+}
+
+/// All checks in the order of their cost.
+pub(crate) const ALL: [Check; 10] = [
+    Check { name: "format", run: |_| cargo(&["fmt", "--all", "--check"], &[]) },
+    Check { name: "clippy, host", run: |_| clippy_host() },
+    Check { name: "clippy, EL2 image", run: |toolchain| clippy_bare(toolchain, "hypervisor", "image") },
+    Check { name: "clippy, guests", run: |toolchain| clippy_bare(toolchain, "guest-kernel", "guest") },
+    Check { name: "documentation", run: |_| documentation() },
+    Check { name: "dependencies", run: |_| dependencies() },
+    Check { name: "panic check finds a planted panic", run: planted::check },
+    Check { name: "no panic reachable from the vectors", run: panic_reachability },
+    Check { name: "image size", run: image_size },
+    Check { name: "lines/unsafe", run: |_| Ok(sources::check()) },
+];
+
+/// Runs all checks; fails if one did.
+pub(crate) fn command() -> Outcome<()> {
+    let toolchain = setup::toolchain()?;
+    let mut failed = Vec::new();
+    for check in &ALL {
+        match (check.run)(&toolchain) {
+            Ok(Found::Good(note)) => println!("ok       {}{}", check.name, dash(&note)),
+            Ok(Found::Skipped(why)) => println!("skipped  {}: {why}", check.name),
+            Err(failure) => {
+                println!("FAILED   {}: {failure}", check.name);
+                failed.push(check.name);
+            }
+        }
+    }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::failed(format!("check failed: {}", failed.join(", "))))
+    }
+}
+
+fn dash(note: &str) -> String {
+    if note.is_empty() { String::new() } else { format!(": {note}") }
+}
+
+/// A cargo command in the workspace; its output is shown as it comes.
+fn cargo(words: &[&str], environment: &[(&str, &str)]) -> Outcome<Found> {
+    let mut command = Command::new("cargo");
+    command.current_dir(workspace::root()).args(words).envs(environment.iter().copied());
+    process::run(&mut command).map(|()| Found::Good(String::new()))
+}
+
+fn clippy_host() -> Outcome<Found> {
+    cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+}
+
+fn clippy_bare(toolchain: &Toolchain, package: &str, feature: &str) -> Outcome<Found> {
+    let mut command = Command::new("cargo");
+    command.current_dir(workspace::root()).args([
+        "clippy",
+        "--quiet",
+        "--release",
+        "-p",
+        package,
+        "--features",
+        feature,
+    ]);
+    command
+        .args(["--bins", "--lib", "--target", workspace::BARE_TARGET, "--target-dir"])
+        .arg(workspace::bare());
+    command.args(["--", "-D", "warnings"]);
+    toolchain.apply(&mut command);
+    process::run(&mut command).map(|()| Found::Good(String::new()))
+}
+
+fn documentation() -> Outcome<Found> {
+    let words = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"];
+    cargo(&words, &[("RUSTDOCFLAGS", "-D warnings")])
+}
+
+fn dependencies() -> Outcome<Found> {
+    if !process::exists("cargo-deny") {
+        return Ok(Found::Skipped("cargo-deny is not installed".into()));
+    }
+    cargo(&["deny", "--offline", "--log-level", "error", "check", "bans", "sources", "licenses"], &[])
+}
+
+fn panic_reachability(toolchain: &Toolchain) -> Outcome<Found> {
+    build::all(toolchain)?;
+    let (findings, reachable) = panic_reach::check(&workspace::read(&workspace::pavo_elf())?)?;
+    let Some(first) = findings.first() else {
+        return Ok(Found::Good(format!("{reachable} functions are")));
+    };
+    for finding in &findings {
+        println!("         {}", finding.line());
+    }
+    Err(Failure::failed(format!("{} ways, such as {}", findings.len(), first.line())))
+}
+
+fn image_size(toolchain: &Toolchain) -> Outcome<Found> {
+    build::all(toolchain)?;
+    let size = workspace::read(&workspace::pavo_img())?.len();
+    let text = format!("{} of {} KiB", size.div_ceil(1024), LARGEST_IMAGE >> 10);
+    if size > LARGEST_IMAGE { Err(Failure::failed(text)) } else { Ok(Found::Good(text)) }
+}
