@@ -1,0 +1,365 @@
+//! The long way: fold the list registers back, apply what was asked, place the most urgent again.
+//!
+//! One procedure for everything that is not a plain raise, so that there is one place to get right. Its cost is
+//! bounded by the list registers and the interrupts that a domain can have, whatever the guest did.
+
+use super::dist::{DistState, Line, Requests};
+use super::ids::{Intid, PrivateIntid, Spi, SpiBits, VcpuMask, bit_at, bits};
+use super::lr::{Backing, Group, Layout, ListRegister, ListRegisters, LrState, MAX_LRS};
+use super::place::{Place, Queue};
+use super::shared::{VcpuShared, Vcpus};
+use super::vcpu::{Raised, VcpuGic};
+
+/// What the image has to do after a service.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[must_use = "other vCPUs may need a kick, the hardware a request"]
+pub struct Serviced {
+    /// Other vCPUs that have something to service now.
+    pub kick: VcpuMask,
+    /// More interrupts are deliverable than there are list registers: ask for the underflow maintenance interrupt
+    /// (`ICH_HCR_EL2.UIE`), otherwise withdraw the request. It is not asserted at once, as all are full now.
+    pub need_underflow_irq: bool,
+    /// Private interrupts with a physical one behind them that the guest cancelled: deactivate the physical ones.
+    pub deactivate: u32,
+    /// The same for SPIs.
+    pub deactivate_spis: SpiBits,
+}
+
+/// The list registers while they are rewritten.
+struct Work {
+    layout: Layout,
+    count: usize,
+    old: [u64; MAX_LRS],
+    new: [u64; MAX_LRS],
+    /// Private interrupts active in a list register.
+    active: u32,
+    done: Serviced,
+}
+
+impl Work {
+    fn set(&mut self, n: usize, lr: ListRegister) {
+        let raw = self.layout.encode(lr);
+        if let Some(slot) = self.new.get_mut(n) {
+            *slot = raw;
+        }
+    }
+}
+
+const fn active_lr(intid: u16, priority: u8, again: bool, backing: Backing) -> ListRegister {
+    let state = if again { LrState::PendingActive } else { LrState::Active };
+    ListRegister { intid, priority, group: Group::One, state, backing }
+}
+
+impl VcpuGic {
+    /// Brings list registers, latches and the domain's state into agreement. Run it on the owner's CPU, under the
+    /// domain's lock: when a raise or [`take_remote`](Self::take_remote) says so, after a maintenance interrupt, and
+    /// after MMIO that names this vCPU. `vcpus` are the domain's, `lrs` is where this vCPU's list registers are now.
+    pub fn service<L: ListRegisters>(
+        &mut self,
+        dist: &mut DistState,
+        vcpus: &(impl Vcpus + ?Sized),
+        lrs: &mut L,
+    ) -> Serviced {
+        let Some(shared) = vcpus.vcpu(self.me) else { return Serviced::default() };
+        // The mailbox before the SPIs beside it: their posters write them in the other order.
+        self.pending |= shared.take_mail().raised;
+        let mut work = Work {
+            layout: lrs.layout(),
+            count: lrs.count().min(MAX_LRS),
+            old: [0; MAX_LRS],
+            new: [0; MAX_LRS],
+            active: 0,
+            done: Serviced { kick: dist.take_raised(self.me, vcpus), ..Serviced::default() },
+        };
+        work.done.deactivate_spis = core::mem::take(&mut dist.cancelled);
+        let requests = dist.requests(self.me).map(core::mem::take).unwrap_or_default();
+        self.fold(dist, vcpus, lrs, requests, &mut work);
+        self.apply(requests, &mut work);
+        self.keep_active(dist, shared, &mut work);
+        self.place_active(dist, shared, &mut work);
+        self.place_pending(dist, shared, &mut work);
+        for (n, (old, new)) in work.old.iter().zip(work.new.iter()).enumerate().take(work.count) {
+            if old != new {
+                lrs.write(n, *new);
+            }
+        }
+        self.publish(shared, &work);
+        work.done.need_underflow_irq = self.waiting && work.count > 1;
+        work.done
+    }
+
+    /// Sets the input line of a private interrupt; the rising edge latches an edge-triggered one.
+    pub fn set_line(&mut self, irq: PrivateIntid, line: Line, shared: &VcpuShared) -> Raised {
+        let bit = irq.bit();
+        let before = self.lines;
+        match line {
+            Line::High => {
+                self.lines |= bit;
+                if before & bit == 0 && shared.edge() & bit != 0 {
+                    self.pending |= bit;
+                }
+            }
+            Line::Low => self.lines &= !bit,
+        }
+        if before == self.lines || (shared.deliverable() | self.resident) & bit == 0 {
+            Raised::Held
+        } else {
+            Raised::NeedsService
+        }
+    }
+
+    /// Empties every list register that is not active into latches; active ones stay assigned.
+    fn fold<L: ListRegisters>(
+        &mut self,
+        dist: &mut DistState,
+        vcpus: &(impl Vcpus + ?Sized),
+        lrs: &L,
+        requests: Requests,
+        work: &mut Work,
+    ) {
+        for n in bits(self.lr_used) {
+            let raw = lrs.read(n);
+            if let Some(old) = work.old.get_mut(n) {
+                *old = raw;
+            }
+            let state = work.layout.state(raw);
+            let keep = match self.held(n) {
+                Some(Intid::Private(irq)) => self.fold_private(irq, state, requests, work),
+                Some(Intid::Shared(spi)) => self.fold_spi(spi, state, dist, vcpus, work),
+                None => false,
+            };
+            if !keep {
+                self.unassign(n);
+            }
+        }
+    }
+
+    /// Whether `irq` stays active in its list register.
+    fn fold_private(
+        &mut self,
+        irq: PrivateIntid,
+        state: LrState,
+        requests: Requests,
+        work: &mut Work,
+    ) -> bool {
+        let bit = irq.bit();
+        if state.is_pending() && self.line_only & bit == 0 {
+            self.pending |= bit;
+        }
+        self.line_only &= !bit;
+        if state.is_active() && requests.clear_active & bit != 0 {
+            work.done.deactivate |= bit & self.hw;
+            return false;
+        }
+        if state.is_active() {
+            work.active |= bit;
+        }
+        state.is_active()
+    }
+
+    /// Whether `spi` stays active in its list register.
+    fn fold_spi(
+        &mut self,
+        spi: Spi,
+        state: LrState,
+        dist: &mut DistState,
+        vcpus: &(impl Vcpus + ?Sized),
+        work: &mut Work,
+    ) -> bool {
+        dist.placed.remove(spi);
+        let line_only = dist.line_only.remove(spi);
+        let cancelled = dist.clear_pending.remove(spi);
+        let deactivated = dist.clear_active.remove(spi);
+        if state.is_pending() && cancelled && dist.hw.contains(spi) {
+            work.done.deactivate_spis.insert(spi);
+        }
+        if state.is_pending() && !cancelled && !line_only {
+            dist.latch.insert(spi);
+        }
+        if state.is_active() && deactivated && dist.hw.contains(spi) {
+            work.done.deactivate_spis.insert(spi);
+        }
+        if state.is_active() && !deactivated {
+            dist.set_active.remove(spi);
+            dist.active.insert(spi);
+            return true;
+        }
+        dist.resident.remove(spi);
+        if dist.set_active.remove(spi) {
+            dist.active.insert(spi);
+        } else {
+            dist.active.remove(spi);
+        }
+        work.done.kick = work.done.kick.union(dist.hand_on(self.me, spi, vcpus));
+        false
+    }
+
+    /// Applies what was asked of private interrupts, those active in list registers apart.
+    fn apply(&mut self, requests: Requests, work: &mut Work) {
+        let cancelled = self.pending & requests.clear_pending;
+        work.done.deactivate |= cancelled & self.hw & !work.active;
+        self.pending = self.pending & !requests.clear_pending | requests.set_pending;
+        self.active = self.active & !requests.clear_active | requests.set_active & !work.active;
+    }
+
+    /// Rewrites the list registers of active interrupts: pending as well if they were raised again, and with a
+    /// maintenance interrupt when something has to be looked at after the deactivation.
+    fn keep_active(&mut self, dist: &mut DistState, shared: &VcpuShared, work: &mut Work) {
+        for n in bits(self.lr_used) {
+            let Some(intid) = self.held(n) else { continue };
+            let (again, backing) = match intid {
+                Intid::Private(irq) => self.again_private(irq, shared),
+                Intid::Shared(spi) => self.again_spi(spi, dist),
+            };
+            let old = work.layout.decode(work.old.get(n).copied().unwrap_or(0));
+            work.set(n, active_lr(old.intid, old.priority, again, backing));
+        }
+    }
+
+    fn again_private(&mut self, irq: PrivateIntid, shared: &VcpuShared) -> (bool, Backing) {
+        let bit = irq.bit();
+        if self.hw & bit != 0 {
+            return (false, self.backing(irq));
+        }
+        let again = self.pending & shared.deliverable() & bit != 0;
+        if again {
+            self.pending &= !bit;
+        }
+        let high = self.lines & !shared.edge() & bit != 0;
+        (again, if high { Backing::SoftwareNotify } else { Backing::Software })
+    }
+
+    fn again_spi(&self, spi: Spi, dist: &mut DistState) -> (bool, Backing) {
+        if dist.hw.contains(spi) {
+            return (false, Backing::Hardware(dist.pintid(spi)));
+        }
+        let mine = dist.route(spi) == self.me;
+        let again = mine && dist.forwarding && dist.enabled.contains(spi) && dist.latch.contains(spi);
+        if again {
+            dist.latch.remove(spi);
+            dist.placed.insert(spi);
+        }
+        let look = dist.is_high(spi) || !mine && dist.latch.contains(spi);
+        (again, if look { Backing::SoftwareNotify } else { Backing::Software })
+    }
+
+    /// Gives list registers to interrupts that the guest made active itself, so that it can deactivate them.
+    fn place_active(&mut self, dist: &mut DistState, shared: &VcpuShared, work: &mut Work) {
+        for irq in bits(self.active).filter_map(|n| u8::try_from(n).ok().and_then(PrivateIntid::new)) {
+            let Some(n) = self.free_lr(Intid::Private(irq), work.count) else { break };
+            self.assign_private(irq, n);
+            self.active &= !irq.bit();
+            work.active |= irq.bit();
+            let (again, backing) = self.again_private(irq, shared);
+            work.set(n, active_lr(irq.number().into(), shared.priority(irq), again, backing));
+        }
+        for word in 0..dist.spi_words() {
+            let parked = dist.active.word(word) & !dist.resident.word(word);
+            for spi in bits(parked).filter_map(|bit| Spi::at(word, bit)) {
+                if dist.route(spi) != self.me {
+                    continue;
+                }
+                let Some(n) = self.free_lr(Intid::Shared(spi), work.count) else { return };
+                self.assign_spi(spi, n, dist);
+                let (again, backing) = self.again_spi(spi, dist);
+                work.set(n, active_lr(spi.intid(), dist.priority(spi), again, backing));
+            }
+        }
+    }
+
+    /// Gives the remaining list registers to the most urgent of all that can be delivered.
+    fn place_pending(&mut self, dist: &mut DistState, shared: &VcpuShared, work: &mut Work) {
+        let room = (0..work.count).filter(|n| self.lr_used & bit_at(*n) == 0).count();
+        let mut queue = Queue::new(room);
+        let private = (self.pending | self.lines & !shared.edge())
+            & shared.deliverable()
+            & !work.active
+            & !self.active;
+        for irq in bits(private).filter_map(|n| u8::try_from(n).ok().and_then(PrivateIntid::new)) {
+            queue.offer(Place { priority: shared.priority(irq), intid: u16::from(irq.number()) });
+        }
+        for word in 0..dist.spi_words() {
+            for spi in bits(dist.eligible_word(word)).filter_map(|bit| Spi::at(word, bit)) {
+                if dist.route(spi) == self.me {
+                    queue.offer(Place { priority: dist.priority(spi), intid: spi.intid() });
+                }
+            }
+        }
+        self.waiting = queue.overflowed();
+        for place in queue.places() {
+            let Some(intid) = Intid::new(place.intid) else { continue };
+            let Some(n) = self.free_lr(intid, work.count) else { break };
+            let backing = match intid {
+                Intid::Private(irq) => self.deliver_private(irq, n, shared),
+                Intid::Shared(spi) => self.deliver_spi(spi, n, dist),
+            };
+            let lr = ListRegister {
+                intid: place.intid,
+                priority: place.priority,
+                group: Group::One,
+                state: LrState::Pending,
+                backing,
+            };
+            work.set(n, lr);
+        }
+    }
+
+    fn deliver_private(&mut self, irq: PrivateIntid, n: usize, shared: &VcpuShared) -> Backing {
+        self.assign_private(irq, n);
+        let bit = irq.bit();
+        if self.pending & bit == 0 {
+            self.line_only |= bit;
+        }
+        self.pending &= !bit;
+        match self.backing(irq) {
+            Backing::Software if self.lines & !shared.edge() & bit != 0 => Backing::SoftwareNotify,
+            backing => backing,
+        }
+    }
+
+    fn deliver_spi(&mut self, spi: Spi, n: usize, dist: &mut DistState) -> Backing {
+        self.assign_spi(spi, n, dist);
+        dist.placed.insert(spi);
+        if !dist.latch.remove(spi) {
+            dist.line_only.insert(spi);
+        }
+        if dist.hw.contains(spi) {
+            Backing::Hardware(dist.pintid(spi))
+        } else if dist.is_high(spi) {
+            Backing::SoftwareNotify
+        } else {
+            Backing::Software
+        }
+    }
+
+    /// The lowest unassigned list register, or for a private interrupt the one it had, so that fewer are rewritten.
+    fn free_lr(&self, intid: Intid, count: usize) -> Option<usize> {
+        let free = |n: usize| n < count && self.lr_used & bit_at(n) == 0;
+        let before = match intid {
+            Intid::Private(irq) => self.lr_of.get(usize::from(irq.number())).copied().map(usize::from),
+            Intid::Shared(_) => None,
+        };
+        before.filter(|n| free(*n)).or_else(|| (0..count).find(|n| free(*n)))
+    }
+
+    fn assign_spi(&mut self, spi: Spi, n: usize, dist: &mut DistState) {
+        if let Some(holds) = self.holds.get_mut(n) {
+            *holds = spi.intid();
+            self.lr_used |= bit_at(n);
+            self.lr_spi |= bit_at(n);
+            dist.set_resident(spi, self.me);
+        }
+    }
+
+    /// Lets other vCPUs read the state of private interrupts.
+    fn publish(&self, shared: &VcpuShared, work: &Work) {
+        let mut pending = self.pending | self.lines & !shared.edge();
+        for n in bits(self.lr_used & !self.lr_spi) {
+            let raw = work.new.get(n).copied().unwrap_or(0);
+            if let (Some(Intid::Private(irq)), true) = (self.held(n), work.layout.state(raw).is_pending()) {
+                pending |= irq.bit();
+            }
+        }
+        shared.publish(pending, work.active | self.active);
+    }
+}
