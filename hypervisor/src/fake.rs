@@ -1,1 +1,338 @@
-//! The fake machine.
+//! The fake machine: [`Hardware`] on plain memory, for tests on the host.
+//!
+//! It records what is done to it, fails what a test tells it to fail, and models what a TLB may remember: [`FakeHardware::guest_read`]
+//! and [`FakeHardware::guest_write`] go through stage 2 as a guest's accesses do, so that a missing flush is seen.
+//!
+//! Invariants
+//! 1. RAM that nobody has written or cleared reads as [`GARBAGE`], never as zero: a missing clear is seen.
+//! 2. A use that real hardware would answer with a fault at EL2 (an address that is not RAM, a misaligned word) panics, and so
+//!    does a table write that breaks the rules of break-before-make. In a test, that is a failure with a name.
+#![allow(clippy::missing_panics_doc, clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "panics are its failures")]
+
+mod memory;
+mod mmu;
+
+use std::boxed::Box;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::vec::Vec;
+
+use crate::addr::{FrameAddr, Gfn, GuestVa, Ipa, Mfn};
+use crate::domain_build::Storage;
+use crate::frame::{FrameEntry, FrameTable};
+use crate::frame_alloc::Frames;
+use crate::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
+use crate::log::Event;
+use crate::vgic::PrivateIntid;
+use memory::Ram;
+use mmu::Tlb;
+pub use mmu::{Stage2Fault, Stale};
+
+/// What RAM holds that nobody has written.
+pub const GARBAGE: u8 = 0xA5;
+/// Ticks per second of the fake's counter.
+pub const COUNTER_FREQUENCY: u64 = 62_500_000;
+
+/// Something that was done to the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "one for each method of the trait, with its arguments")]
+pub enum Op {
+    Read { at: FrameAddr, len: usize },
+    Write { at: FrameAddr, len: usize },
+    Copy { to: FrameAddr, from: FrameAddr, len: usize },
+    Clear(Mfn),
+    CleanToMemory(Mfn),
+    SyncInstructions(Mfn),
+    Atomic(FrameAddr),
+    TableWrite { table: Mfn, index: usize, entry: u64 },
+    TablesWritten,
+    FlushPage(Vmid, Ipa),
+    FlushAll(Vmid),
+    Kick(CpuId),
+    Raise(PrivateIntid),
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    ram: Ram,
+    tlb: Tlb,
+    ops: Vec<Op>,
+    pages: BTreeMap<u64, (Ipa, bool)>,
+    identity: bool,
+    /// Calls of atomics that still succeed before one answers [`Contended`].
+    contend_after: Option<u32>,
+    counter: u64,
+    console: Vec<u8>,
+    events: Vec<Event>,
+}
+
+/// A machine with RAM from some address on, and nothing else.
+#[derive(Debug)]
+pub struct FakeHardware {
+    inner: Mutex<Inner>,
+}
+
+impl FakeHardware {
+    /// A machine with `frames` frames of RAM from `base`.
+    pub fn new(base: Mfn, frames: u64) -> Self {
+        let inner = Inner { ram: Ram::new(base.get()..base.get() + frames), ..Inner::default() };
+        Self { inner: Mutex::new(inner) }
+    }
+
+    /// A machine with `frames` frames of RAM from 0x4000_0000, all of them free, its frame table beside it.
+    pub fn with_frames(frames: u64) -> (Self, Frames) {
+        let base = Mfn::new(0x4_0000).unwrap();
+        (Self::new(base, frames), free_frames(base, frames))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // A test that panicked elsewhere on purpose may go on.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything done so far, oldest first; starts anew.
+    pub fn take_ops(&self) -> Vec<Op> {
+        core::mem::take(&mut self.inner().ops)
+    }
+
+    /// Every event logged so far; starts anew.
+    pub fn take_events(&self) -> Vec<Event> {
+        core::mem::take(&mut self.inner().events)
+    }
+
+    /// Everything on the console so far; starts anew.
+    pub fn take_console(&self) -> Vec<u8> {
+        core::mem::take(&mut self.inner().console)
+    }
+
+    /// Lets the current vCPU's stage 1 map the page of `va` to that of `ipa`.
+    pub fn map_va(&self, va: u64, ipa: Ipa, writable: bool) {
+        self.inner().pages.insert(va >> 12, (ipa.frame().base(), writable));
+    }
+
+    /// Takes a page out of the current vCPU's stage 1.
+    pub fn unmap_va(&self, va: u64) {
+        self.inner().pages.remove(&(va >> 12));
+    }
+
+    /// Whether stage 1 maps every page that [`Self::map_va`] does not name to the same number (as a guest with its MMU off).
+    pub fn set_identity(&self, identity: bool) {
+        self.inner().identity = identity;
+    }
+
+    /// Lets `calls` more calls of shared-word atomics succeed and the one after answer [`Contended`], once.
+    pub fn contend_after(&self, calls: u32) {
+        self.inner().contend_after = Some(calls);
+    }
+
+    /// Moves the counter on.
+    pub fn advance(&self, ticks: u64) {
+        self.inner().counter += ticks;
+    }
+
+    /// A guest of this address space reads bytes, at most to the end of the page, through what the TLB remembers.
+    ///
+    /// # Errors
+    /// The fault that the guest would take.
+    pub fn guest_read(&self, vmid: Vmid, root: Mfn, ipa: Ipa, into: &mut [u8]) -> Result<(), Stage2Fault> {
+        let inner = &mut *self.inner();
+        let at = inner.tlb.access(&inner.ram, vmid, root, ipa, Access::Read)?;
+        inner.ram.read(at, into);
+        Ok(())
+    }
+
+    /// A guest of this address space writes bytes, at most to the end of the page, through what the TLB remembers.
+    ///
+    /// # Errors
+    /// The fault that the guest would take.
+    pub fn guest_write(&self, vmid: Vmid, root: Mfn, ipa: Ipa, from: &[u8]) -> Result<(), Stage2Fault> {
+        let inner = &mut *self.inner();
+        let at = inner.tlb.access(&inner.ram, vmid, root, ipa, Access::Write)?;
+        inner.ram.write(at, from);
+        Ok(())
+    }
+
+    /// The first translation that the TLB remembers and the tables do not allow any more.
+    pub fn stale_translation(&self) -> Option<Stale> {
+        let inner = &*self.inner();
+        inner.tlb.stale(&inner.ram)
+    }
+
+    /// The bytes of a frame, as they are, unrecorded.
+    pub fn frame_bytes(&self, frame: Mfn) -> [u8; 4096] {
+        let mut bytes = [0; 4096];
+        self.inner().ram.read(FrameAddr::start(frame), &mut bytes);
+        bytes
+    }
+
+    fn atomic<T>(&self, at: FrameAddr, change: impl FnOnce(&mut Ram) -> T) -> Result<T, Contended> {
+        let inner = &mut *self.inner();
+        inner.ops.push(Op::Atomic(at));
+        match inner.contend_after {
+            Some(0) => {
+                inner.contend_after = None;
+                return Err(Contended);
+            }
+            Some(left) => inner.contend_after = Some(left - 1),
+            None => {}
+        }
+        Ok(change(&mut inner.ram))
+    }
+
+    fn record(&self, op: Op) -> MutexGuard<'_, Inner> {
+        let mut inner = self.inner();
+        inner.ops.push(op);
+        inner
+    }
+}
+
+/// A frame table for `frames` frames from `base`, all of them free.
+pub fn free_frames(base: Mfn, frames: u64) -> Frames {
+    let count = usize::try_from(frames).unwrap();
+    let entries = Box::leak((0..count).map(|_| FrameEntry::new()).collect::<Box<[_]>>());
+    let frames = Frames::new(FrameTable::new(base, entries).unwrap());
+    let end = Mfn::new(frames.table.end()).unwrap();
+    frames.give(base..end);
+    frames
+}
+
+/// Boot storage of tests: leaked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LeakedStorage;
+
+impl Storage for LeakedStorage {
+    fn slice<T: Send + Sync + 'static>(&self, n: usize, make: impl FnMut(usize) -> T) -> Option<&'static mut [T]> {
+        Some(Box::leak((0..n).map(make).collect::<Box<[_]>>()))
+    }
+}
+
+impl Hardware for FakeHardware {
+    fn read(&self, at: FrameAddr, into: &mut [u8]) {
+        self.record(Op::Read { at, len: into.len() }).ram.read(at, into);
+    }
+
+    fn write(&self, at: FrameAddr, from: &[u8]) {
+        self.record(Op::Write { at, len: from.len() }).ram.write(at, from);
+    }
+
+    fn copy(&self, to: FrameAddr, from: FrameAddr, len: usize) {
+        let mut inner = self.record(Op::Copy { to, from, len });
+        let mut bytes = std::vec![0; len.min(to.left()).min(from.left())];
+        inner.ram.read(from, &mut bytes);
+        inner.ram.write(to, &bytes);
+    }
+
+    fn clear(&self, frame: Mfn) {
+        self.record(Op::Clear(frame)).ram.clear(frame);
+    }
+
+    fn clean_to_memory(&self, frame: Mfn) {
+        self.record(Op::CleanToMemory(frame)).ram.check(frame);
+    }
+
+    fn sync_instructions(&self, frame: Mfn) {
+        self.record(Op::SyncInstructions(frame)).ram.check(frame);
+    }
+
+    fn load_u64(&self, at: FrameAddr) -> u64 {
+        self.inner().ram.word(at)
+    }
+
+    fn load_u32(&self, at: FrameAddr) -> u32 {
+        self.inner().ram.half(at)
+    }
+
+    fn or_u64(&self, at: FrameAddr, bits: u64) -> Result<u64, Contended> {
+        self.atomic(at, |ram| {
+            let old = ram.word(at);
+            ram.write(at, &(old | bits).to_le_bytes());
+            old
+        })
+    }
+
+    fn clear_u64(&self, at: FrameAddr, bits: u64) -> Result<u64, Contended> {
+        self.atomic(at, |ram| {
+            let old = ram.word(at);
+            ram.write(at, &(old & !bits).to_le_bytes());
+            old
+        })
+    }
+
+    fn swap_u8(&self, at: FrameAddr, value: u8) -> Result<u8, Contended> {
+        self.atomic(at, |ram| {
+            let mut old = [0];
+            ram.read(at, &mut old);
+            ram.write(at, &[value]);
+            let [old] = old;
+            old
+        })
+    }
+
+    fn compare_exchange_u32(&self, at: FrameAddr, old: u32, new: u32) -> Result<u32, Contended> {
+        self.atomic(at, |ram| {
+            let found = ram.half(at);
+            if found == old {
+                ram.write(at, &new.to_le_bytes());
+            }
+            found
+        })
+    }
+
+    fn table_read(&self, table: Mfn, index: usize) -> u64 {
+        self.inner().ram.entry(table, index)
+    }
+
+    fn table_write(&self, table: Mfn, index: usize, entry: u64) {
+        let mut inner = self.record(Op::TableWrite { table, index, entry });
+        let old = inner.ram.entry(table, index);
+        inner.tlb.table_written(table, index, old, entry);
+        inner.ram.set_entry(table, index, entry);
+    }
+
+    fn tables_written(&self) {
+        self.record(Op::TablesWritten).tlb.barrier();
+    }
+
+    fn flush_page(&self, vmid: Vmid, ipa: Ipa) {
+        self.record(Op::FlushPage(vmid, ipa)).tlb.flush_page(vmid, ipa);
+    }
+
+    fn flush_all(&self, vmid: Vmid) {
+        self.record(Op::FlushAll(vmid)).tlb.flush_all(vmid);
+    }
+
+    fn translate(&self, va: GuestVa, access: Access) -> Result<Ipa, Untranslatable> {
+        let inner = self.inner();
+        let page = va.get() >> 12;
+        let base = match inner.pages.get(&page) {
+            Some((ipa, writable)) => (access == Access::Read || *writable).then_some(*ipa),
+            None if inner.identity => Gfn::new(page).map(Gfn::base),
+            None => None,
+        };
+        base.and_then(|base| base.checked_add(va.get() & 0xFFF)).ok_or(Untranslatable)
+    }
+
+    fn counter(&self) -> u64 {
+        self.inner().counter
+    }
+
+    fn counter_frequency(&self) -> u64 {
+        COUNTER_FREQUENCY
+    }
+
+    fn kick(&self, cpu: CpuId) {
+        drop(self.record(Op::Kick(cpu)));
+    }
+
+    fn raise_current(&self, irq: PrivateIntid) {
+        drop(self.record(Op::Raise(irq)));
+    }
+
+    fn console(&self, text: &[u8]) {
+        self.inner().console.extend_from_slice(text);
+    }
+
+    fn log(&self, event: Event) {
+        self.inner().events.push(event);
+    }
+}
