@@ -15,11 +15,16 @@
 //! tested on the host; the rest is compiled for the bare-metal target only. A guest has one vCPU for now.
 #![cfg_attr(not(test), no_std)]
 
-pub mod bootargs;
-pub mod tree;
-
-#[cfg(target_os = "none")]
 extern crate alloc;
+
+pub mod bootargs;
+pub mod entry;
+pub mod frame;
+pub mod ring;
+pub mod shared_info;
+pub mod stream;
+mod text;
+pub mod tree;
 
 #[cfg(target_os = "none")]
 mod boot;
@@ -28,7 +33,11 @@ pub mod console;
 #[cfg(target_os = "none")]
 pub mod cpu;
 #[cfg(target_os = "none")]
+pub mod event;
+#[cfg(target_os = "none")]
 pub mod exception;
+#[cfg(target_os = "none")]
+pub mod grant;
 #[cfg(target_os = "none")]
 pub mod heap;
 #[cfg(target_os = "none")]
@@ -41,6 +50,9 @@ pub mod mmio;
 mod paging;
 #[cfg(target_os = "none")]
 pub mod power;
+#[cfg(target_os = "none")]
+pub mod time;
 
 #[cfg(target_os = "none")]
 pub use boot::{Guest, Outcome};
+pub use text::{Rate, hex};

@@ -1,0 +1,137 @@
+//! The page that hypervisor and guest share for events: bitmaps of pending and masked ports, and the vCPU's selector
+//! (`shared_info`, 2-level ABI).
+//!
+//! 1. The hypervisor sets a pending bit first, then the selector, then the upcall flag; the guest clears them in the opposite order.
+//!    So no event is missed.
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use pv_abi::Port;
+use pv_abi::shared::{EVTCHN_WORDS, SharedInfo, VcpuInfo};
+
+/// The page.
+#[repr(C, align(4096))]
+pub struct SharedPage {
+    upcall_pending: AtomicU8,
+    upcall_mask: AtomicU8,
+    selector: AtomicU64,
+    time: [AtomicU64; 4],
+    pending: [AtomicU64; EVTCHN_WORDS],
+    mask: [AtomicU64; EVTCHN_WORDS],
+}
+
+const _: () = {
+    assert!(core::mem::offset_of!(SharedPage, selector) == core::mem::offset_of!(VcpuInfo, evtchn_pending_sel));
+    assert!(core::mem::offset_of!(SharedPage, pending) == core::mem::offset_of!(SharedInfo, evtchn_pending));
+    assert!(core::mem::offset_of!(SharedPage, mask) == core::mem::offset_of!(SharedInfo, evtchn_mask));
+    assert!(size_of::<SharedPage>() == pv_abi::PAGE_SIZE);
+};
+
+impl SharedPage {
+    /// All zeros.
+    pub const fn zeroed() -> Self {
+        Self {
+            upcall_pending: AtomicU8::new(0),
+            upcall_mask: AtomicU8::new(0),
+            selector: AtomicU64::new(0),
+            time: [const { AtomicU64::new(0) }; 4],
+            pending: [const { AtomicU64::new(0) }; EVTCHN_WORDS],
+            mask: [const { AtomicU64::new(0) }; EVTCHN_WORDS],
+        }
+    }
+
+    /// Masks every port.
+    pub fn mask_all(&self) {
+        self.mask.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
+    }
+
+    /// Masks `port`; returns whether it was masked already.
+    pub fn mask(&self, port: Port) -> bool {
+        self.change(&self.mask, port, |word, bit| word.fetch_or(bit, Ordering::AcqRel))
+    }
+
+    /// Clears the mask of `port`. The hypervisor's `unmask` call is what also notifies if it is pending.
+    pub fn clear_mask(&self, port: Port) {
+        self.change(&self.mask, port, |word, bit| word.fetch_and(!bit, Ordering::AcqRel));
+    }
+
+    /// Takes the pending event of `port`, if there is one.
+    pub fn take(&self, port: Port) -> bool {
+        self.change(&self.pending, port, |word, bit| word.fetch_and(!bit, Ordering::AcqRel))
+    }
+
+    /// Whether an event is pending at `port`.
+    pub fn is_pending(&self, port: Port) -> bool {
+        self.change(&self.pending, port, |word, _| word.load(Ordering::Acquire))
+    }
+
+    fn change(&self, map: &[AtomicU64; EVTCHN_WORDS], port: Port, with: impl FnOnce(&AtomicU64, u64) -> u64) -> bool {
+        let bit = 1u64 << (port.0 % 64);
+        map.get(port.0 as usize / 64).is_some_and(|word| with(word, bit) & bit != 0)
+    }
+
+    /// Takes all pending events of unmasked ports. Bounded by the ports there are.
+    pub fn take_all(&self, mut handle: impl FnMut(Port)) {
+        self.upcall_pending.store(0, Ordering::SeqCst);
+        let selected = self.selector.swap(0, Ordering::AcqRel);
+        for (index, (pending, mask)) in (0u32..).zip(self.pending.iter().zip(&self.mask)) {
+            if selected & (1 << index) == 0 {
+                continue;
+            }
+            let mut due = pending.load(Ordering::Acquire) & !mask.load(Ordering::Acquire);
+            while due != 0 {
+                let bit = due.trailing_zeros();
+                due &= due - 1;
+                pending.fetch_and(!(1 << bit), Ordering::AcqRel);
+                handle(Port(index * 64 + bit));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the hypervisor does to send to an unmasked port.
+    fn raise(page: &SharedPage, port: u32) {
+        page.pending[port as usize / 64].fetch_or(1 << (port % 64), Ordering::SeqCst);
+        page.selector.fetch_or(1 << (port / 64), Ordering::SeqCst);
+        page.upcall_pending.store(1, Ordering::SeqCst);
+    }
+
+    #[test]
+    fn pending_unmasked_ports_are_taken_once_in_order() {
+        let page = SharedPage::zeroed();
+        page.mask_all();
+        for port in [0, 1, 63, 64, 4095] {
+            page.clear_mask(Port(port));
+            raise(&page, port);
+        }
+        let mut seen = Vec::new();
+        page.take_all(|port| seen.push(port.0));
+        assert_eq!(seen, [0, 1, 63, 64, 4095]);
+        seen.clear();
+        page.take_all(|port| seen.push(port.0));
+        assert!(seen.is_empty());
+        assert_eq!(page.upcall_pending.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_masked_port_stays_pending() {
+        let page = SharedPage::zeroed();
+        page.mask_all();
+        raise(&page, 7);
+        page.take_all(|_| panic!("masked"));
+        assert!(page.is_pending(Port(7)));
+        assert!(page.take(Port(7)));
+        assert!(!page.take(Port(7)));
+    }
+
+    #[test]
+    fn ports_beyond_the_bitmap_are_never_pending() {
+        let page = SharedPage::zeroed();
+        assert!(!page.is_pending(Port(4096)));
+        assert!(!page.take(Port(u32::MAX)));
+        page.clear_mask(Port(4096));
+    }
+}

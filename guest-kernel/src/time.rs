@@ -1,0 +1,100 @@
+//! Time: the virtual counter, and how it relates to the system time that the hypervisor's deadlines use.
+//!
+//! 1. A deadline that is computed here is never later than asked by more than the error of one calibration: the difference between
+//!    system time and counter is taken from the published run state, and the counter is read after it. Too early only means
+//!    that a waiter looks again.
+#![expect(unsafe_code, reason = "registers the run-state area")]
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable};
+use pv_abi::vcpu::{RegisterRunstate, RunstateInfo};
+use spin::Once;
+
+use crate::hypercall;
+
+/// A reading of the virtual counter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Instant(u64);
+
+/// Counter ticks per second.
+pub fn frequency() -> u64 {
+    CNTFRQ_EL0.get().max(1)
+}
+
+/// The counter now.
+#[inline(always)]
+pub fn now() -> Instant {
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+    Instant(CNTVCT_EL0.get())
+}
+
+impl Instant {
+    /// Counter ticks.
+    pub const fn ticks(self) -> u64 {
+        self.0
+    }
+
+    /// Time since the counter was zero.
+    pub fn since_start(self) -> Duration {
+        let (frequency, seconds) = (frequency(), self.0 / frequency());
+        let rest = u128::from(self.0 % frequency) * 1_000_000_000 / u128::from(frequency);
+        Duration::new(seconds, u32::try_from(rest).unwrap_or(0))
+    }
+
+    /// Time since then.
+    pub fn elapsed(self) -> Duration {
+        Self(now().0.saturating_sub(self.0)).since_start()
+    }
+
+    /// The instant `duration` later.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        let ticks = duration.as_nanos().saturating_mul(u128::from(frequency())) / 1_000_000_000;
+        Self(self.0.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)))
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Where the hypervisor publishes this vCPU's run state ([`RunstateInfo`], as atomics; it may cross no page boundary).
+#[repr(C, align(64))]
+struct RunState {
+    state: AtomicU64,
+    entry_time: AtomicU64,
+    time: [AtomicU64; 4],
+}
+
+const _: () = {
+    assert!(size_of::<RunState>() == 64 && size_of::<RunstateInfo>() == 48);
+    assert!(core::mem::offset_of!(RunState, entry_time) == core::mem::offset_of!(RunstateInfo, state_entry_time));
+};
+
+static RUN_STATE: RunState =
+    RunState { state: AtomicU64::new(0), entry_time: AtomicU64::new(0), time: [const { AtomicU64::new(0) }; 4] };
+
+/// System time minus counter time, nanoseconds, wrapping; 0 if the hypervisor does not tell.
+fn system_offset() -> u64 {
+    static OFFSET: Once<u64> = Once::new();
+    *OFFSET.call_once(|| {
+        let mut area = RegisterRunstate { addr: (&raw const RUN_STATE).addr() as u64 };
+        // SAFETY: the area is static, of atomics only, and used for nothing else.
+        if unsafe { hypercall::register_runstate(0, &mut area) }.is_err() {
+            return 0;
+        }
+        // A deadline in the past: blocks for a moment, so that the run state is fresh when we run again.
+        let _ = hypercall::poll(&[], 1);
+        match RUN_STATE.entry_time.load(Ordering::Acquire) {
+            0 => 0,
+            entered => entered.wrapping_sub(nanoseconds(now().since_start())),
+        }
+    })
+}
+
+/// The hypervisor's system time, nanoseconds.
+pub fn system_time() -> u64 {
+    let offset = system_offset();
+    nanoseconds(now().since_start()).wrapping_add(offset)
+}
