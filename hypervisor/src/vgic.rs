@@ -50,10 +50,10 @@ mod vcpu;
 mod tests;
 
 pub use dist::{DistState, Line};
-pub use ids::{Intid, MAX_SPIS, MAX_VCPUS, PrivateIntid, Spi, SpiBits, VcpuNumber, VcpuMask};
+pub use ids::{Intid, MAX_SPIS, MAX_VCPUS, PrivateIntid, Spi, SpiBits, VcpuMask, VcpuNumber};
 pub use lr::{Backing, Group, Layout, ListRegister, ListRegisters, LrState, MAX_LRS, ParkedLrs};
 pub use mmio::{Access, AccessSize, Frame, Handling, MmioRead, MmioWrite};
-pub use service::Serviced;
+pub use service::{Maintenance, Serviced};
 pub use sgi::{Sgi, decode_sgi1r};
 pub use shared::{VcpuShared, Vcpus};
 pub use vcpu::{Raised, VcpuGic};

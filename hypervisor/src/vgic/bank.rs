@@ -54,7 +54,11 @@ pub(super) fn decode(offset: u64, size: AccessSize) -> Decoded {
         0xc00..0xd00 => Bank::Config((offset & 0xff) >> 2),
         _ => return Decoded::Elsewhere,
     };
-    if size == AccessSize::Word && offset.trailing_zeros() >= 2 { Decoded::Bank(bank) } else { Decoded::BadWidth }
+    if size == AccessSize::Word && offset.trailing_zeros() >= 2 {
+        Decoded::Bank(bank)
+    } else {
+        Decoded::BadWidth
+    }
 }
 
 fn priority(first: usize, size: AccessSize) -> Decoded {

@@ -1,6 +1,6 @@
 //! The distributor of one domain: all SPI state, and requests for private interrupts. Guarded by the domain's lock.
 
-use super::ids::{MAX_SPIS, MAX_VCPUS, SPI_WORDS, Spi, SpiBits, VcpuNumber, VcpuMask, bits};
+use super::ids::{MAX_SPIS, MAX_VCPUS, SPI_WORDS, Spi, SpiBits, VcpuMask, VcpuNumber, bits};
 use super::shared::Vcpus;
 
 /// What guests asked of a vCPU's private interrupts through MMIO; its owner applies it in `service`.
@@ -58,7 +58,13 @@ impl DistState {
         Self {
             group1_enabled: false,
             forwarding: false,
-            vcpus: if vcpus > MAX_VCPUS { MAX_VCPUS } else if vcpus == 0 { 1 } else { vcpus },
+            vcpus: if vcpus > MAX_VCPUS {
+                MAX_VCPUS
+            } else if vcpus == 0 {
+                1
+            } else {
+                vcpus
+            },
             spi_words: if spis > MAX_SPIS { SPI_WORDS } else { spis.div_ceil(32) },
             enabled: SpiBits::EMPTY,
             edge: SpiBits::EMPTY,
@@ -77,7 +83,8 @@ impl DistState {
             route: [VcpuNumber::BOOT; MAX_SPIS],
             holder: [VcpuNumber::BOOT; MAX_SPIS],
             pintid: [0; MAX_SPIS],
-            requests: [Requests { set_pending: 0, clear_pending: 0, set_active: 0, clear_active: 0 }; MAX_VCPUS],
+            requests: [Requests { set_pending: 0, clear_pending: 0, set_active: 0, clear_active: 0 };
+                MAX_VCPUS],
         }
     }
 

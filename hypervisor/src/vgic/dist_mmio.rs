@@ -5,7 +5,7 @@
 
 use super::bank::{Bank, Decoded, Op, decode, gather, spread};
 use super::dist::DistState;
-use super::ids::{Intid, MAX_SPIS, Spi, VcpuNumber, VcpuMask, bits};
+use super::ids::{Intid, MAX_SPIS, Spi, VcpuMask, VcpuNumber, bits};
 use super::mmio::{AccessSize, Written, read_part, word_of, write_part};
 use super::shared::{VcpuShared, Vcpus};
 
@@ -73,9 +73,7 @@ impl DistState {
             Decoded::Bank(bank) => Some(self.read_bank(me, vcpus, bank)),
             Decoded::BadWidth => None,
             Decoded::Elsewhere => match register(self, offset, size)? {
-                Register::Ctlr => {
-                    Some(CTLR_ARE_NS | if self.group1_enabled { CTLR_ENABLE_GRP1A } else { 0 })
-                }
+                Register::Ctlr => Some(CTLR_ARE_NS | if self.group1_enabled { CTLR_ENABLE_GRP1A } else { 0 }),
                 Register::Typer => Some(self.typer()),
                 Register::Iidr => Some(IIDR),
                 Register::Pidr2 => Some(PIDR2),

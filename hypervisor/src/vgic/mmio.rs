@@ -53,7 +53,6 @@ pub enum Handling {
 
 /// Result of a read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use]
 pub struct MmioRead {
     /// The value, zero-extended.
     pub value: u64,
@@ -65,7 +64,6 @@ pub struct MmioRead {
 
 /// Result of a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use]
 pub struct MmioWrite {
     /// Whether there is such a register.
     pub handling: Handling,

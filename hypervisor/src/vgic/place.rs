@@ -28,7 +28,12 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) const fn new(room: usize) -> Self {
         let room = if room < MAX_LRS { room } else { MAX_LRS };
-        Self { places: [Place { priority: 0xff, intid: u16::MAX }; MAX_LRS], room, used: 0, overflowed: false }
+        Self {
+            places: [Place { priority: 0xff, intid: u16::MAX }; MAX_LRS],
+            room,
+            used: 0,
+            overflowed: false,
+        }
     }
 
     /// Puts `place` where it belongs; the last one falls out if there is no room. At most 16 steps.

@@ -7,7 +7,7 @@
 use super::bank::{Bank, Decoded, Op, decode, gather};
 use super::dist::DistState;
 use super::dist_mmio::{IIDR, PIDR2, replace_half};
-use super::ids::{VcpuNumber, VcpuMask};
+use super::ids::{VcpuMask, VcpuNumber};
 use super::mmio::{AccessSize, Written, read_part, word_of};
 use super::shared::{VcpuShared, Vcpus};
 
@@ -82,7 +82,12 @@ impl DistState {
     }
 
     /// A read of the redistributors; `None` if there is no register of that width.
-    pub(super) fn redist_read(&self, vcpus: &(impl Vcpus + ?Sized), offset: u64, size: AccessSize) -> Option<u64> {
+    pub(super) fn redist_read(
+        &self,
+        vcpus: &(impl Vcpus + ?Sized),
+        offset: u64,
+        size: AccessSize,
+    ) -> Option<u64> {
         match self.place(offset, size)? {
             Place::Sgi(vcpu, bank) => Some(self.read_bank(vcpu, vcpus, bank)),
             Place::Rd(vcpu, offset) => match register(offset, size)? {

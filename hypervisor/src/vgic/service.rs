@@ -10,15 +10,27 @@ use super::place::{Place, Queue};
 use super::shared::{VcpuShared, Vcpus};
 use super::vcpu::{Raised, VcpuGic};
 
+/// What tells EL2 that list registers may be free while interrupts wait. None is asserted at once after a service, so
+/// none can keep the guest from running.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Maintenance {
+    /// Nothing waits.
+    #[default]
+    None,
+    /// `ICH_HCR_EL2.NPIE`: the guest has acknowledged all that are in list registers.
+    NoPending,
+    /// `ICH_HCR_EL2.UIE`: all were active, and at most one still is. (Those without a physical interrupt report their
+    /// deactivation themselves.)
+    Underflow,
+}
+
 /// What the image has to do after a service.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-#[must_use = "other vCPUs may need a kick, the hardware a request"]
 pub struct Serviced {
     /// Other vCPUs that have something to service now.
     pub kick: VcpuMask,
-    /// More interrupts are deliverable than there are list registers: ask for the underflow maintenance interrupt
-    /// (`ICH_HCR_EL2.UIE`), otherwise withdraw the request. It is not asserted at once, as all are full now.
-    pub need_underflow_irq: bool,
+    /// Which maintenance interrupt to ask for; any other of these requests is withdrawn.
+    pub maintenance: Maintenance,
     /// Private interrupts with a physical one behind them that the guest cancelled: deactivate the physical ones.
     pub deactivate: u32,
     /// The same for SPIs.
@@ -54,6 +66,7 @@ impl VcpuGic {
     /// Brings list registers, latches and the domain's state into agreement. Run it on the owner's CPU, under the
     /// domain's lock: when a raise or [`take_remote`](Self::take_remote) says so, after a maintenance interrupt, and
     /// after MMIO that names this vCPU. `vcpus` are the domain's, `lrs` is where this vCPU's list registers are now.
+    #[must_use = "other vCPUs may need a kick, the hardware a request"]
     pub fn service<L: ListRegisters>(
         &mut self,
         dist: &mut DistState,
@@ -78,13 +91,13 @@ impl VcpuGic {
         self.keep_active(dist, shared, &mut work);
         self.place_active(dist, shared, &mut work);
         self.place_pending(dist, shared, &mut work);
+        work.done.maintenance = self.watch(dist, &mut work);
         for (n, (old, new)) in work.old.iter().zip(work.new.iter()).enumerate().take(work.count) {
             if old != new {
                 lrs.write(n, *new);
             }
         }
         self.publish(shared, &work);
-        work.done.need_underflow_irq = self.waiting && work.count > 1;
         work.done
     }
 
@@ -271,10 +284,8 @@ impl VcpuGic {
     fn place_pending(&mut self, dist: &mut DistState, shared: &VcpuShared, work: &mut Work) {
         let room = (0..work.count).filter(|n| self.lr_used & bit_at(*n) == 0).count();
         let mut queue = Queue::new(room);
-        let private = (self.pending | self.lines & !shared.edge())
-            & shared.deliverable()
-            & !work.active
-            & !self.active;
+        let private =
+            (self.pending | self.lines & !shared.edge()) & shared.deliverable() & !work.active & !self.active;
         for irq in bits(private).filter_map(|n| u8::try_from(n).ok().and_then(PrivateIntid::new)) {
             queue.offer(Place { priority: shared.priority(irq), intid: u16::from(irq.number()) });
         }
@@ -301,6 +312,43 @@ impl VcpuGic {
                 backing,
             };
             work.set(n, lr);
+        }
+    }
+
+    /// How EL2 learns of room for what waits. With interrupts waiting all list registers are in use.
+    fn watch(&mut self, dist: &mut DistState, work: &mut Work) -> Maintenance {
+        if !self.waiting {
+            return Maintenance::None;
+        }
+        let mut request = Maintenance::Underflow;
+        for n in bits(self.lr_used) {
+            let lr = work.layout.decode(work.new.get(n).copied().unwrap_or(0));
+            match (lr.state, lr.backing) {
+                (LrState::Pending, _) => request = Maintenance::NoPending,
+                (LrState::Active | LrState::PendingActive, Backing::Software | Backing::SoftwareNotify) => {
+                    if lr.state == LrState::PendingActive {
+                        self.relatch(n, dist);
+                    }
+                    work.set(n, active_lr(lr.intid, lr.priority, false, Backing::SoftwareNotify));
+                }
+                (LrState::Active | LrState::PendingActive, Backing::Hardware(_)) | (LrState::Inactive, _) => {
+                }
+            }
+        }
+        // With a single list register underflow would be asserted at once.
+        if request == Maintenance::Underflow && work.count < 2 { Maintenance::None } else { request }
+    }
+
+    /// Takes back the second occurrence of an active interrupt: it could become pending in its list register, with no
+    /// notice, before something more urgent that waits.
+    fn relatch(&mut self, n: usize, dist: &mut DistState) {
+        match self.held(n) {
+            Some(Intid::Private(irq)) => self.pending |= irq.bit(),
+            Some(Intid::Shared(spi)) => {
+                dist.latch.insert(spi);
+                dist.placed.remove(spi);
+            }
+            None => {}
         }
     }
 

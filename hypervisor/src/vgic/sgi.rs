@@ -1,6 +1,6 @@
 //! Software-generated interrupts: what a write to `ICC_SGI1R_EL1` asks for.
 
-use super::ids::{MAX_VCPUS, PrivateIntid, VcpuNumber, VcpuMask};
+use super::ids::{MAX_VCPUS, PrivateIntid, VcpuMask, VcpuNumber};
 
 /// An SGI and the vCPUs it goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

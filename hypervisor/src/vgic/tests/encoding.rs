@@ -1,6 +1,8 @@
 //! List register layouts, against values worked out from the architecture's field tables.
 
-use crate::vgic::{Backing, Group, Layout, ListRegister, ListRegisters, LrState, ParkedLrs, VcpuGic, VcpuNumber};
+use crate::vgic::{
+    Backing, Group, Layout, ListRegister, ListRegisters, LrState, ParkedLrs, VcpuGic, VcpuNumber,
+};
 
 const TIMER: ListRegister = ListRegister {
     intid: 27,
@@ -17,7 +19,8 @@ fn v3_fields_are_where_ich_lr_el2_has_them() {
     let uart = ListRegister { intid: 32, priority: 0x48, backing: Backing::SoftwareNotify, ..TIMER };
     // State 0b01, Group 1, EOI is bit 41.
     assert_eq!(uart.encode_v3(), 0x5048_0200_0000_0020);
-    let idle = ListRegister { state: LrState::Inactive, group: Group::Zero, backing: Backing::Software, ..TIMER };
+    let idle =
+        ListRegister { state: LrState::Inactive, group: Group::Zero, backing: Backing::Software, ..TIMER };
     assert_eq!(idle.encode_v3(), 0x00a0_0000_0000_001b);
 }
 
@@ -35,10 +38,15 @@ fn every_meaning_survives_both_layouts() {
         for intid in [0, 15, 31, 32, 287] {
             for priority in [0, 8, 0xa0, 0xf8] {
                 for group in [Group::Zero, Group::One] {
-                    for state in [LrState::Inactive, LrState::Pending, LrState::Active, LrState::PendingActive] {
-                        for backing in
-                            [Backing::Software, Backing::SoftwareNotify, Backing::Hardware(0), Backing::Hardware(1019)]
-                        {
+                    for state in
+                        [LrState::Inactive, LrState::Pending, LrState::Active, LrState::PendingActive]
+                    {
+                        for backing in [
+                            Backing::Software,
+                            Backing::SoftwareNotify,
+                            Backing::Hardware(0),
+                            Backing::Hardware(1019),
+                        ] {
                             let lr = ListRegister { intid, priority, group, state, backing };
                             let raw = layout.encode(lr);
                             assert_eq!(layout.decode(raw), lr);
@@ -59,7 +67,10 @@ fn parked_registers_beyond_the_count_are_not_empty() {
     let mut parked: ParkedLrs = *gic.parked();
     assert_eq!(parked.empty_mask(), 0b1111);
     parked.write(1, TIMER.encode_v3());
-    parked.write(2, ListRegister { state: LrState::Inactive, backing: Backing::SoftwareNotify, ..TIMER }.encode_v3());
+    parked.write(
+        2,
+        ListRegister { state: LrState::Inactive, backing: Backing::SoftwareNotify, ..TIMER }.encode_v3(),
+    );
     assert_eq!(parked.empty_mask(), 0b1001);
     parked.write(99, 1);
     assert_eq!(parked.read(99), 0);

@@ -1,8 +1,8 @@
 //! A domain on a machine with a virtual CPU interface for each vCPU, as small as the tests need.
 
 use crate::vgic::{
-    Access, AccessSize, Backing, DistState, Frame, Intid, Layout, Line, ListRegisters, LrState, MmioRead, MmioWrite,
-    PrivateIntid, Raised, Serviced, Spi, SpiBits, VcpuGic, VcpuNumber, VcpuShared,
+    Access, AccessSize, Backing, DistState, Frame, Intid, Layout, Line, ListRegisters, LrState, Maintenance,
+    MmioRead, MmioWrite, PrivateIntid, Raised, Serviced, Spi, SpiBits, VcpuGic, VcpuNumber, VcpuShared,
 };
 
 /// List registers with the guest's side of the CPU interface (IHI 0069, 4.8 and 6.1): the highest pending is
@@ -99,7 +99,7 @@ pub(super) struct Machine {
     pub(super) gics: Vec<VcpuGic>,
     pub(super) cpus: Vec<CpuInterface>,
     pub(super) loaded: Vec<bool>,
-    pub(super) underflow: Vec<bool>,
+    pub(super) maintenance: Vec<Maintenance>,
     /// Private interrupts whose physical ones a service asked to deactivate, and SPIs.
     pub(super) deactivate: Vec<u32>,
     pub(super) deactivate_spis: SpiBits,
@@ -121,7 +121,7 @@ impl Machine {
             gics: (0..vcpus).map(|n| VcpuGic::new(vcpu(n), layout, lrs)).collect(),
             cpus: (0..vcpus).map(|_| CpuInterface::new(layout, lrs)).collect(),
             loaded: vec![true; vcpus],
-            underflow: vec![false; vcpus],
+            maintenance: vec![Maintenance::None; vcpus],
             deactivate: vec![0; vcpus],
             deactivate_spis: SpiBits::default(),
         }
@@ -248,7 +248,7 @@ impl Machine {
         self.settle();
     }
 
-    pub(super) fn service(&mut self, me: usize) -> Serviced {
+    pub(super) fn service(&mut self, me: usize) {
         let done = if self.loaded[me] {
             self.gics[me].service(&mut self.dist, &self.shared[..], &mut self.cpus[me])
         } else {
@@ -256,11 +256,11 @@ impl Machine {
             self.gics[me].with_parked(|gic, lrs| gic.service(dist, shared, lrs))
         };
         self.note(me, done);
-        done
     }
 
     fn note(&mut self, me: usize, done: Serviced) {
-        self.underflow[me] = done.need_underflow_irq;
+        self.maintenance[me] = done.maintenance;
+        assert!(!self.loaded[me] || !self.asserted(me), "asserted at once");
         self.deactivate[me] |= done.deactivate;
         for spi in done.deactivate_spis.iter() {
             self.deactivate_spis.insert(spi);
@@ -271,9 +271,17 @@ impl Machine {
     }
 
     fn maintenance_due(&self, me: usize) -> bool {
-        let valid = self.cpus[me].entries().count();
-        self.loaded[me]
-            && (self.cpus[me].end_of_interrupt_due() || self.underflow[me] && valid <= 1)
+        self.loaded[me] && (self.cpus[me].end_of_interrupt_due() || self.asserted(me))
+    }
+
+    /// Whether the requested maintenance interrupt is asserted (`ICH_MISR_EL2.NP`, `U`).
+    fn asserted(&self, me: usize) -> bool {
+        let mut entries = self.cpus[me].entries();
+        match self.maintenance[me] {
+            Maintenance::None => false,
+            Maintenance::NoPending => entries.all(|lr| lr.state != LrState::Pending),
+            Maintenance::Underflow => entries.count() <= 1,
+        }
     }
 
     /// Lets every CPU do what it was asked to, to the end.

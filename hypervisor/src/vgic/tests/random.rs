@@ -1,4 +1,5 @@
 //! Random sequences against a model that knows nothing of list registers.
+#![expect(clippy::cast_possible_truncation, reason = "INTIDs below 96")]
 
 use super::machine::{Machine, private};
 use crate::vgic::{Access, AccessSize, Frame, Layout, Line};
@@ -29,6 +30,7 @@ const TIMER: usize = 27;
 
 /// One interrupt as IHI 0069, 4.1 has it.
 #[derive(Clone, Copy, Default, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each register bit")]
 struct Interrupt {
     enabled: bool,
     edge: bool,
@@ -59,7 +61,8 @@ impl Reference {
 
     /// What `vcpu` could be given, best priority first.
     fn best(&mut self, vcpu: usize) -> Option<u8> {
-        (0..INTIDS).filter(|n| self.deliverable(vcpu, *n)).map(|n| self.at(vcpu, n).priority).min()
+        let deliverable: Vec<_> = (0..INTIDS).filter(|n| self.deliverable(vcpu, *n)).collect();
+        deliverable.into_iter().map(|n| self.at(vcpu, n).priority).min()
     }
 
     fn deliverable(&mut self, vcpu: usize, intid: usize) -> bool {
@@ -215,8 +218,11 @@ impl Run {
             self.r.at(vcpu, at).edge = config >> (2 * n + 1) & 1 != 0;
         }
         let (frame, base) = Self::place(vcpu, 0, 0xc04);
-        let (frame, offset) =
-            if word == 0 { (frame, base) } else { (Frame::Distributor, 0xc00 + 8 * word as u64 + 4 * half as u64) };
+        let (frame, offset) = if word == 0 {
+            (frame, base)
+        } else {
+            (Frame::Distributor, 0xc00 + 8 * word as u64 + 4 * half as u64)
+        };
         self.m.write(me, frame, offset, config);
     }
 
