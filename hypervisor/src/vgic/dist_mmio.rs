@@ -202,25 +202,38 @@ impl DistState {
             Bank::Active(op, word) => self.write_active(op, word.wrapping_sub(1), value, vcpus),
             Bank::Config(n) => self.write_config(n, value, vcpus),
             Bank::Priority(first, count) => {
-                let Some(private) = vcpus.vcpu(of) else { return VcpuMask::EMPTY };
-                for (n, byte) in value.to_le_bytes().into_iter().enumerate().take(count) {
-                    self.write_priority(first.wrapping_add(n), byte, private);
-                }
-                VcpuMask::EMPTY
+                let bytes = value.to_le_bytes();
+                let all = bytes.into_iter().take(count).enumerate();
+                all.fold(VcpuMask::EMPTY, |asked, (n, byte)| {
+                    asked.union(self.write_priority(first.wrapping_add(n), byte, of, vcpus))
+                })
             }
             Bank::Zero => VcpuMask::EMPTY,
         }
     }
 
-    fn write_priority(&mut self, number: usize, priority: u8, private: &VcpuShared) {
+    fn write_priority(
+        &mut self,
+        number: usize,
+        priority: u8,
+        of: VcpuNumber,
+        vcpus: &(impl Vcpus + ?Sized),
+    ) -> VcpuMask {
         match intid(number) {
-            Some(Intid::Private(irq)) => private.set_priority(irq, priority),
+            Some(Intid::Private(irq)) => match vcpus.vcpu(of) {
+                Some(private) if private.priority(irq) != priority => {
+                    private.set_priority(irq, priority);
+                    Self::request(of, vcpus)
+                }
+                Some(_) | None => VcpuMask::EMPTY,
+            },
             Some(Intid::Shared(spi)) if self.has_spi(spi) => {
                 if let Some(slot) = self.priority.get_mut(usize::from(spi.index())) {
                     *slot = priority;
                 }
+                self.attend(spi, vcpus)
             }
-            Some(Intid::Shared(_)) | None => {}
+            Some(Intid::Shared(_)) | None => VcpuMask::EMPTY,
         }
     }
 

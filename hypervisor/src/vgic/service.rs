@@ -97,6 +97,7 @@ impl VcpuGic {
                 lrs.write(n, *new);
             }
         }
+        self.summarize();
         self.publish(shared, &work);
         work.done
     }
@@ -114,6 +115,7 @@ impl VcpuGic {
             }
             Line::Low => self.lines &= !bit,
         }
+        self.summarize();
         if before == self.lines || (shared.deliverable() | self.resident) & bit == 0 {
             Raised::Held
         } else {

@@ -29,6 +29,9 @@ pub struct VcpuGic {
     pub(super) lr_spi: u32,
     /// Deliverable interrupts wait for list registers, so a raise must compare priorities.
     pub(super) waiting: bool,
+    /// Private interrupts that a raise cannot simply put into a list register: a summary of the above, so that the short
+    /// way tests one word. See [`summarize`](Self::summarize).
+    slow: u32,
     pub(super) lr_of: [u8; 32],
     pub(super) holds: [u16; MAX_LRS],
     pub(super) pintid: [u16; 32],
@@ -71,6 +74,7 @@ impl VcpuGic {
             lr_used: 0,
             lr_spi: 0,
             waiting: false,
+            slow: 0,
             lr_of: [0; 32],
             holds: [0; MAX_LRS],
             pintid: [0; 32],
@@ -93,12 +97,15 @@ impl VcpuGic {
     }
 
     /// Raises a private interrupt of this vCPU: an edge, latched. `lrs` is where this vCPU's list registers are now.
+    ///
+    /// The short way, for an interrupt that had a list register before: a few loads, a read and a write of it. The
+    /// value that the guest left there is right but for its state, as a change of priority comes with a service, which
+    /// takes finished interrupts out.
     #[inline]
     pub fn raise<L: ListRegisters>(&mut self, irq: PrivateIntid, shared: &VcpuShared, lrs: &mut L) -> Raised {
         let bit = irq.bit();
-        let deliverable = shared.deliverable();
-        if deliverable & !(self.pending | self.lines | self.active) & bit == 0 || self.waiting {
-            return self.latch(bit, deliverable);
+        if shared.deliverable() & !self.slow & bit == 0 {
+            return self.latch(bit, shared);
         }
         if self.resident & bit == 0 {
             return self.place_free(irq, shared, lrs);
@@ -107,21 +114,31 @@ impl VcpuGic {
         let layout = lrs.layout();
         let raw = lrs.read(n);
         match layout.state(raw) {
-            LrState::Inactive => lrs.write(n, self.pending_lr(irq, shared, layout)),
+            LrState::Inactive => lrs.write(n, layout.with_state(raw, LrState::Pending)),
             LrState::Active if self.hw & bit != 0 => {
-                self.pending |= bit;
+                let _ = self.latch(bit, shared);
                 return Raised::Held;
             }
             LrState::Active => lrs.write(n, layout.with_state(raw, LrState::PendingActive)),
             LrState::Pending | LrState::PendingActive => {}
         }
-        self.line_only &= !bit;
         Raised::Placed
     }
 
-    fn latch(&mut self, bit: u32, deliverable: u32) -> Raised {
+    #[cold]
+    fn latch(&mut self, bit: u32, shared: &VcpuShared) -> Raised {
         self.pending |= bit;
-        if deliverable & bit == 0 { Raised::Held } else { Raised::NeedsService }
+        self.summarize();
+        if shared.deliverable() & bit == 0 { Raised::Held } else { Raised::NeedsService }
+    }
+
+    /// To be called when latches, lines, parked interrupts or the queue have changed.
+    pub(super) fn summarize(&mut self) {
+        self.slow = if self.waiting {
+            u32::MAX
+        } else {
+            self.pending | self.lines | self.active | self.line_only
+        };
     }
 
     /// Takes an empty list register, one that no interrupt had if there is one, for an interrupt that has none.
@@ -135,12 +152,10 @@ impl VcpuGic {
         let unused = empty & !self.lr_used;
         let n = lowest(if unused == 0 { empty } else { unused });
         if empty == 0 || n >= MAX_LRS {
-            self.pending |= irq.bit();
-            return Raised::NeedsService;
+            return self.latch(irq.bit(), shared);
         }
         self.unassign(n);
         self.assign_private(irq, n);
-        self.line_only &= !irq.bit();
         lrs.write(n, self.pending_lr(irq, shared, lrs.layout()));
         Raised::Placed
     }

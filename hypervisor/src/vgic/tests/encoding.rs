@@ -27,9 +27,9 @@ fn v3_fields_are_where_ich_lr_el2_has_them() {
 #[test]
 fn v2_fields_are_where_gich_lr_has_them() {
     // HW 31, Grp1 30, State 29:28, Priority 0xa0 >> 3 at 27:23, PhysicalID 19:10, VirtualID 9:0.
-    assert_eq!(TIMER.encode_v2(), 1 << 31 | 1 << 30 | 1 << 28 | 0x14 << 23 | 27 << 10 | 27);
+    assert_eq!(TIMER.encode_v2(), 1 << 31 | 1 << 30 | 1 << 28 | 0x14 << 23 | 0x1b << 10 | 0x1b);
     let uart = ListRegister { intid: 32, priority: 0x48, backing: Backing::SoftwareNotify, ..TIMER };
-    assert_eq!(uart.encode_v2(), 1 << 30 | 1 << 28 | 9 << 23 | 1 << 19 | 32);
+    assert_eq!(uart.encode_v2(), 1 << 30 | 1 << 28 | 9 << 23 | 1 << 19 | 0x20);
 }
 
 #[test]

@@ -141,7 +141,7 @@ impl Run {
         let intid = self.random.below(INTIDS);
         let private = self.random.below(32);
         let spi = self.random.below(SPIS) as u8;
-        match self.random.below(40) {
+        match self.random.below(42) {
             0 | 1 if private != TIMER => {
                 self.r.at(vcpu, private).latch = true;
                 let _ = self.m.raise(vcpu, private as u8);
@@ -177,7 +177,8 @@ impl Run {
             18..=26 => self.acknowledge(vcpu),
             27..=34 => self.end(vcpu),
             35 | 36 => self.m.switch(vcpu),
-            37 => {
+            37 => self.set_priority(vcpu, intid),
+            38 => {
                 self.m.service(vcpu);
                 self.m.settle();
             }

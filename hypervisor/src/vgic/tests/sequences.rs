@@ -191,6 +191,19 @@ fn an_edge_configured_line_is_delivered_once_a_rise() {
 }
 
 #[test]
+fn a_new_priority_holds_for_what_is_pending_and_for_the_next_raise() {
+    let mut m = Machine::running(1, 0);
+    let _ = m.raise(0, 30);
+    m.acknowledge(0);
+    m.end(0, 30);
+    let _ = m.raise(0, 31);
+    m.write(0, Frame::Redistributor, 0x1_041c, 0x2010_a0a0);
+    let _ = m.raise(0, 30);
+    assert_eq!(m.cpus[0].entries().map(|lr| lr.priority).min(), Some(0x10));
+    assert_eq!(m.cpus[0].entries().map(|lr| lr.priority).max(), Some(0x20));
+}
+
+#[test]
 fn the_timer_carries_its_physical_interrupt() {
     let mut m = Machine::running(1, 0);
     m.gics[0].declare_hw(private(27), 27);
