@@ -126,6 +126,7 @@ impl VcpuGic {
     }
 
     #[cold]
+    #[inline(never)]
     fn latch(&mut self, bit: u32, shared: &VcpuShared) -> Raised {
         self.pending |= bit;
         self.summarize();
@@ -134,14 +135,12 @@ impl VcpuGic {
 
     /// To be called when latches, lines, parked interrupts or the queue have changed.
     pub(super) fn summarize(&mut self) {
-        self.slow = if self.waiting {
-            u32::MAX
-        } else {
-            self.pending | self.lines | self.active | self.line_only
-        };
+        self.slow =
+            if self.waiting { u32::MAX } else { self.pending | self.lines | self.active | self.line_only };
     }
 
     /// Takes an empty list register, one that no interrupt had if there is one, for an interrupt that has none.
+    #[inline(never)]
     fn place_free<L: ListRegisters>(
         &mut self,
         irq: PrivateIntid,
