@@ -1,5 +1,6 @@
 //! The developer's command line: set-up, build, run, test, check, bench. One file a command.
 
+mod bench;
 mod build;
 mod check;
 mod console;
@@ -14,6 +15,7 @@ mod process;
 mod run;
 mod setup;
 mod system;
+mod test;
 mod verdict;
 mod workspace;
 
@@ -42,6 +44,10 @@ enum Command {
     Check,
     /// Boot a system file under QEMU.
     Run(run::Options),
+    /// Run the tests; the last line counts them.
+    Test(test::Options),
+    /// Measure under QEMU, in instructions.
+    Bench(bench::Options),
     /// Decode the log of a board: a serial device, a file, or standard input.
     Monitor(monitor::Options),
     /// Boot under QEMU and wait for a debugger.
@@ -68,6 +74,8 @@ fn dispatch(command: Command) -> Outcome<()> {
         Command::Build => build::command(),
         Command::Check => check::command(),
         Command::Run(options) => run::command(&options),
+        Command::Test(options) => test::command(&options),
+        Command::Bench(options) => bench::command(&options),
         Command::Monitor(options) => monitor::command(&options),
         Command::Debug(options) => debug::command(&options),
     }

@@ -129,9 +129,9 @@ pub(crate) struct Report {
     /// How many domains the file has.
     domains: u32,
     /// What the log said.
-    pub(crate) observer: Observer,
+    observer: Observer,
     /// What went wrong; empty if all went well.
-    pub(crate) problems: Vec<String>,
+    problems: Vec<String>,
     /// Whether the time was up.
     timed_out: bool,
     elapsed: Duration,

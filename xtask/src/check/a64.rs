@@ -20,6 +20,16 @@ pub(super) enum Flow {
     Return,
 }
 
+impl Flow {
+    /// The address it can go to, if the instruction says one.
+    pub(super) fn target(self) -> Option<u64> {
+        match self {
+            Self::Branch(to) | Self::Jump(to) => Some(to),
+            Self::Next | Self::IndirectCall | Self::IndirectJump(_) | Self::Return => None,
+        }
+    }
+}
+
 /// Decodes one instruction at an address.
 pub(super) fn flow(word: u32, at: u64) -> Flow {
     let to = |bits: u32, lowest: u32| at.wrapping_add_signed(signed(word >> lowest, bits) * 4);

@@ -3,7 +3,7 @@
 mod a64;
 mod panic_reach;
 mod planted;
-mod sources;
+pub(crate) mod sources;
 
 use std::process::Command;
 
@@ -49,13 +49,10 @@ pub(crate) fn command() -> Outcome<()> {
     let toolchain = setup::toolchain()?;
     let mut failed = Vec::new();
     for check in &ALL {
-        match (check.run)(&toolchain) {
-            Ok(Found::Good(note)) => println!("ok       {}{}", check.name, dash(&note)),
-            Ok(Found::Skipped(why)) => println!("skipped  {}: {why}", check.name),
-            Err(failure) => {
-                println!("FAILED   {}: {failure}", check.name);
-                failed.push(check.name);
-            }
+        let result = (check.run)(&toolchain);
+        println!("{}", line(check.name, &result));
+        if result.is_err() {
+            failed.push(check.name);
         }
     }
     if failed.is_empty() {
@@ -65,8 +62,14 @@ pub(crate) fn command() -> Outcome<()> {
     }
 }
 
-fn dash(note: &str) -> String {
-    if note.is_empty() { String::new() } else { format!(": {note}") }
+/// One line on a step: its state, its name, what it found.
+pub(crate) fn line(name: &str, result: &Outcome<Found>) -> String {
+    match result {
+        Ok(Found::Good(note)) if note.is_empty() => format!("ok       {name}"),
+        Ok(Found::Good(note)) => format!("ok       {name}: {note}"),
+        Ok(Found::Skipped(why)) => format!("skipped  {name}: {why}"),
+        Err(failure) => format!("FAILED   {name}: {failure}"),
+    }
 }
 
 /// A cargo command in the workspace; its output is shown as it comes.

@@ -2,12 +2,13 @@
 //! can.
 //!
 //! What it rests on:
-//! 1. The vector table, with all code in it, is the output section `.text.vectors`; everything that runs after boot is
-//!    entered through it.
+//! 1. The vector table is the architecture's 2 KiB from the symbol `el2_vectors`, or the output section `.text.vectors`;
+//!    everything that runs after boot is entered through it.
 //! 2. Every direct branch is followed, whatever its condition.
 //! 3. An indirect call or jump that is reachable is a finding too, unless `xtask/indirect-calls.txt` names its function
 //!    with a reason, or it is a `match` compiled to a table of offsets within the same function.
-//! 4. An assembly label (no size in the symbol table) goes on into the next one unless it ends in a jump or return.
+//! 4. An assembly label (no size in the symbol table) goes on into the next one unless nothing leads to its end: what
+//!    follows a jump or a return counts only if a branch of the same label leads there.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -20,6 +21,10 @@ use crate::failure::{Doing, Failure, Outcome};
 
 /// The output section of the vector table.
 const VECTORS: &str = ".text.vectors";
+/// The symbol at its start, where it has no section of its own.
+const VECTOR_TABLE: &str = "el2_vectors";
+/// Sixteen entries of 128 bytes (Arm ARM D1.3.1).
+const VECTOR_TABLE_SIZE: u64 = 0x800;
 /// Parts of the names of functions that panic.
 const PANICS: [&str; 16] = [
     "core::panicking",
@@ -43,6 +48,8 @@ const PANICS: [&str; 16] = [
 const ALLOWED: &str = include_str!("../../indirect-calls.txt");
 /// A table jump is at most this many instructions after its base is loaded.
 const TABLE_WINDOW: usize = 16;
+/// And at most this many after the offset is added.
+const TABLE_ADD_WINDOW: usize = 4;
 
 /// Whether a function can fall into the one after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +132,7 @@ impl Program {
             starts.entry(section.address()).or_insert((name.to_owned(), Kind::Assembly));
             let data = section.data().doing("a section's content")?;
             for (start, (symbol, kind)) in &starts {
-                if name == VECTORS {
+                if name == VECTORS || table(&starts).is_some_and(|table| table.contains(start)) {
                     roots.insert(*start);
                 }
                 let function =
@@ -198,6 +205,8 @@ impl Program {
         let function = &self.functions[index];
         let mut targets = BTreeSet::new();
         let mut indirect = Vec::new();
+        let inside: BTreeSet<u64> =
+            function.words.iter().filter_map(|(at, word)| a64::flow(*word, *at).target()).collect();
         let mut open = true;
         for (position, (at, word)) in function.words.iter().enumerate() {
             let flow = a64::flow(*word, *at);
@@ -216,7 +225,7 @@ impl Program {
                 }
             }
             open = match flow {
-                Flow::Next | Flow::Branch(_) | Flow::IndirectCall => true,
+                Flow::Next | Flow::Branch(_) | Flow::IndirectCall => open || inside.contains(at),
                 Flow::Jump(_) | Flow::IndirectJump(_) | Flow::Return => false,
             };
         }
@@ -233,7 +242,8 @@ impl Program {
     fn is_table_jump(&self, index: usize, position: usize, register: u32) -> bool {
         let words = &self.functions[index].words;
         let window = &words[position.saturating_sub(TABLE_WINDOW)..position];
-        let added = window.last().is_some_and(|(_, word)| a64::add_table_offset(*word) == Some(register));
+        let last = &window[window.len().saturating_sub(TABLE_ADD_WINDOW)..];
+        let added = last.iter().any(|(_, word)| a64::add_table_offset(*word) == Some(register));
         let base =
             window.iter().rev().find_map(|(at, word)| a64::adr(*word, *at).filter(|(to, _)| *to == register));
         added && base.is_some_and(|(_, label)| self.at(label) == Some(index))
@@ -249,6 +259,12 @@ impl Program {
         chain.reverse();
         chain
     }
+}
+
+/// The addresses of the vector table, if it starts in this section.
+fn table(starts: &BTreeMap<u64, (String, Kind)>) -> Option<std::ops::Range<u64>> {
+    let (start, _) = starts.iter().find(|(_, (name, _))| name == VECTOR_TABLE)?;
+    Some(*start..start + VECTOR_TABLE_SIZE)
 }
 
 /// Notes where a function starts. Of several names for one place, a compiled function's is kept.
@@ -338,8 +354,11 @@ mod tests {
         let table: [(&str, Kind, &[u32]); 2] =
             [("vectors", Kind::Assembly, &[NOP]), ("core::panicking::panic", Kind::Compiled, &[RET])];
         assert_eq!(lines(&program(&table)), ["vectors -> core::panicking::panic"]);
-        let ended: [(&str, Kind, &[u32]); 2] = [("vectors", Kind::Assembly, &[NOP, RET]), table[1]];
+        let ended: [(&str, Kind, &[u32]); 2] = [("vectors", Kind::Assembly, &[NOP, RET, NOP]), table[1]];
         assert_eq!(lines(&program(&ended)), Vec::<String>::new());
+        let entered: [(&str, Kind, &[u32]); 2] =
+            [("vectors", Kind::Assembly, &[0x5400_0040, RET, NOP]), table[1]];
+        assert_eq!(lines(&program(&entered)), ["vectors -> core::panicking::panic"]);
     }
 
     #[test]

@@ -33,8 +33,8 @@ const LATER: [&str; 12] = [
 const MOST_CPUS: u32 = 512;
 /// The interrupt controller of GICv2 addresses eight CPUs.
 const MOST_CPUS_GICV2: u32 = 8;
-/// The most vCPUs a domain can have, as in Xen with a GICv3.
-const MOST_VCPUS: u32 = 128;
+/// The most vCPUs a domain can have: what its GICv2 can tell apart.
+const MOST_VCPUS: u32 = 8;
 
 /// A system file.
 #[derive(Debug)]

@@ -1,0 +1,183 @@
+//! `cargo xtask bench`: what operations cost, in instructions, beside what they should and what Xen's do.
+//!
+//! The guest prints `bench NAME instructions N`; the hypervisor logs `EL2 resident N KiB` and `boot instructions N`.
+//! With `-icount shift=0` and `-cpu max` one tick of the counter is one instruction, the same on any host.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use regex::Regex;
+use serde_json::json;
+
+use crate::check::sources;
+use crate::console::Line;
+use crate::failure::{Doing, Failure, Outcome};
+use crate::run::{self, Options as RunOptions};
+use crate::system::{Checking, System};
+use crate::{build, setup, workspace};
+
+/// What `bench` accepts.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Options {
+    /// Also write the figures to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// An operation's name in the guest's output, the instructions it may take, and Xen 4.20's.
+struct Target {
+    name: &'static str,
+    pavo: u64,
+    xen: Option<u64>,
+}
+
+const fn target(name: &'static str, pavo: u64, xen: Option<u64>) -> Target {
+    Target { name, pavo, xen }
+}
+
+/// DESIGN section 7.
+const TARGETS: [Target; 14] = [
+    target("null-hypercall", 70, Some(425)),
+    target("event-send-masked", 150, Some(859)),
+    target("event-send-to-vector", 250, Some(1456)),
+    target("grant-map", 450, Some(2558)),
+    target("grant-unmap", 500, Some(2650)),
+    target("grant-copy-4096", 900, Some(3632)),
+    target("populate-page", 500, Some(2694)),
+    target("decrease-page", 500, Some(3055)),
+    target("page-table-entry", 60, None),
+    target("vgic-read", 120, Some(617)),
+    target("sgi-self-to-vector", 250, Some(1026)),
+    target("timer-to-vector", 300, Some(1086)),
+    target("two-switches", 1400, Some(7594)),
+    target("event-ping-pong", 2500, Some(11606)),
+];
+
+/// What a run showed.
+#[derive(Debug, Default)]
+struct Figures {
+    /// Instructions by operation, in the order of their lines.
+    operations: Vec<(String, u64)>,
+    /// KiB.
+    resident: Option<u64>,
+    /// Instructions.
+    boot: Option<u64>,
+}
+
+/// Runs the guest and prints the table.
+pub(crate) fn command(options: &Options) -> Outcome<()> {
+    build::all(&setup::toolchain()?)?;
+    let figures = measure()?;
+    let image = workspace::read(&workspace::pavo_img())?.len();
+    let counts = sources::counts();
+    println!("{:<28} {:>12} {:>8} {:>8}", "operation", "instructions", "target", "Xen 4.20");
+    for (name, number) in &figures.operations {
+        let target = TARGETS.iter().find(|target| target.name == name);
+        let allowed = target.map_or("-".into(), |target| target.pavo.to_string());
+        let xen = target.and_then(|target| target.xen).map_or("-".into(), |number| number.to_string());
+        println!("{name:<28} {number:>12} {allowed:>8} {xen:>8}");
+    }
+    println!("{:<28} {:>8} KiB", "EL2 image", image.div_ceil(1024));
+    if let Some(resident) = figures.resident {
+        println!("{:<28} {resident:>8} KiB", "EL2 resident");
+    }
+    if let Some(boot) = figures.boot {
+        println!("{:<28} {boot:>12}", "boot instructions");
+    }
+    for (name, count) in &counts {
+        println!("{:<28} {:>12} lines", format!("code of {name}"), count.lines);
+    }
+    let Some(file) = &options.json else { return Ok(()) };
+    let operations: BTreeMap<_, _> = figures.operations.iter().cloned().collect();
+    let lines: BTreeMap<_, _> = counts.iter().map(|(name, count)| (*name, count.lines)).collect();
+    let value = json!({
+        "instructions": operations,
+        "image_bytes": image,
+        "resident_kib": figures.resident,
+        "boot_instructions": figures.boot,
+        "lines": lines,
+    });
+    workspace::write(file, format!("{value:#}\n").as_bytes())
+}
+
+/// Runs `guest:bench` on one CPU and reads the figures from its lines.
+fn measure() -> Outcome<Figures> {
+    let text = "[[domain]]\nname = \"bench\"\nkernel = \"guest:bench\"\nmemory = \"64M\"\n";
+    let mut system = System::parse("bench", &workspace::root(), text, Checking::Full)?;
+    let mut options = RunOptions::for_file(PathBuf::new());
+    options.icount = true;
+    options.timeout = 600;
+    system.machine.cpus = 1;
+    system.machine.cpu = "max".into();
+    let reader = Reader::new()?;
+    let mut figures = Figures::default();
+    let report = run::boot(&setup::qemu()?, &system, &options, &mut |line| reader.read(line, &mut figures))?;
+    report.result()?;
+    if figures.operations.is_empty() {
+        return Err(Failure::failed("guest:bench printed no line `bench NAME instructions N`"));
+    }
+    Ok(figures)
+}
+
+/// Finds figures in lines.
+struct Reader {
+    operation: Regex,
+    resident: Regex,
+    boot: Regex,
+}
+
+impl Reader {
+    fn new() -> Outcome<Self> {
+        Ok(Self {
+            operation: Regex::new(r"^bench (\S+) instructions ([0-9]+)").doing("pattern")?,
+            resident: Regex::new(r"^EL2 resident ([0-9]+) KiB").doing("pattern")?,
+            boot: Regex::new(r"^boot instructions ([0-9]+)").doing("pattern")?,
+        })
+    }
+
+    fn read(&self, line: &Line, figures: &mut Figures) {
+        match line {
+            Line::Guest { domain: _, text } => {
+                let text = String::from_utf8_lossy(text);
+                if let Some(parts) = self.operation.captures(&text)
+                    && let Ok(number) = parts[2].parse()
+                {
+                    figures.operations.push((parts[1].to_owned(), number));
+                }
+            }
+            Line::Log(log) => {
+                let number =
+                    |pattern: &Regex| pattern.captures(&log.text).and_then(|parts| parts[1].parse().ok());
+                figures.resident = number(&self.resident).or(figures.resident);
+                figures.boot = number(&self.boot).or(figures.boot);
+            }
+            Line::Other(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::console::Log;
+
+    #[test]
+    fn figures_come_from_guest_lines_and_from_the_log() {
+        let reader = Reader::new().unwrap();
+        let mut figures = Figures::default();
+        let guest = |text: &str| Line::Guest { domain: 1, text: text.into() };
+        let log =
+            |text: &str| Line::Log(Log { time: String::new(), level: "INFO".into(), text: text.into() });
+        for line in [
+            guest("bench null-hypercall instructions 68"),
+            guest("bench of what"),
+            log("EL2 resident 812 KiB"),
+        ] {
+            reader.read(&line, &mut figures);
+        }
+        // A guest cannot speak for the hypervisor.
+        reader.read(&guest("boot instructions 1"), &mut figures);
+        assert_eq!(figures.operations, [("null-hypercall".to_owned(), 68)]);
+        assert_eq!((figures.resident, figures.boot), (Some(812), None));
+    }
+}

@@ -1,0 +1,75 @@
+//! `cargo xtask test`: everything that is tested, as one list of named steps.
+//!
+//! The last line is `N passed, N failed, N skipped`; the exit status is 1 if one failed.
+
+mod refusals;
+mod step;
+mod systems;
+
+use std::time::Instant;
+
+use regex::Regex;
+
+use crate::check::{self, Found};
+use crate::failure::{Failure, Outcome};
+use step::{Level, Step};
+
+/// What `test` accepts.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Options {
+    /// Five minutes at most.
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
+    /// Everything, soaks included.
+    #[arg(long)]
+    full: bool,
+    /// Only the steps whose names match this regular expression.
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+impl Options {
+    fn level(&self) -> Level {
+        match (self.quick, self.full) {
+            (true, _) => Level::Quick,
+            (false, false) => Level::Default,
+            (false, true) => Level::Full,
+        }
+    }
+}
+
+/// Runs the steps one after another.
+pub(crate) fn command(options: &Options) -> Outcome<()> {
+    let filter = options.filter.as_deref().unwrap_or("");
+    let filter = Regex::new(filter)
+        .map_err(|_| Failure::usage(format!("--filter: \"{filter}\" is no regular expression")))?;
+    let start = Instant::now();
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for step in all().into_iter().filter(|step| step.level <= options.level() && filter.is_match(&step.name))
+    {
+        let began = Instant::now();
+        let result = (step.run)();
+        println!("{} ({:.1} s)", check::line(&step.name, &result), began.elapsed().as_secs_f64());
+        match result {
+            Ok(Found::Good(_)) => passed += 1,
+            Ok(Found::Skipped(_)) => skipped += 1,
+            Err(_) => failed += 1,
+        }
+    }
+    println!("total {:.0} s", start.elapsed().as_secs_f64());
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    match (failed, passed + skipped) {
+        (0, 0) => Err(Failure::usage(format!("--filter: no step matches \"{filter}\""))),
+        (0, _) => Ok(()),
+        _ => Err(Failure::failed("tests failed: see the lines that start with FAILED")),
+    }
+}
+
+/// Every step in order.
+fn all() -> Vec<Step> {
+    let mut steps = step::host();
+    steps.extend(refusals::host());
+    steps.extend(systems::all());
+    steps.extend(refusals::hypervisor());
+    steps
+}
