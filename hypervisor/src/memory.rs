@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! 1. A domain changes its own stage 2 only; others' are refused with Xen's numbers (`-ESRCH` for none, `-EPERM` for another).
-//! 2. A page of the hypervisor's ([`Role::Shared`](crate::frame::Role)) is mapped at one guest frame at most, as in Xen: a second place is `-EBUSY` until the
+//! 2. A page of the hypervisor's ([`Role::Shared`]) is mapped at one guest frame at most, as in Xen: a second place is `-EBUSY` until the
 //!    first is removed or replaced.
 //! 3. A frame of RAM that is replaced or removed here stays the domain's until the domain ends.
 //! 4. Every call plans first: after the first change to stage 2 it cannot fail.
@@ -12,9 +12,12 @@ use pv_abi::{DomId, Errno, GuestHandle};
 
 use crate::addr::{Gfn, Mfn};
 use crate::domain::{Domain, DomainState};
+use crate::frame::Role;
+use crate::frame_alloc::Frames;
+use crate::grant::GrantState;
 use crate::guest_memory;
 use crate::hardware::Hardware;
-use crate::hypercall::Answer;
+use crate::hypercall::{Answer, any_domain};
 use crate::machine::{Current, Machine};
 use crate::stage2::{Kind, MapError};
 
@@ -57,6 +60,9 @@ impl From<MapError> for Errno {
     }
 }
 
+/// `XENMEM_get_sharing_freed_pages` and `XENMEM_get_sharing_shared_pages`: Xen on ARM answers 0, without memory sharing.
+const SHARING_COUNTS: [u64; 2] = [18, 19];
+
 /// The `memory_op` call.
 ///
 /// # Errors
@@ -67,6 +73,205 @@ pub fn memory_op<H: Hardware>(
     cmd: u64,
     arg: GuestHandle,
 ) -> Answer {
-    let _ = (machine, current, cmd, arg);
-    Err(Errno::Enosys.into())
+    let progress = cmd >> MEMOP_EXTENT_SHIFT;
+    if SHARING_COUNTS.contains(&cmd) {
+        return Ok(0);
+    }
+    let number = u32::try_from(cmd & MEMOP_CMD_MASK).map_err(|_| Errno::Enosys)?;
+    let operation = MemoryOp::from_number(number).ok_or(Errno::Enosys)?;
+    match operation {
+        MemoryOp::MaximumRamPage => {
+            first_time(progress)?;
+            Ok(machine.frames.table.end())
+        }
+        MemoryOp::CurrentReservation => {
+            about(machine, current, progress, arg, |domain| domain.state.lock().memory.frames)
+        }
+        MemoryOp::MaximumReservation => {
+            about(machine, current, progress, arg, |domain| domain.state.lock().memory.max_frames)
+        }
+        MemoryOp::MaximumGpfn => {
+            about(machine, current, progress, arg, |domain| domain.state.lock().stage2.highest_gfn().get())
+        }
+        MemoryOp::AddToPhysmap => {
+            let progress = u16::try_from(progress).map_err(|_| Errno::Edom)?;
+            let request = guest_memory::read::<AddToPhysmap, H>(machine, current, arg)?;
+            add_to_physmap(machine, current, &request, progress)?;
+            Ok(0)
+        }
+        MemoryOp::RemoveFromPhysmap => {
+            first_time(progress)?;
+            let request = guest_memory::read::<RemoveFromPhysmap, H>(machine, current, arg)?;
+            remove_from_physmap(machine, current, &request)?;
+            Ok(0)
+        }
+        MemoryOp::IncreaseReservation
+        | MemoryOp::DecreaseReservation
+        | MemoryOp::PopulatePhysmap
+        | MemoryOp::AddToPhysmapBatch => Err(Errno::Enosys.into()),
+    }
 }
+
+/// Refuses progress in a call that never restarts.
+fn first_time(progress: u64) -> Result<(), Errno> {
+    if progress == 0 { Ok(()) } else { Err(Errno::Einval) }
+}
+
+/// The domain that the caller names, which must be its own: `-ESRCH` when there is none, `-EPERM` when it is another.
+fn own<'m, H: Hardware>(machine: &'m Machine<H>, current: &Current<'m>, id: DomId) -> Result<&'m Domain, Errno> {
+    let domain = any_domain(machine, current, id).ok_or(Errno::Esrch)?;
+    if domain.id == current.domain.id { Ok(domain) } else { Err(Errno::Eperm) }
+}
+
+/// The calls that tell a number of a domain (`xen_memory_domain`).
+fn about<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    progress: u64,
+    arg: GuestHandle,
+    number: impl FnOnce(&Domain) -> u64,
+) -> Answer {
+    first_time(progress)?;
+    let id = guest_memory::read::<DomId, H>(machine, current, arg)?;
+    Ok(number(own(machine, current, id)?))
+}
+
+/// Places one of the hypervisor's pages at a guest frame.
+///
+/// # Errors
+/// As Xen: `-ENOSYS` for spaces that ARM guests do not have, `-EACCES` for devices, `-EINVAL` for an index or guest frame that does
+/// not exist, `-EBUSY` for a page that is mapped already, `-ENOMEM` without a frame for a stage-2 table.
+pub fn add_to_physmap<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    request: &AddToPhysmap,
+    progress: u16,
+) -> Result<(), Errno> {
+    let space = MapSpace::from_number(request.space);
+    if space == Some(MapSpace::GmfnForeign) {
+        return Err(Errno::Enosys);
+    }
+    // Xen looks at the domain, then at the space's permission, then at the caller's right to the domain.
+    let domain = any_domain(machine, current, request.domid).ok_or(Errno::Esrch)?;
+    if space == Some(MapSpace::DevMmio) {
+        return Err(Errno::Eacces);
+    }
+    if domain.id != current.domain.id {
+        return Err(Errno::Eperm);
+    }
+    if request.gpfn == u64::MAX {
+        return Err(Errno::Einval);
+    }
+    match space.ok_or(Errno::Enosys)? {
+        MapSpace::SharedInfo => {
+            if request.idx != 0 {
+                return Err(Errno::Einval);
+            }
+            place(machine, &mut domain.state.lock(), domain.shared_info, request.gpfn)
+        }
+        MapSpace::GrantTable => {
+            let mut state = domain.state.lock();
+            let frame = grant_frame(machine, domain, &mut state, request.idx)?;
+            place(machine, &mut state, frame, request.gpfn)
+        }
+        MapSpace::GmfnRange => gmfn_range(request, progress),
+        MapSpace::Gmfn | MapSpace::GmfnForeign | MapSpace::DevMmio => Err(Errno::Enosys),
+    }
+}
+
+/// Guest frames cannot be moved on ARM: Xen checks the range and refuses its first element.
+fn gmfn_range(request: &AddToPhysmap, progress: u16) -> Result<(), Errno> {
+    let size = u64::from(request.size);
+    if request.size < progress {
+        return Err(Errno::Eilseq);
+    }
+    if request.gpfn.checked_add(size).is_none() || request.idx.checked_add(size).is_none() {
+        return Err(Errno::Eoverflow);
+    }
+    if request.size == progress { Ok(()) } else { Err(Errno::Enosys) }
+}
+
+/// Frame `index` of the domain's grant table, which grows up to there. Xen looks at 32 bits of the index.
+fn grant_frame<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    index: u64,
+) -> Result<Mfn, Errno> {
+    #[expect(clippy::cast_possible_truncation, reason = "as Xen does")]
+    let index = index as u32;
+    grow_grant_table(&machine.hw, &machine.frames, domain.id, &mut state.grants, index)?;
+    state.grants.frame(index).ok_or(Errno::Einval)
+}
+
+/// Lets a grant table grow so that it has frame `index`: nothing when it has. At most as many steps as its quota has frames.
+///
+/// # Errors
+/// `-EINVAL` beyond the quota or without memory; what it has grown until then stays.
+pub fn grow_grant_table<H: Hardware>(
+    hw: &H,
+    frames: &Frames,
+    owner: DomId,
+    grants: &mut GrantState,
+    index: u32,
+) -> Result<(), Errno> {
+    if index >= grants.max_frames() {
+        return Err(Errno::Einval);
+    }
+    while grants.frames() <= index {
+        let frame = frames.allocate_clear(hw, 0, owner, Role::Shared).ok_or(Errno::Einval)?;
+        if let Err(errno) = grants.append(frame) {
+            // It was allocated a line ago and nobody refers to it.
+            let _ = frames.free(frame);
+            return Err(errno);
+        }
+    }
+    Ok(())
+}
+
+/// Maps a page of the hypervisor's at a guest frame (invariant 2).
+fn place<H: Hardware>(
+    machine: &Machine<H>,
+    state: &mut DomainState,
+    frame: Mfn,
+    gpfn: u64,
+) -> Result<(), Errno> {
+    let gfn = Gfn::new(gpfn).ok_or(Errno::Einval)?;
+    let home = machine.frames.table.home(frame);
+    let mapped = home.and_then(|home| state.stage2.lookup(&machine.hw, home));
+    if mapped.is_some_and(|mapping| mapping.mfn == frame) {
+        return Err(Errno::Ebusy);
+    }
+    let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
+    // What was there is the domain's RAM (invariant 3), another page of ours, or a grant whose mapping stays counted until
+    // the domain gives its handle back.
+    let _ = slot.commit(&machine.hw, frame, Kind::Shared);
+    machine.frames.table.set_home(frame, Some(gfn));
+    Ok(())
+}
+
+/// Takes RAM or a page of the hypervisor's away from a guest frame.
+///
+/// # Errors
+/// `-ENOENT` when neither is there (grants and devices do not count), `-ENOMEM` when a block cannot be split.
+pub fn remove_from_physmap<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    request: &RemoveFromPhysmap,
+) -> Result<(), Errno> {
+    let domain = own(machine, current, request.domid)?;
+    let gfn = Gfn::new(request.gpfn).ok_or(Errno::Enoent)?;
+    let mut state = domain.state.lock();
+    match state.stage2.lookup(&machine.hw, gfn).ok_or(Errno::Enoent)?.kind {
+        Kind::Ram | Kind::Shared => {}
+        Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device => return Err(Errno::Enoent),
+    }
+    let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
+    if let Some(removed) = slot.clear(&machine.hw) {
+        machine.frames.table.set_home(removed.mfn, None);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
