@@ -1,6 +1,189 @@
-//! Building a domain.
-/// Boot storage.
-pub trait Storage {
-    /// `n` values for ever; `None` when there is no room.
-    fn slice<T: Send + Sync + 'static>(&self, n: usize, make: impl FnMut(usize) -> T) -> Option<&'static mut [T]>;
+//! Building a domain: memory, kernel, RAM disk, device tree, and the [`Domain`] itself, at boot.
+//!
+//! Invariants
+//! 1. A domain that is refused leaves no frame behind: everything taken for it is free again.
+//! 2. Every frame of its RAM was cleared, and cleaned to memory, before anything was loaded: a guest with its caches off sees
+//!    the same bytes, and none of another's.
+//! 3. What was loaded lies wholly in its RAM, and kernel, RAM disk and tree do not overlap.
+//! 4. Boot storage is carved last, when nothing else can fail.
+//!
+//! Placement is Xen's (`xen/arch/arm/kernel.c`), so that a guest finds things where it found them there.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+mod image;
+mod load;
+mod make;
+mod place;
+mod ram;
+mod refusal;
+
+pub use make::{Shape, Storage};
+pub use refusal::Refusal;
+
+use pv_abi::layout;
+
+use crate::addr::{Gfn, Ipa, Mfn, Pa};
+use crate::devicetree::{DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, guest_tree};
+use crate::domain::Domain;
+use crate::frame::Role;
+use crate::frame_alloc::Frames;
+use crate::hardware::{Hardware, Vmid};
+use crate::stage2::{Kind, Stage2};
+use image::KernelImage;
+use place::Placement;
+use ram::Ram;
+
+/// What of the board shows in its guests.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'a> {
+    /// Raw `compatible` of the CPUs.
+    pub cpu_compatible: &'a [u8],
+    /// `clock-frequency` of the CPUs in Hz.
+    pub cpu_clock_hz: Option<u32>,
+    /// `clock-frequency` of the timer in Hz.
+    pub timer_clock_hz: Option<u32>,
+    /// The interrupt controller that guests see.
+    pub gic: GuestGic,
+    /// What a guest with a `GICv2` sees as its GICC: the machine's GICV.
+    pub virtual_interface: Option<Pa>,
 }
+
+impl<'a> Host<'a> {
+    /// The parts of a board that guests see.
+    pub fn of(machine: &HostMachine<'a>) -> Self {
+        let (gic, virtual_interface) = match &machine.gic {
+            HostGic::V2 { virtual_interface, .. } => (GuestGic::V2, Pa::new(virtual_interface.start())),
+            HostGic::V3 { .. } => (GuestGic::V3, None),
+        };
+        Self {
+            cpu_compatible: machine.cpu_compatible,
+            cpu_clock_hz: machine.cpu_clock_hz,
+            timer_clock_hz: machine.timer_clock_hz,
+            gic,
+            virtual_interface,
+        }
+    }
+}
+
+/// How vCPU 0 starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BootState {
+    /// Its first instruction.
+    pub pc: Ipa,
+    /// Its x0: the device tree.
+    pub x0: Ipa,
+}
+
+/// A domain that is ready to run.
+pub struct Built {
+    /// The domain.
+    pub domain: Domain,
+    /// How its vCPU 0 starts.
+    pub boot: BootState,
+}
+
+/// Where a domain's parts come from.
+pub struct Builder<'a, H: Hardware, S: Storage> {
+    /// The machine.
+    pub hw: &'a H,
+    /// Its frames.
+    pub frames: &'a Frames,
+    /// What guests see of it.
+    pub host: Host<'a>,
+    /// What lives as long as the hypervisor.
+    pub storage: &'a S,
+}
+
+/// What a domain's memory holds before the domain exists.
+struct Contents {
+    stage2: Stage2,
+    shared_info: Mfn,
+    /// Frames of RAM.
+    ram: u64,
+    boot: BootState,
+}
+
+impl<H: Hardware, S: Storage> Builder<'_, H, S> {
+    /// Builds a domain. `scratch` holds its device tree for a moment: 8 KiB are enough for 8 vCPUs and a command line of
+    /// 2 KiB.
+    ///
+    /// # Errors
+    /// Why it cannot be; every frame is back then.
+    pub fn build(&self, config: &DomainConfig<'_>, shape: &Shape, scratch: &mut [u8]) -> Result<Built, Refusal> {
+        let built = self
+            .contents(config, shape.vmid, scratch)
+            .and_then(|contents| Ok(Built { boot: contents.boot, domain: self.make(config, shape, contents)? }));
+        if built.is_err() {
+            self.hw.flush_all(shape.vmid);
+            self.frames.free_owner(config.id);
+        }
+        built
+    }
+
+    fn contents(&self, config: &DomainConfig<'_>, vmid: Vmid, scratch: &mut [u8]) -> Result<Contents, Refusal> {
+        if config.device_tree.is_some() {
+            return Err(Refusal::PartialTree);
+        }
+        let image = KernelImage::read(self.hw, config.kernel)?;
+        let ram = Ram::of_kib(config.memory_kib)?;
+        let ramdisk = config.ramdisk.map_or(0, |range| range.size());
+        let placement = Placement::find(&image, ramdisk, ram.first_bank())?;
+
+        let limit = u32::try_from(config.quotas.stage2_frames).unwrap_or(u32::MAX);
+        let mut stage2 = Stage2::new(self.hw, self.frames, config.id, vmid, limit)
+            .ok_or_else(|| ram.out_of_memory(self.frames))?;
+        ram.allocate(self.hw, self.frames, config.id, &mut stage2)?;
+        self.map_gic(&mut stage2)?;
+
+        let initrd = config.ramdisk.and_then(|range| {
+            let start = placement.ramdisk.get();
+            Some((start, start.checked_add(range.size())?))
+        });
+        let banks = ram.banks();
+        let input = GuestTreeInput {
+            bootargs: config.bootargs,
+            initrd,
+            vcpus: config.vcpus,
+            cpu_compatible: self.host.cpu_compatible,
+            cpu_clock_hz: self.host.cpu_clock_hz,
+            memory: banks.as_slice(),
+            gic: self.host.gic,
+            timer_clock_hz: self.host.timer_clock_hz,
+            vpl011: config.vpl011,
+            hypervisor: config.enhanced != Enhanced::None,
+        };
+        let length = guest_tree(&input, scratch).map_err(|_| Refusal::TreeTooLarge)?;
+        let tree = scratch.get(..length).filter(|tree| tree.len() <= place::TREE_ROOM).ok_or(Refusal::TreeTooLarge)?;
+
+        load::module(self.hw, &stage2, placement.kernel, config.kernel)?;
+        if let Some(range) = config.ramdisk {
+            load::module(self.hw, &stage2, placement.ramdisk, range)?;
+        }
+        load::bytes(self.hw, &stage2, placement.tree, tree)?;
+
+        let shared_info = self
+            .frames
+            .allocate_clear(self.hw, 0, config.id, Role::Shared)
+            .ok_or_else(|| ram.out_of_memory(self.frames))?;
+        Ok(Contents {
+            stage2,
+            shared_info,
+            ram: ram.frames(),
+            boot: BootState { pc: placement.kernel, x0: placement.tree },
+        })
+    }
+
+    /// Shows the machine's virtual CPU interface to a guest with a `GICv2`.
+    fn map_gic(&self, stage2: &mut Stage2) -> Result<(), Refusal> {
+        let Some(interface) = self.host.virtual_interface else { return Ok(()) };
+        for page in 0..layout::GICV2_GICC_SIZE >> pv_abi::PAGE_SHIFT {
+            let gfn = Gfn::new(layout::GICV2_GICC_BASE >> pv_abi::PAGE_SHIFT).and_then(|gfn| gfn.checked_add(page));
+            let (gfn, mfn) = gfn.zip(interface.frame().checked_add(page)).ok_or(Refusal::Misplaced)?;
+            stage2.map_blocks(self.hw, self.frames, gfn, mfn, 0, Kind::Device)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -29,6 +29,9 @@ pub struct Frames {
     /// Who owns what: read without the lock.
     pub table: FrameTable,
     free: TicketMutex<FreeLists>,
+    /// Allocations that still succeed before one fails, once; negative for none.
+    #[cfg(any(test, feature = "fake"))]
+    fail_after: core::sync::atomic::AtomicI64,
 }
 
 #[derive(Debug)]
@@ -42,7 +45,18 @@ struct FreeLists {
 impl Frames {
     /// No frame is free yet.
     pub const fn new(table: FrameTable) -> Self {
-        Self { table, free: TicketMutex::new(FreeLists { heads: [NO_LINK; ORDERS], frames: 0 }) }
+        Self {
+            table,
+            free: TicketMutex::new(FreeLists { heads: [NO_LINK; ORDERS], frames: 0 }),
+            #[cfg(any(test, feature = "fake"))]
+            fail_after: core::sync::atomic::AtomicI64::new(-1),
+        }
+    }
+
+    /// Tests: lets `calls` more allocations succeed and the one after fail, once.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn fail_after(&self, calls: u32) {
+        self.fail_after.store(i64::from(calls), core::sync::atomic::Ordering::SeqCst);
     }
 
     /// Boot: makes frames free, those that were not RAM so far and those that the hypervisor used ([`FrameTable::claim`]) alike.
@@ -67,6 +81,10 @@ impl Frames {
     /// Takes `2^order` frames at a multiple of their size and gives each of them `owner` and `role`. Their contents are whatever they
     /// were; `None` when there is no such block.
     pub fn allocate(&self, order: u32, owner: DomId, role: Role) -> Option<Mfn> {
+        #[cfg(any(test, feature = "fake"))]
+        if self.fail_after.fetch_sub(1, core::sync::atomic::Ordering::SeqCst) == 0 {
+            return None;
+        }
         let mut lists = self.free.lock();
         let start = lists.take(&self.table, order)?;
         let to = FrameState::unreferenced(owner, role);
@@ -123,6 +141,18 @@ impl Frames {
             self.free(Mfn::new(number).ok_or(FrameError::NoFrame)?)?;
         }
         Ok(())
+    }
+
+    /// Boot: gives back every frame of `owner` that nobody refers to; returns how many. Linear in the machine's memory.
+    pub fn free_owner(&self, owner: DomId) -> u64 {
+        let mut freed: u64 = 0;
+        for number in self.table.base().get()..self.table.end() {
+            let Some(mfn) = Mfn::new(number) else { break };
+            if self.table.state(mfn).is_some_and(|state| state.owner == owner) && self.free(mfn).is_ok() {
+                freed = freed.wrapping_add(1);
+            }
+        }
+        freed
     }
 
     /// Frames that are free.

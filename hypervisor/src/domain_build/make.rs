@@ -1,0 +1,140 @@
+//! The [`Domain`] value: its tables in boot storage, its first frames in the grant table, its static channels.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use pv_abi::grant::ENTRIES_PER_FRAME;
+use spin::mutex::TicketMutex;
+
+use super::refusal::Refusal;
+use super::{Builder, Contents};
+use crate::console::LineBuffer;
+use crate::devicetree::{DomainConfig, Enhanced, StaticChannel};
+use crate::domain::{Domain, DomainState, LifeCell};
+use crate::evtchn::{PortKind, PortWord, PortsState};
+use crate::grant::{Active, GrantState, GrantTables, SharedFrame, Track};
+use crate::hardware::{CpuId, Hardware, Vmid};
+use crate::hvm::Params;
+use crate::memory::{MemoryState, grow_grant_table};
+use crate::vcpu::{Vcpu, VcpuIndex};
+use crate::vgic::{DistState, VcpuShared};
+
+/// Mappings of others' grants that Xen tracks in one frame of maptrack.
+const TRACKS_PER_FRAME: usize = 256;
+/// Mappings that a domain may hold at once whatever its configuration says: the table is in the hypervisor's memory.
+const MAX_TRACKS: usize = 4096;
+/// Frames of a grant table whatever the configuration says, for the same reason.
+const MAX_GRANT_FRAMES: usize = 64;
+/// Ports come into being in groups of so many, as Xen's buckets.
+const PORT_GROUP: usize = 64;
+
+/// Memory for what lives as long as the hypervisor, carved at boot and never given back.
+pub trait Storage {
+    /// `n` values, made by their index; `None` when there is no room.
+    fn slice<T: Send + Sync + 'static>(&self, n: usize, make: impl FnMut(usize) -> T) -> Option<&'static mut [T]>;
+}
+
+/// A domain's place among the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// Its address space's name in the TLB.
+    pub vmid: Vmid,
+    /// Index of its first vCPU in the machine; the others follow.
+    pub first_vcpu: VcpuIndex,
+    /// CPU of its first vCPU; the others follow, round after round.
+    pub first_cpu: CpuId,
+    /// CPUs of the machine, at least 1.
+    pub cpus: u8,
+    /// Shared interrupts that its distributor has, a multiple of 32.
+    pub spis: usize,
+}
+
+impl Shape {
+    fn vcpu(&self, config: &DomainConfig<'_>, number: usize) -> Vcpu {
+        // vCPUs of the machine are far fewer than 65536, those of a domain than 256.
+        let number = u16::try_from(number).unwrap_or(u16::MAX);
+        let turn = u16::from(self.first_cpu.0).wrapping_add(number).checked_rem(u16::from(self.cpus)).unwrap_or(0);
+        let home = CpuId(u8::try_from(turn).unwrap_or(0));
+        Vcpu::new(config.id, u32::from(number), VcpuIndex(self.first_vcpu.0.wrapping_add(number)), home)
+    }
+}
+
+impl<H: Hardware, S: Storage> Builder<'_, H, S> {
+    /// Makes the domain of its configuration and contents.
+    pub(super) fn make(
+        &self,
+        config: &DomainConfig<'_>,
+        shape: &Shape,
+        contents: Contents,
+    ) -> Result<Domain, Refusal> {
+        let vcpus = usize::try_from(config.vcpus).map_err(|_| Refusal::NoStorage)?;
+        let ports = usize::try_from(config.quotas.max_ports).map_err(|_| Refusal::NoStorage)?;
+        let mut grants = GrantState::new(self.grant_tables(config)?);
+        grow_grant_table(self.hw, self.frames, config.id, &mut grants, 0).map_err(|_| Refusal::NoStorage)?;
+
+        let ports: &'static [AtomicU64] = self.carve(ports, |_| AtomicU64::new(0))?;
+        connect(ports, &config.channels)?;
+        let all: &'static [Vcpu] = self.carve(vcpus, |number| shape.vcpu(config, number))?;
+        if let Some(first) = all.first() {
+            // Xen's legacy place for the first vCPU's info: the start of the shared-info page.
+            first.info.store(contents.shared_info.base().get(), Ordering::Release);
+        }
+        let state = DomainState {
+            ports: PortsState::new(),
+            grants,
+            memory: MemoryState { frames: contents.ram, max_frames: contents.ram },
+            params: Params::new(),
+            gic: DistState::new(vcpus, shape.spis),
+            stage2: contents.stage2,
+        };
+        Ok(Domain {
+            id: config.id,
+            vmid: shape.vmid,
+            stage2_root: state.stage2.root(),
+            shared_info: contents.shared_info,
+            enhanced: config.enhanced != Enhanced::None,
+            life: LifeCell::default(),
+            ports,
+            vcpus: all,
+            gic: self.carve(vcpus, |_| VcpuShared::new())?,
+            state: TicketMutex::new(state),
+            console: TicketMutex::new(LineBuffer::new()),
+        })
+    }
+
+    fn grant_tables(&self, config: &DomainConfig<'_>) -> Result<GrantTables, Refusal> {
+        let count = |number: u32| usize::try_from(number).map_err(|_| Refusal::NoStorage);
+        let frames = count(config.quotas.grant_frames)?.min(MAX_GRANT_FRAMES);
+        let tracks = count(config.quotas.maptrack_frames)?.saturating_mul(TRACKS_PER_FRAME).min(MAX_TRACKS);
+        let entries = frames.saturating_mul(count(ENTRIES_PER_FRAME)?);
+        Ok(GrantTables {
+            shared: self.carve(frames, |_| SharedFrame::default())?,
+            active: self.carve(entries, |_| Active::UNUSED)?,
+            maptrack: self.carve(tracks, |_| Track::UNUSED)?,
+        })
+    }
+
+    fn carve<T: Send + Sync + 'static>(
+        &self,
+        n: usize,
+        make: impl FnMut(usize) -> T,
+    ) -> Result<&'static mut [T], Refusal> {
+        self.storage.slice(n, make).ok_or(Refusal::NoStorage)
+    }
+}
+
+/// Connects the ports of static channels. Groups up to the highest are then known, as in Xen.
+fn connect(ports: &[AtomicU64], channels: &[StaticChannel]) -> Result<(), Refusal> {
+    for channel in channels {
+        let local = usize::try_from(channel.local_port.0).map_err(|_| Refusal::Channel)?;
+        let port = ports.get(local).ok_or(Refusal::Channel)?;
+        let known = (local / PORT_GROUP).saturating_add(1).saturating_mul(PORT_GROUP);
+        for before in ports.iter().take(known) {
+            if before.load(Ordering::Relaxed) == 0 {
+                before.store(PortWord::FREE.pack(), Ordering::Relaxed);
+            }
+        }
+        let kind = PortKind::Interdomain(channel.peer, channel.peer_port);
+        port.store(PortWord { kind, vcpu: 0 }.pack(), Ordering::Release);
+    }
+    Ok(())
+}
