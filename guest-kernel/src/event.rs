@@ -6,13 +6,15 @@
 #![expect(unsafe_code, reason = "places the shared page")]
 use core::time::Duration;
 
-use pv_abi::event::{AllocUnbound, BindInterdomain, PortArg};
+use heapless::LinearMap;
+use pv_abi::event::{AllocUnbound, BindInterdomain, PortArg, Status};
 use pv_abi::memory::{AddToPhysmap, MapSpace};
 use pv_abi::{DomId, Errno, PAGE_SIZE, Port};
-use spin::Once;
+use spin::{Mutex, Once};
 
+use crate::interrupt::Intid;
 use crate::shared_info::SharedPage;
-use crate::{hypercall, time};
+use crate::{cpu, hypercall, interrupt, time};
 
 static SHARED: SharedPage = SharedPage::zeroed();
 
@@ -143,10 +145,76 @@ impl Channel {
     }
 }
 
+/// What an event runs, with interrupts masked: it gets the port.
+pub type Handler = fn(Port);
+
+/// Most ports with handlers.
+const MAX_HANDLERS: usize = 64;
+
+static HANDLERS: Mutex<LinearMap<u32, Handler, MAX_HANDLERS>> = Mutex::new(LinearMap::new());
+
+/// Why a handler cannot be set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HandlerError {
+    /// The interrupt controller is off: [`interrupt::start`] comes first.
+    NoController,
+    /// As many handlers as fit are set.
+    TooMany,
+    /// What the hypervisor says.
+    Refused(Errno),
+}
+
+impl Channel {
+    /// Runs `handler` at every event from now on, in place of waiting. One that is pending already counts.
+    ///
+    /// # Errors
+    /// [`HandlerError`].
+    pub fn handle(&self, handler: Handler) -> Result<(), HandlerError> {
+        interrupt::enable(Intid::EVENTS, upcall).map_err(|_| HandlerError::NoController)?;
+        cpu::without_interrupts(|| HANDLERS.lock().insert(self.port.0, handler)).map_err(|_| HandlerError::TooMany)?;
+        self.unmask().map_err(HandlerError::Refused)
+    }
+
+    /// Lets events interrupt.
+    ///
+    /// # Errors
+    /// What the hypervisor says.
+    pub fn unmask(&self) -> Result<(), Errno> {
+        hypercall::event_unmask(&mut PortArg { port: self.port })
+    }
+
+    /// Keeps events from interrupting; they stay pending.
+    pub fn mask(&self) {
+        SHARED.mask(self.port);
+    }
+}
+
+/// The events' interrupt.
+fn upcall() {
+    SHARED.take_all(|port| {
+        let handler = HANDLERS.lock().get(&port.0).copied();
+        if let Some(handler) = handler {
+            handler(port);
+        }
+    });
+}
+
+/// This domain's own id: what an unbound channel to oneself says of its peer.
+///
+/// # Errors
+/// What the hypervisor says.
+pub fn own_id() -> Result<DomId, Errno> {
+    let channel = Channel::unbound(DomId::SELF)?;
+    let mut status = Status { dom: DomId::SELF, port: channel.port, ..Default::default() };
+    hypercall::event_status(&mut status)?;
+    u16::try_from(status.peer).map(DomId).map_err(|_| Errno::Einval)
+}
+
 impl Drop for Channel {
     fn drop(&mut self) {
         if self.owner == Owner::Guest {
             SHARED.mask(self.port);
+            cpu::without_interrupts(|| HANDLERS.lock().remove(&self.port.0));
             // A refusal would mean that the port is gone already.
             let _ = hypercall::event_close(&mut PortArg { port: self.port });
             SHARED.take(self.port);

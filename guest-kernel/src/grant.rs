@@ -9,7 +9,9 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 
-use pv_abi::grant::{ENTRIES_PER_FRAME, GrantOp, GrantStatus, MapFlags, MapGrantRef, UnmapGrantRef};
+use pv_abi::grant::{
+    CopyFlags, CopyPtr, ENTRIES_PER_FRAME, GrantCopy, GrantOp, GrantStatus, MapFlags, MapGrantRef, UnmapGrantRef,
+};
 use pv_abi::layout::{GRANT_TABLE_BASE, GRANT_TABLE_SIZE};
 use pv_abi::memory::{AddToPhysmap, MapSpace};
 use pv_abi::{DomId, Errno, GrantHandle, GrantRef, PAGE_SIZE};
@@ -194,9 +196,27 @@ impl MappedGrant {
     /// # Errors
     /// [`GrantError::Status`] with [`GrantStatus::BadGntref`] while the peer has not granted it.
     pub fn map(peer: DomId, reference: GrantRef, access: Access) -> Result<Self, GrantError> {
+        // SAFETY: `map_with` names a free slot of the window, to which nothing refers.
+        Self::map_with(peer, reference, access, |element| unsafe { hypercall::grant(GrantOp::MapGrantRef, element) })
+    }
+
+    /// [`MappedGrant::map`] with the call itself left to `call`.
+    pub(crate) fn map_with(
+        peer: DomId,
+        reference: GrantRef,
+        access: Access,
+        call: impl FnOnce(&mut MapGrantRef) -> Result<u64, Errno>,
+    ) -> Result<Self, GrantError> {
         let slot = with_table(Table::take_slot)?;
-        match map_at(address(slot), peer, reference, access) {
-            Ok(handle) => Ok(Self { slot, handle, access }),
+        let flags = match access {
+            Access::ReadOnly => MapFlags::HOST_MAP.union(MapFlags::READONLY),
+            Access::ReadWrite => MapFlags::HOST_MAP,
+        };
+        let mut element =
+            MapGrantRef { host_addr: address(slot), flags: flags.bits(), gref: reference, dom: peer, ..Default::default() };
+        let outcome = call(&mut element).map_err(GrantError::Refused).and_then(|_| status(element.status));
+        match outcome {
+            Ok(()) => Ok(Self { slot, handle: element.handle, access }),
             Err(error) => {
                 with_table(|table| table.free_slots.push(slot));
                 Err(error)
@@ -227,14 +247,19 @@ impl MappedGrant {
     /// # Errors
     /// The hypervisor's reason; the mapping and its slot are then lost.
     pub fn unmap(self) -> Result<(), GrantError> {
-        ManuallyDrop::new(self).release()
+        // SAFETY: nothing refers to the page any more: references from `any_frame` borrow `self`.
+        self.unmap_with(|element| unsafe { hypercall::grant(GrantOp::UnmapGrantRef, element) })
     }
 
-    fn release(&self) -> Result<(), GrantError> {
+    /// [`MappedGrant::unmap`] with the call itself left to `call`.
+    pub(crate) fn unmap_with(self, call: impl FnOnce(&mut UnmapGrantRef) -> Result<u64, Errno>) -> Result<(), GrantError> {
+        ManuallyDrop::new(self).release(call)
+    }
+
+    fn release(&self, call: impl FnOnce(&mut UnmapGrantRef) -> Result<u64, Errno>) -> Result<(), GrantError> {
         let mut element =
             UnmapGrantRef { host_addr: address(self.slot), handle: self.handle, ..Default::default() };
-        // SAFETY: nothing refers to the page any more: references from `any_frame` borrow `self`.
-        unsafe { hypercall::grant(GrantOp::UnmapGrantRef, &mut element) }?;
+        call(&mut element)?;
         status(element.status)?;
         with_table(|table| table.free_slots.push(self.slot));
         Ok(())
@@ -244,8 +269,38 @@ impl MappedGrant {
 impl Drop for MappedGrant {
     fn drop(&mut self) {
         // On a refusal the slot is not reused (invariant 3); there is nobody to tell.
-        let _ = self.release();
+        // SAFETY: nothing refers to the page any more: references from `any_frame` borrow `self`.
+        let _ = self.release(|element| unsafe { hypercall::grant(GrantOp::UnmapGrantRef, element) });
     }
+}
+
+/// Copies `length` bytes from the beginning of the page behind `peer`'s `reference` to the beginning of `to`, without mapping it.
+///
+/// # Errors
+/// What the hypervisor says.
+pub fn copy(peer: DomId, reference: GrantRef, to: &Frame, length: u16) -> Result<(), GrantError> {
+    // SAFETY: the destination is a page of atomics; the hypervisor refuses lengths beyond a page.
+    copy_with(peer, reference, to, length, |element| unsafe { hypercall::grant(GrantOp::Copy, element) })
+}
+
+/// [`copy`] with the call itself left to `call`.
+pub(crate) fn copy_with(
+    peer: DomId,
+    reference: GrantRef,
+    to: &Frame,
+    length: u16,
+    call: impl FnOnce(&mut GrantCopy) -> Result<u64, Errno>,
+) -> Result<(), GrantError> {
+    let gfn = core::ptr::from_ref(to).expose_provenance() / PAGE_SIZE;
+    let mut element = GrantCopy {
+        source: CopyPtr { ref_or_gfn: u64::from(reference.0), domid: peer, ..Default::default() },
+        dest: CopyPtr { ref_or_gfn: gfn as u64, domid: DomId::SELF, ..Default::default() },
+        len: length,
+        flags: CopyFlags::SOURCE_GREF.bits(),
+        ..Default::default()
+    };
+    call(&mut element)?;
+    status(element.status)
 }
 
 const fn address(slot: u32) -> u64 {
@@ -257,16 +312,4 @@ fn status(value: i16) -> Result<(), GrantError> {
         GrantStatus::Okay => Ok(()),
         other => Err(GrantError::Status(other)),
     }
-}
-
-fn map_at(host_addr: u64, dom: DomId, gref: GrantRef, access: Access) -> Result<GrantHandle, GrantError> {
-    let flags = match access {
-        Access::ReadOnly => MapFlags::HOST_MAP.union(MapFlags::READONLY),
-        Access::ReadWrite => MapFlags::HOST_MAP,
-    };
-    let mut element = MapGrantRef { host_addr, flags: flags.bits(), gref, dom, ..Default::default() };
-    // SAFETY: the address is a free slot of the window: nothing refers to it.
-    unsafe { hypercall::grant(GrantOp::MapGrantRef, &mut element) }?;
-    status(element.status)?;
-    Ok(element.handle)
 }

@@ -1,4 +1,122 @@
-//! Interrupts: from the vector to the handler of each.
+//! Interrupts: from the vector to the handler of each. Handlers run with interrupts masked, on the interrupted stack.
+//!
+//! 1. An interrupt is enabled at the controller only after its handler is in place.
+use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Called by the vector: takes what is pending. Nothing is enabled before the controller is set up.
-pub(crate) fn dispatch() {}
+use spin::{Mutex, Once};
+
+pub use crate::gic::Intid;
+use crate::gic::Gic;
+use crate::mmio::Registers;
+use crate::{cpu, tree};
+
+/// What an interrupt runs.
+pub type Handler = fn();
+
+/// Interrupts that one entry to the vector takes at most, so that a storm cannot hold the guest there.
+const BATCH: usize = 32;
+
+static CONTROLLER: Once<Gic> = Once::new();
+static HANDLERS: Mutex<[Option<Handler>; 32]> = Mutex::new([None; 32]);
+static UNHANDLED: AtomicU64 = AtomicU64::new(0);
+
+/// Why an interrupt cannot be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoController;
+
+/// Switches the controller on and lets interrupts in.
+///
+/// # Errors
+/// [`NoController`] if the tree names none that is known.
+pub fn start(frames: Option<tree::Gic>) -> Result<(), NoController> {
+    if CONTROLLER.get().is_none() {
+        let controller = frames.and_then(Gic::start).ok_or(NoController)?;
+        CONTROLLER.call_once(|| controller);
+    }
+    cpu::unmask_interrupts();
+    Ok(())
+}
+
+pub(crate) fn controller() -> Result<&'static Gic, NoController> {
+    CONTROLLER.get().ok_or(NoController)
+}
+
+/// Runs `handler` at every `intid` from now on.
+///
+/// # Errors
+/// [`NoController`] before [`start`].
+pub fn enable(intid: Intid, handler: Handler) -> Result<(), NoController> {
+    let controller = controller()?;
+    cpu::without_interrupts(|| {
+        if let Some(slot) = HANDLERS.lock().get_mut(intid.number() as usize) {
+            *slot = Some(handler);
+        }
+        controller.enable(intid);
+    });
+    Ok(())
+}
+
+/// Ignores `intid` from now on.
+///
+/// # Errors
+/// [`NoController`] before [`start`].
+pub fn disable(intid: Intid) -> Result<(), NoController> {
+    controller().map(|gic| gic.disable(intid))
+}
+
+/// Raises a software generated interrupt on this vCPU.
+///
+/// # Errors
+/// [`NoController`] before [`start`].
+pub fn send_to_self(intid: Intid) -> Result<(), NoController> {
+    controller().map(|gic| gic.send_to_self(intid))
+}
+
+/// The distributor's registers.
+///
+/// # Errors
+/// [`NoController`] before [`start`].
+pub fn distributor() -> Result<Registers, NoController> {
+    controller().map(Gic::distributor)
+}
+
+/// Interrupts that came without a handler.
+pub fn unhandled() -> u64 {
+    UNHANDLED.load(Ordering::Relaxed)
+}
+
+/// Takes what is pending; called by the vector, or with interrupts masked by those that look themselves.
+pub fn dispatch() {
+    let Ok(controller) = controller() else { return };
+    for _ in 0..BATCH {
+        let more = controller.take(|intid| {
+            let handler = HANDLERS.lock().get(intid.number() as usize).copied().flatten();
+            match handler {
+                Some(handler) => handler(),
+                None => {
+                    UNHANDLED.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        if !more {
+            break;
+        }
+    }
+}
+
+/// Waits for interrupts until `done` says so: looks with interrupts masked, sleeps in the hypervisor until one is pending,
+/// lets it in, and looks again. Misses none.
+pub fn wait_until(mut done: impl FnMut() -> bool) {
+    loop {
+        cpu::mask_interrupts();
+        let finished = done();
+        if !finished {
+            cpu::wait_for_interrupt();
+        }
+        cpu::unmask_interrupts();
+        cpu::synchronize();
+        if finished {
+            return;
+        }
+    }
+}

@@ -37,13 +37,21 @@ pub mod event;
 #[cfg(target_os = "none")]
 pub mod exception;
 #[cfg(target_os = "none")]
+mod gic;
+#[cfg(target_os = "none")]
+mod gicv2;
+#[cfg(target_os = "none")]
+mod gicv3;
+#[cfg(target_os = "none")]
 pub mod grant;
 #[cfg(target_os = "none")]
 pub mod heap;
 #[cfg(target_os = "none")]
 pub mod hypercall;
 #[cfg(target_os = "none")]
-mod interrupt;
+pub mod interrupt;
+#[cfg(target_os = "none")]
+pub mod measure;
 #[cfg(target_os = "none")]
 pub mod mmio;
 #[cfg(target_os = "none")]
@@ -51,7 +59,11 @@ mod paging;
 #[cfg(target_os = "none")]
 pub mod power;
 #[cfg(target_os = "none")]
+pub mod psci;
+#[cfg(target_os = "none")]
 pub mod time;
+#[cfg(target_os = "none")]
+pub mod timer;
 
 #[cfg(target_os = "none")]
 pub use boot::{Guest, Outcome};

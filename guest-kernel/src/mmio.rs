@@ -18,6 +18,16 @@ impl Registers {
         Self { base, size }
     }
 
+    /// `size` bytes of them from `offset`, if they are that large.
+    pub(crate) const fn part(self, offset: usize, size: usize) -> Option<Self> {
+        if size <= self.size && offset <= self.size - size { Some(Self { base: self.base + offset, size }) } else { None }
+    }
+
+    /// Address of the register at `offset`, if there is one of 32 bits.
+    pub(crate) const fn address(self, offset: usize) -> Option<usize> {
+        if self.holds(offset, 4) { Some(self.base + offset) } else { None }
+    }
+
     /// Reads the 32-bit register at `offset`; beyond the range, 0.
     #[inline(always)]
     pub fn read32(self, offset: usize) -> u32 {

@@ -1,0 +1,130 @@
+//! The interrupt controller that the device tree names, `GICv2` or `GICv3`.
+use pv_abi::layout::{EVTCHN_PPI, TIMER_VIRT_PPI};
+
+use crate::gicv2::GicV2;
+use crate::gicv3::GicV3;
+use crate::mmio::Registers;
+use crate::tree::{self, Region};
+use crate::paging;
+
+/// A private interrupt: an SGI (0-15) or a PPI (16-31).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Intid(u32);
+
+impl Intid {
+    /// Event channel notifications.
+    pub const EVENTS: Self = Self(EVTCHN_PPI);
+    /// The virtual timer.
+    pub const TIMER: Self = Self(TIMER_VIRT_PPI);
+
+    /// A software generated interrupt, 0 to 15.
+    pub const fn sgi(number: u32) -> Option<Self> {
+        if number < 16 { Some(Self(number)) } else { None }
+    }
+
+    /// A private interrupt, from what a controller returned.
+    pub(crate) const fn private(number: u32) -> Option<Self> {
+        if number < 32 { Some(Self(number)) } else { None }
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    pub(crate) const fn bit(self) -> u32 {
+        1 << self.0
+    }
+}
+
+/// The controller.
+pub(crate) enum Gic {
+    V2(GicV2),
+    V3(GicV3),
+}
+
+fn map(region: Region) -> Option<Registers> {
+    paging::map_device(region).ok()?;
+    Some(Registers::new(usize::try_from(region.start).ok()?, usize::try_from(region.size).ok()?))
+}
+
+impl Gic {
+    /// Maps the controller's frames and switches it on.
+    pub(crate) fn start(frames: tree::Gic) -> Option<Self> {
+        match frames {
+            tree::Gic::V2 { distributor, cpu } => Some(Self::V2(GicV2::start(map(distributor)?, map(cpu)?))),
+            tree::Gic::V3 { distributor, redistributors } => {
+                GicV3::start(map(distributor)?, map(redistributors)?).map(Self::V3)
+            }
+        }
+    }
+
+    pub(crate) fn enable(&self, intid: Intid) {
+        match self {
+            Self::V2(gic) => gic.enable(intid),
+            Self::V3(gic) => gic.enable(intid),
+        }
+    }
+
+    pub(crate) fn disable(&self, intid: Intid) {
+        match self {
+            Self::V2(gic) => gic.disable(intid),
+            Self::V3(gic) => gic.disable(intid),
+        }
+    }
+
+    /// Takes a pending interrupt and runs `handle` for it; whether there was one.
+    pub(crate) fn take(&self, handle: impl FnOnce(Intid)) -> bool {
+        let acknowledged = match self {
+            Self::V2(gic) => gic.acknowledge(),
+            Self::V3(_) => GicV3::acknowledge(),
+        };
+        // The lower ten bits are the INTID in both; 1020 and above mean that there is none.
+        let number = acknowledged & 0x3ff;
+        if number >= 1020 {
+            return false;
+        }
+        if let Some(intid) = Intid::private(number) {
+            handle(intid);
+        }
+        match self {
+            Self::V2(gic) => gic.end(acknowledged),
+            Self::V3(_) => GicV3::end(acknowledged),
+        }
+        true
+    }
+
+    pub(crate) fn send_to_self(&self, intid: Intid) {
+        match self {
+            Self::V2(gic) => gic.send_to_self(intid),
+            Self::V3(_) => GicV3::send_to_self(intid),
+        }
+    }
+
+    pub(crate) const fn distributor(&self) -> Registers {
+        match self {
+            Self::V2(gic) => gic.distributor(),
+            Self::V3(gic) => gic.distributor(),
+        }
+    }
+
+    /// How to raise an SGI on this vCPU with one instruction.
+    pub(crate) fn own_sgi(&self, intid: Intid) -> Option<OwnSgi> {
+        match self {
+            Self::V2(gic) => {
+                let (register, value) = GicV2::own_sgi(intid);
+                gic.distributor().address(register).map(|address| OwnSgi::Store { address, value })
+            }
+            Self::V3(_) => Some(OwnSgi::Icc(GicV3::own_sgi(intid))),
+        }
+    }
+}
+
+/// The one instruction that raises an SGI.
+#[derive(Clone, Copy)]
+pub(crate) enum OwnSgi {
+    /// A store to the distributor.
+    Store { address: usize, value: u32 },
+    /// A write of ICC_SGI1R_EL1.
+    Icc(u64),
+}
