@@ -1,12 +1,18 @@
-//! The few most urgent of many interrupts.
+//! Second half of a service: free list registers go to what the guest made active, then to the most urgent of what
+//! can be delivered.
 
-use super::lr::MAX_LRS;
+use super::dist::DistState;
+use super::ids::{Intid, PrivateIntid, Spi, bit_at, bits};
+use super::lr::{Backing, Group, ListRegister, LrState, MAX_LRS};
+use super::service::{Work, active_lr};
+use super::shared::VcpuShared;
+use super::vcpu::VcpuGic;
 
 /// A candidate for a list register. The lower priority value comes first, then the lower INTID.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Place {
-    pub(super) priority: u8,
-    pub(super) intid: u16,
+struct Place {
+    priority: u8,
+    intid: u16,
 }
 
 impl Place {
@@ -18,7 +24,7 @@ impl Place {
 }
 
 /// The most urgent `room` of those offered, in order.
-pub(super) struct Queue {
+struct Queue {
     places: [Place; MAX_LRS],
     room: usize,
     used: usize,
@@ -26,7 +32,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) const fn new(room: usize) -> Self {
+    const fn new(room: usize) -> Self {
         let room = if room < MAX_LRS { room } else { MAX_LRS };
         Self {
             places: [Place { priority: 0xff, intid: u16::MAX }; MAX_LRS],
@@ -37,7 +43,7 @@ impl Queue {
     }
 
     /// Puts `place` where it belongs; the last one falls out if there is no room. At most 16 steps.
-    pub(super) fn offer(&mut self, place: Place) {
+    fn offer(&mut self, place: Place) {
         let full = self.used >= self.room;
         self.overflowed |= full;
         let last = self.places.get(self.room.wrapping_sub(1)).copied();
@@ -56,11 +62,119 @@ impl Queue {
     }
 
     /// Whether some had no room.
-    pub(super) const fn overflowed(&self) -> bool {
+    const fn overflowed(&self) -> bool {
         self.overflowed
     }
 
-    pub(super) fn places(&self) -> impl Iterator<Item = Place> + '_ {
+    fn places(&self) -> impl Iterator<Item = Place> + '_ {
         self.places.iter().take(self.used).copied()
+    }
+}
+
+impl VcpuGic {
+    /// Gives list registers to interrupts that the guest made active itself, so that it can deactivate them.
+    pub(super) fn place_active(&mut self, dist: &mut DistState, shared: &VcpuShared, work: &mut Work) {
+        for irq in bits(self.active).filter_map(|n| u8::try_from(n).ok().and_then(PrivateIntid::new)) {
+            let Some(n) = self.free_lr(Intid::Private(irq), work.count) else { break };
+            self.assign_private(irq, n);
+            self.active &= !irq.bit();
+            work.active |= irq.bit();
+            let (again, backing) = self.again_private(irq, shared);
+            work.set(n, active_lr(irq.number().into(), shared.priority(irq), again, backing));
+        }
+        for word in 0..dist.spi_words() {
+            let parked = dist.active.word(word) & !dist.resident.word(word);
+            for spi in bits(parked).filter_map(|bit| Spi::at(word, bit)) {
+                if dist.route(spi) != self.me {
+                    continue;
+                }
+                let Some(n) = self.free_lr(Intid::Shared(spi), work.count) else { return };
+                self.assign_spi(spi, n, dist);
+                let (again, backing) = self.again_spi(spi, dist);
+                work.set(n, active_lr(spi.intid(), dist.priority(spi), again, backing));
+            }
+        }
+    }
+
+    /// Gives the remaining list registers to the most urgent of all that can be delivered.
+    pub(super) fn place_pending(&mut self, dist: &mut DistState, shared: &VcpuShared, work: &mut Work) {
+        let room = (0..work.count).filter(|n| self.lr_used & bit_at(*n) == 0).count();
+        let mut queue = Queue::new(room);
+        let private =
+            (self.pending | self.lines & !shared.edge()) & shared.deliverable() & !work.active & !self.active;
+        for irq in bits(private).filter_map(|n| u8::try_from(n).ok().and_then(PrivateIntid::new)) {
+            queue.offer(Place { priority: shared.priority(irq), intid: u16::from(irq.number()) });
+        }
+        for word in 0..dist.spi_words() {
+            for spi in bits(dist.eligible_word(word)).filter_map(|bit| Spi::at(word, bit)) {
+                if dist.route(spi) == self.me {
+                    queue.offer(Place { priority: dist.priority(spi), intid: spi.intid() });
+                }
+            }
+        }
+        self.waiting = queue.overflowed();
+        for place in queue.places() {
+            let Some(intid) = Intid::new(place.intid) else { continue };
+            let Some(n) = self.free_lr(intid, work.count) else { break };
+            let backing = match intid {
+                Intid::Private(irq) => self.deliver_private(irq, n, shared),
+                Intid::Shared(spi) => self.deliver_spi(spi, n, dist),
+            };
+            let lr = ListRegister {
+                intid: place.intid,
+                priority: place.priority,
+                group: Group::One,
+                state: LrState::Pending,
+                backing,
+            };
+            work.set(n, lr);
+        }
+    }
+
+    fn deliver_private(&mut self, irq: PrivateIntid, n: usize, shared: &VcpuShared) -> Backing {
+        self.assign_private(irq, n);
+        let bit = irq.bit();
+        if self.pending & bit == 0 {
+            self.line_only |= bit;
+        }
+        self.pending &= !bit;
+        match self.backing(irq) {
+            Backing::Software if self.lines & !shared.edge() & bit != 0 => Backing::SoftwareNotify,
+            backing => backing,
+        }
+    }
+
+    fn deliver_spi(&mut self, spi: Spi, n: usize, dist: &mut DistState) -> Backing {
+        self.assign_spi(spi, n, dist);
+        dist.placed.insert(spi);
+        if !dist.latch.remove(spi) {
+            dist.line_only.insert(spi);
+        }
+        if dist.hw.contains(spi) {
+            Backing::Hardware(dist.pintid(spi))
+        } else if dist.is_high(spi) {
+            Backing::SoftwareNotify
+        } else {
+            Backing::Software
+        }
+    }
+
+    /// The lowest unassigned list register, or for a private interrupt the one it had, so that fewer are rewritten.
+    fn free_lr(&self, intid: Intid, count: usize) -> Option<usize> {
+        let free = |n: usize| n < count && self.lr_used & bit_at(n) == 0;
+        let before = match intid {
+            Intid::Private(irq) => self.lr_of.get(usize::from(irq.number())).copied().map(usize::from),
+            Intid::Shared(_) => None,
+        };
+        before.filter(|n| free(*n)).or_else(|| (0..count).find(|n| free(*n)))
+    }
+
+    fn assign_spi(&mut self, spi: Spi, n: usize, dist: &mut DistState) {
+        if let Some(holds) = self.holds.get_mut(n) {
+            *holds = spi.intid();
+            self.lr_used |= bit_at(n);
+            self.lr_spi |= bit_at(n);
+            dist.set_resident(spi, self.me);
+        }
     }
 }

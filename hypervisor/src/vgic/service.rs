@@ -4,9 +4,9 @@
 //! bounded by the list registers and the interrupts that a domain can have, whatever the guest did.
 
 use super::dist::{DistState, Line, Requests};
-use super::ids::{Intid, PrivateIntid, Spi, SpiBits, VcpuMask, bit_at, bits};
+use super::ids::{Intid, PrivateIntid, Spi, SpiBits, VcpuMask, bits};
 use super::lr::{Backing, Group, Layout, ListRegister, ListRegisters, LrState, MAX_LRS};
-use super::place::{Place, Queue};
+
 use super::shared::{VcpuShared, Vcpus};
 use super::vcpu::{Raised, VcpuGic};
 
@@ -38,18 +38,18 @@ pub struct Serviced {
 }
 
 /// The list registers while they are rewritten.
-struct Work {
+pub(super) struct Work {
     layout: Layout,
-    count: usize,
+    pub(super) count: usize,
     old: [u64; MAX_LRS],
     new: [u64; MAX_LRS],
     /// Private interrupts active in a list register.
-    active: u32,
+    pub(super) active: u32,
     done: Serviced,
 }
 
 impl Work {
-    fn set(&mut self, n: usize, lr: ListRegister) {
+    pub(super) fn set(&mut self, n: usize, lr: ListRegister) {
         let raw = self.layout.encode(lr);
         if let Some(slot) = self.new.get_mut(n) {
             *slot = raw;
@@ -57,7 +57,7 @@ impl Work {
     }
 }
 
-const fn active_lr(intid: u16, priority: u8, again: bool, backing: Backing) -> ListRegister {
+pub(super) const fn active_lr(intid: u16, priority: u8, again: bool, backing: Backing) -> ListRegister {
     let state = if again { LrState::PendingActive } else { LrState::Active };
     ListRegister { intid, priority, group: Group::One, state, backing }
 }
@@ -231,7 +231,7 @@ impl VcpuGic {
         }
     }
 
-    fn again_private(&mut self, irq: PrivateIntid, shared: &VcpuShared) -> (bool, Backing) {
+    pub(super) fn again_private(&mut self, irq: PrivateIntid, shared: &VcpuShared) -> (bool, Backing) {
         let bit = irq.bit();
         if self.hw & bit != 0 {
             return (false, self.backing(irq));
@@ -244,7 +244,7 @@ impl VcpuGic {
         (again, if high { Backing::SoftwareNotify } else { Backing::Software })
     }
 
-    fn again_spi(&self, spi: Spi, dist: &mut DistState) -> (bool, Backing) {
+    pub(super) fn again_spi(&self, spi: Spi, dist: &mut DistState) -> (bool, Backing) {
         if dist.hw.contains(spi) {
             return (false, Backing::Hardware(dist.pintid(spi)));
         }
@@ -256,65 +256,6 @@ impl VcpuGic {
         }
         let look = dist.is_high(spi) || !mine && dist.latch.contains(spi);
         (again, if look { Backing::SoftwareNotify } else { Backing::Software })
-    }
-
-    /// Gives list registers to interrupts that the guest made active itself, so that it can deactivate them.
-    fn place_active(&mut self, dist: &mut DistState, shared: &VcpuShared, work: &mut Work) {
-        for irq in bits(self.active).filter_map(|n| u8::try_from(n).ok().and_then(PrivateIntid::new)) {
-            let Some(n) = self.free_lr(Intid::Private(irq), work.count) else { break };
-            self.assign_private(irq, n);
-            self.active &= !irq.bit();
-            work.active |= irq.bit();
-            let (again, backing) = self.again_private(irq, shared);
-            work.set(n, active_lr(irq.number().into(), shared.priority(irq), again, backing));
-        }
-        for word in 0..dist.spi_words() {
-            let parked = dist.active.word(word) & !dist.resident.word(word);
-            for spi in bits(parked).filter_map(|bit| Spi::at(word, bit)) {
-                if dist.route(spi) != self.me {
-                    continue;
-                }
-                let Some(n) = self.free_lr(Intid::Shared(spi), work.count) else { return };
-                self.assign_spi(spi, n, dist);
-                let (again, backing) = self.again_spi(spi, dist);
-                work.set(n, active_lr(spi.intid(), dist.priority(spi), again, backing));
-            }
-        }
-    }
-
-    /// Gives the remaining list registers to the most urgent of all that can be delivered.
-    fn place_pending(&mut self, dist: &mut DistState, shared: &VcpuShared, work: &mut Work) {
-        let room = (0..work.count).filter(|n| self.lr_used & bit_at(*n) == 0).count();
-        let mut queue = Queue::new(room);
-        let private =
-            (self.pending | self.lines & !shared.edge()) & shared.deliverable() & !work.active & !self.active;
-        for irq in bits(private).filter_map(|n| u8::try_from(n).ok().and_then(PrivateIntid::new)) {
-            queue.offer(Place { priority: shared.priority(irq), intid: u16::from(irq.number()) });
-        }
-        for word in 0..dist.spi_words() {
-            for spi in bits(dist.eligible_word(word)).filter_map(|bit| Spi::at(word, bit)) {
-                if dist.route(spi) == self.me {
-                    queue.offer(Place { priority: dist.priority(spi), intid: spi.intid() });
-                }
-            }
-        }
-        self.waiting = queue.overflowed();
-        for place in queue.places() {
-            let Some(intid) = Intid::new(place.intid) else { continue };
-            let Some(n) = self.free_lr(intid, work.count) else { break };
-            let backing = match intid {
-                Intid::Private(irq) => self.deliver_private(irq, n, shared),
-                Intid::Shared(spi) => self.deliver_spi(spi, n, dist),
-            };
-            let lr = ListRegister {
-                intid: place.intid,
-                priority: place.priority,
-                group: Group::One,
-                state: LrState::Pending,
-                backing,
-            };
-            work.set(n, lr);
-        }
     }
 
     /// How EL2 learns of room for what waits. With interrupts waiting all list registers are in use.
@@ -351,53 +292,6 @@ impl VcpuGic {
                 dist.placed.remove(spi);
             }
             None => {}
-        }
-    }
-
-    fn deliver_private(&mut self, irq: PrivateIntid, n: usize, shared: &VcpuShared) -> Backing {
-        self.assign_private(irq, n);
-        let bit = irq.bit();
-        if self.pending & bit == 0 {
-            self.line_only |= bit;
-        }
-        self.pending &= !bit;
-        match self.backing(irq) {
-            Backing::Software if self.lines & !shared.edge() & bit != 0 => Backing::SoftwareNotify,
-            backing => backing,
-        }
-    }
-
-    fn deliver_spi(&mut self, spi: Spi, n: usize, dist: &mut DistState) -> Backing {
-        self.assign_spi(spi, n, dist);
-        dist.placed.insert(spi);
-        if !dist.latch.remove(spi) {
-            dist.line_only.insert(spi);
-        }
-        if dist.hw.contains(spi) {
-            Backing::Hardware(dist.pintid(spi))
-        } else if dist.is_high(spi) {
-            Backing::SoftwareNotify
-        } else {
-            Backing::Software
-        }
-    }
-
-    /// The lowest unassigned list register, or for a private interrupt the one it had, so that fewer are rewritten.
-    fn free_lr(&self, intid: Intid, count: usize) -> Option<usize> {
-        let free = |n: usize| n < count && self.lr_used & bit_at(n) == 0;
-        let before = match intid {
-            Intid::Private(irq) => self.lr_of.get(usize::from(irq.number())).copied().map(usize::from),
-            Intid::Shared(_) => None,
-        };
-        before.filter(|n| free(*n)).or_else(|| (0..count).find(|n| free(*n)))
-    }
-
-    fn assign_spi(&mut self, spi: Spi, n: usize, dist: &mut DistState) {
-        if let Some(holds) = self.holds.get_mut(n) {
-            *holds = spi.intid();
-            self.lr_used |= bit_at(n);
-            self.lr_spi |= bit_at(n);
-            dist.set_resident(spi, self.me);
         }
     }
 

@@ -96,8 +96,15 @@ impl VcpuShared {
         self.post(SERVICE)
     }
 
+    /// Sequentially consistent, as is the sleeper's look: one of a poster that then reads the run state and a vCPU that
+    /// sets it and then looks for mail sees the other, if those accesses are sequentially consistent too.
     fn post(&self, mail: u64) -> bool {
-        self.mailbox.fetch_or(mail, Ordering::Release) == 0
+        self.mailbox.fetch_or(mail, Ordering::SeqCst) == 0
+    }
+
+    /// Whether there is mail, for a vCPU that is about to sleep.
+    pub(super) fn has_mail_before_sleep(&self) -> bool {
+        self.mailbox.load(Ordering::SeqCst) != 0
     }
 
     /// Whether there is mail.

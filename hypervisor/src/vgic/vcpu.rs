@@ -277,7 +277,7 @@ impl VcpuGic {
     /// take: then WFI must not sleep. What the guest's PSTATE.I or running priority hold back counts too, and so does
     /// mail, whatever is in it.
     pub fn has_deliverable<L: ListRegisters>(&self, shared: &VcpuShared, lrs: &L, mask: u8) -> bool {
-        if shared.has_mail() || self.waiting {
+        if shared.has_mail_before_sleep() || self.waiting {
             return true;
         }
         let latched = (self.pending | self.lines & !shared.edge()) & shared.deliverable();

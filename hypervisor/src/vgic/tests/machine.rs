@@ -209,8 +209,13 @@ impl Machine {
     }
 
     pub(super) fn raise_remote(&mut self, me: usize, intid: u16) {
-        let _ = self.shared[me].raise_remote(Intid::new(intid).unwrap());
+        self.post(me, intid);
         self.settle();
+    }
+
+    /// Raises from another CPU; nobody looks yet.
+    pub(super) fn post(&mut self, me: usize, intid: u16) {
+        let _ = self.shared[me].raise_remote(Intid::new(intid).unwrap());
     }
 
     pub(super) fn raise_spi(&mut self, spi: u8) {
@@ -225,6 +230,7 @@ impl Machine {
 
     pub(super) fn acknowledge(&mut self, me: usize) -> Option<u16> {
         assert!(self.loaded[me]);
+        self.settle();
         let taken = self.cpus[me].acknowledge();
         self.settle();
         taken

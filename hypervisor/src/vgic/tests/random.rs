@@ -149,7 +149,7 @@ impl Run {
             2 if intid != TIMER => {
                 let target = if intid < 32 { vcpu } else { self.random.below(self.vcpus) };
                 self.r.at(vcpu, intid).latch = true;
-                self.m.raise_remote(if intid < 32 { vcpu } else { target }, intid as u16);
+                self.m.post(target, intid as u16);
             }
             3 | 4 => {
                 self.r.at(0, 32 + usize::from(spi)).latch = true;
@@ -206,6 +206,8 @@ impl Run {
 
     fn write(&mut self, me: usize, vcpu: usize, word: usize, offset: u64, to: impl Fn(&mut Interrupt)) {
         let set = self.bits();
+        // A clear may overtake a raise that nobody has looked at; the reference has them in order.
+        self.m.settle();
         self.r.change(vcpu, word, set, to);
         let (frame, offset) = Self::place(vcpu, word, offset);
         self.m.write(me, frame, offset, set);

@@ -31,6 +31,29 @@ fn raising_a_ppi_again_and_again_costs_one_list_register_access_each() {
 }
 
 #[test]
+fn raises_are_short_again_after_a_service() {
+    let mut m = Machine::running(1, 0);
+    for irq in 16..22 {
+        let _ = m.raise(0, irq);
+    }
+    assert_eq!(m.raise(0, 31), Raised::NeedsService);
+    while let Some(intid) = m.acknowledge(0) {
+        m.end(0, intid);
+    }
+    assert_eq!(m.raise(0, 31), Raised::Placed);
+}
+
+#[test]
+fn a_service_takes_what_others_raised_meanwhile() {
+    let mut m = Machine::running(1, 32);
+    m.post(0, 31);
+    m.post(0, 33);
+    m.service(0);
+    assert_eq!(m.cpus[0].entries().map(|lr| lr.intid).collect::<Vec<_>>(), [31, 33]);
+    assert!(!m.shared[0].has_mail());
+}
+
+#[test]
 fn two_raises_before_the_guest_looks_are_one_interrupt() {
     let mut m = Machine::running(1, 0);
     let _ = m.raise(0, 31);
