@@ -1,7 +1,7 @@
 //! What a guest sees, step by step.
 
 use super::machine::{Machine, private, vcpu};
-use crate::vgic::{Backing, Frame, Layout, Line, LrState, Maintenance, Raised};
+use crate::vgic::{Access, AccessSize, Backing, Frame, Layout, Line, LrState, Maintenance, Raised};
 
 #[test]
 fn a_raised_ppi_is_delivered_once() {
@@ -363,4 +363,62 @@ fn the_same_sequence_runs_on_v2_list_registers() {
     m.end(0, 27);
     assert_eq!(m.cpus[0].deactivated, [27]);
     assert_eq!(m.gics[0].index(), vcpu(0));
+}
+
+#[test]
+fn an_interrupt_made_active_without_room_for_it_is_not_delivered() {
+    let mut m = Machine::running(1, 0);
+    for irq in 16..20 {
+        let _ = m.raise(0, irq);
+        assert_eq!(m.acknowledge(0), Some(irq.into()));
+    }
+    m.write(0, Frame::Redistributor, 0x1_0300, 1 << 31);
+    m.end(0, 16);
+    let _ = m.raise(0, 31);
+    assert_eq!(m.acknowledge(0), None);
+    m.end(0, 31);
+    assert_eq!(m.acknowledge(0), Some(31));
+}
+
+#[test]
+fn a_spi_made_active_can_be_ended_by_the_vcpu_it_is_routed_to() {
+    let mut m = Machine::running(2, 32);
+    m.write(0, Frame::Distributor, 0x6100, 1);
+    m.write(0, Frame::Distributor, 0x304, 1);
+    assert_eq!(m.cpus[0].active(), []);
+    m.raise_spi(0);
+    assert_eq!(m.acknowledge(1), None);
+    m.end(1, 32);
+    assert_eq!(m.acknowledge(1), Some(32));
+}
+
+/// Requests for a list register that its owner has not looked at: of each bit the last write counts.
+#[test]
+fn the_last_of_several_requests_to_another_vcpu_counts() {
+    const SET_PENDING: u64 = 0x200;
+    const CLEAR_PENDING: u64 = 0x280;
+    const SET_ACTIVE: u64 = 0x300;
+    const CLEAR_ACTIVE: u64 = 0x380;
+    for (first, last, pending, active) in [
+        (SET_ACTIVE, CLEAR_ACTIVE, true, false),
+        (CLEAR_ACTIVE, SET_ACTIVE, true, true),
+        (SET_PENDING, CLEAR_PENDING, false, false),
+        (CLEAR_PENDING, SET_PENDING, true, false),
+    ] {
+        for (frame, base, intid) in [(Frame::Distributor, 4, 37), (Frame::Redistributor, 0x3_0000, 5)] {
+            let mut m = Machine::running(2, 32);
+            m.write(0, Frame::Distributor, 0x6000 + 37 * 8, 1);
+            m.post(1, intid);
+            m.settle();
+            for offset in [first, last] {
+                let access = Access { frame, offset: base + offset, size: AccessSize::Word };
+                let _ = m.access(0, access, 1 << 5);
+            }
+            m.settle();
+            let state = m.cpus[1].entries().find(|lr| lr.intid == intid).map(|lr| lr.state);
+            let (is_pending, is_active) =
+                (state.is_some_and(LrState::is_pending), state.is_some_and(LrState::is_active));
+            assert_eq!((is_pending, is_active), (pending, active), "{intid} {first:#x} {last:#x}");
+        }
+    }
 }
