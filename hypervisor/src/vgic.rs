@@ -13,6 +13,16 @@
 //! registers, SPIs, MMIO writes, lines, maintenance interrupts) is one procedure, [`VcpuGic::service`], which runs
 //! on the owner's CPU under the domain's lock: fold the list registers back, apply requests, place the best again.
 //!
+//! What the image does with it:
+//! - it implements [`ListRegisters`], enables the virtual interface, and takes its physical interrupts with split
+//!   priority drop and deactivation;
+//! - a trapped `ICC_SGI1R_EL1` goes through [`decode_sgi1r`]: `raise` for the sender, `raise_remote` and a kick for others;
+//! - before each return to the guest, [`VcpuGic::take_remote`] (one load when there is nothing);
+//! - after each [`Serviced`]: request its [`Maintenance`] interrupt, deactivate what it lists, kick whom it names;
+//! - around a switch: [`VcpuGic::save`] and [`VcpuGic::restore`], and the physical active state of what
+//!   [`VcpuGic::hw_in_flight`] names;
+//! - before a vCPU sleeps: [`VcpuGic::has_deliverable`].
+//!
 //! Invariants (tests cite them):
 //! 1. An INTID is in at most one list register of the whole domain.
 //! 2. A pending interrupt is in exactly one place: a latch (or its line), or a list register. None is lost, and none
@@ -24,7 +34,7 @@
 //!
 //! Deliberate differences from Xen, whose register contents we follow: pending and active state reads back, ISACTIVER
 //! writes work, and a bad offset or width reads as zero and is ignored ([`Handling::Unhandled`]) where Xen injects an
-//! abort; `GICD_CTLR` gates delivery. Active interrupts are never taken out of list registers: a guest that leaves
+//! abort; `GICD_CTLR` gates delivery; SGIs read as edge-triggered. Active interrupts are never taken out of list registers: a guest that leaves
 //! as many interrupts active as there are list registers waits for itself.
 //!
 //! It never touches a register, a device or guest memory.
