@@ -13,7 +13,7 @@ mod memory;
 mod mmu;
 
 use std::boxed::Box;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
@@ -194,6 +194,25 @@ pub fn free_frames(base: Mfn, frames: u64) -> Frames {
     let end = Mfn::new(frames.table.end()).unwrap();
     frames.give(base..end);
     frames
+}
+
+/// Numbers that look random and are the same in every run (xorshift64*).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// A sequence of its own for each seed but 0.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below `limit`, which is not 0.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16) % limit
+    }
 }
 
 /// Boot storage of tests: leaked.

@@ -348,3 +348,6 @@ impl FrameTable {
         self.totals.get(row)?.get(usize::from(role.bits()))
     }
 }
+
+#[cfg(test)]
+mod tests;

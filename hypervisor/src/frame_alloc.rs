@@ -246,3 +246,6 @@ fn linked(table: &FrameTable, link: u32) -> Option<&FrameEntry> {
     }
     table.entry(table.base().checked_add(u64::from(link))?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,234 @@
-//! Self-check.
+//! Recomputes from scratch what the frame table and the stage-2 tables must agree on, and names the first disagreement.
+//!
+//! 1. Every frame has one owner and one role, and the totals are what a count gives. (I1)
+//! 2. Stage 2 of a domain maps its own RAM, its own shared pages, frames that a live grant mapping permits (at least for what is
+//!    mapped), and devices, which are not RAM. (I3)
+//! 3. A frame's count is the number of grant references in use and of vCPU info areas that lie in it. (I4)
+//! 4. A frame of RAM that is mapped is mapped once, at its home. (I6)
+//! 5. Every table is the domain's, is reached once, and is counted.
+//!
+//! For tests and the debug console. The machine must be at rest: no hypercall under way on any CPU.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+use pv_abi::DomId;
+
+use crate::addr::{Gfn, Mfn};
+use crate::domain::{Domain, DomainState, MAX_DOMAINS};
+use crate::frame::{FrameTable, NO_ORDER, Role};
+use crate::grant::{Active, Track};
+use crate::hardware::Hardware;
+use crate::machine::Machine;
+use crate::stage2::{Entry, Kind, Mapping, ROOT_TABLES, lookup, walk};
+use crate::vcpu::Vcpu;
+
+/// The first thing that is not as it must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Violation {
+    /// I1: the counter of this owner and role is not what the table says.
+    Total(DomId, Role),
+    /// I1: the free lists do not hold the frames that are free.
+    FreeLists,
+    /// I1: the domain's memory state does not count its RAM.
+    Memory(DomId),
+    /// A frame that is not the first of a free block has an order, or a count without being data.
+    Entry(Mfn),
+    /// A table entry has bits that none of ours has.
+    Malformed(DomId, Gfn),
+    /// A table is not the domain's, is linked twice, or is not counted.
+    Tables(DomId),
+    /// I3: the domain maps what it may not.
+    Mapped(DomId, Gfn, Mapping),
+    /// I3: a grant mapping is recorded and not there, or no reference permits it.
+    Grant(DomId, Gfn),
+    /// I4: the frame's count is not the number of its holders.
+    Count(Mfn),
+    /// I6: the frame of RAM is mapped somewhere else too.
+    Home(DomId, Gfn),
+}
+
+/// Checks everything.
+///
+/// # Errors
+/// The first violation.
+pub fn check<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
+    totals(machine)?;
+    for domain in machine.domains {
+        {
+            let state = domain.state.lock();
+            stage2(machine, domain, &state)?;
+            if state.memory.frames != machine.frames.table.total(domain.id, Role::Data) {
+                return Err(Violation::Memory(domain.id));
+            }
+        }
+        grants(machine, domain)?;
+        counts(machine, domain)?;
+    }
+    Ok(())
+}
+
+/// Every frame of a table with its state.
+fn frames(table: &FrameTable) -> impl Iterator<Item = (Mfn, crate::frame::FrameState)> + '_ {
+    (table.base().get()..table.end()).filter_map(|number| {
+        let mfn = Mfn::new(number)?;
+        Some((mfn, table.state(mfn)?))
+    })
+}
+
+fn totals<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
+    let table = &machine.frames.table;
+    for (mfn, state) in frames(table) {
+        if (state.role != Role::Free && state.order != NO_ORDER) || (state.role != Role::Data && state.count != 0) {
+            return Err(Violation::Entry(mfn));
+        }
+    }
+    let domains = (1..=MAX_DOMAINS).filter_map(|id| u16::try_from(id).ok().map(DomId));
+    for owner in core::iter::once(DomId::XEN).chain(domains) {
+        // Counted in one pass for each owner; only owners that exist are worth one.
+        if owner != DomId::XEN && machine.domain(owner).is_none() {
+            continue;
+        }
+        for role in Role::ALL {
+            let found = frames(table).filter(|(_, state)| state.owner == owner && state.role == role).count();
+            if role != Role::NotRam && u64::try_from(found) != Ok(table.total(owner, role)) {
+                return Err(Violation::Total(owner, role));
+            }
+        }
+    }
+    if machine.frames.free_frames() != table.total(DomId::XEN, Role::Free) {
+        return Err(Violation::FreeLists);
+    }
+    Ok(())
+}
+
+fn stage2<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &DomainState) -> Result<(), Violation> {
+    let table = &machine.frames.table;
+    let mut violation = None;
+    let mut tables: u32 = 0;
+    let mut is_table = |mfn: Mfn| {
+        tables = tables.saturating_add(1);
+        table.state(mfn).is_some_and(|found| found.role == Role::Stage2Table && found.owner == domain.id)
+    };
+    let root = state.stage2.root();
+    for offset in 0..u64::from(ROOT_TABLES) {
+        if !root.checked_add(offset).is_some_and(&mut is_table) {
+            return Err(Violation::Tables(domain.id));
+        }
+    }
+    walk(&machine.hw, root, |entry| {
+        violation = match entry {
+            Entry::Table { table, .. } => (!is_table(table)).then_some(Violation::Tables(domain.id)),
+            Entry::Malformed { gfn, .. } => Some(Violation::Malformed(domain.id, gfn)),
+            Entry::Leaf { gfn, order, mapping, .. } => {
+                (0..1u64.wrapping_shl(order)).find_map(|offset| {
+                    let gfn = gfn.checked_add(offset)?;
+                    let mapping = Mapping { mfn: mapping.mfn.checked_add(offset)?, ..mapping };
+                    leaf(table, domain, state, gfn, mapping)
+                })
+            }
+        };
+        violation.is_none()
+    });
+    if let Some(violation) = violation {
+        return Err(violation);
+    }
+    // As many reached as the domain has: none was reached twice, none is lost.
+    let owned = table.total(domain.id, Role::Stage2Table);
+    if tables != state.stage2.tables() || u64::from(tables) != owned || tables > state.stage2.limit() {
+        return Err(Violation::Tables(domain.id));
+    }
+    Ok(())
+}
+
+/// Whether a domain may map one frame as it does.
+fn leaf(table: &FrameTable, domain: &Domain, state: &DomainState, gfn: Gfn, mapping: Mapping) -> Option<Violation> {
+    let found = table.state(mapping.mfn);
+    let has = |role: Role| found.is_some_and(|found| found.role == role && found.owner == domain.id);
+    let home = table.home(mapping.mfn) == Some(gfn);
+    let wrong = Some(Violation::Mapped(domain.id, gfn, mapping));
+    match mapping.kind {
+        Kind::Ram if !has(Role::Data) => wrong,
+        Kind::Shared if !has(Role::Shared) => wrong,
+        Kind::Ram | Kind::Shared => (!home).then_some(Violation::Home(domain.id, gfn)),
+        Kind::Device => found.is_some_and(|found| found.role != Role::NotRam).then_some(wrong).flatten(),
+        Kind::GrantWritable | Kind::GrantReadOnly => {
+            let recorded = state.grants.mappings().any(|(_, track)| match *track {
+                Track::Free(_) => false,
+                Track::Mapped { gfn: at, writable, .. } => {
+                    at == gfn && (writable || mapping.kind == Kind::GrantReadOnly)
+                }
+            });
+            (!recorded).then_some(wrong).flatten()
+        }
+    }
+}
+
+/// Every grant mapping that the domain holds has a reference in use that permits it, of the frame that is mapped.
+fn grants<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
+    for n in 0..usize::MAX {
+        // One at a time, since the granter may be the domain itself and locks are not taken twice.
+        let Some(track) = domain.state.lock().grants.mappings().nth(n).map(|(_, track)| *track) else { break };
+        let Track::Mapped { granter, gref, gfn, writable } = track else { continue };
+        let violation = Violation::Grant(domain.id, gfn);
+        let active = machine.domain(granter).and_then(|granter| granter.state.lock().grants.active(gref).copied());
+        let active = active.filter(Active::is_pinned).ok_or(violation)?;
+        let (_, writes) = active.pins();
+        if writable && writes == 0 {
+            return Err(violation);
+        }
+        // The domain may have put something else at the place itself; if a grant is there, it is this one.
+        if let Some(mapping) = lookup(&machine.hw, domain.stage2_root, gfn)
+            && matches!(mapping.kind, Kind::GrantWritable | Kind::GrantReadOnly)
+            && active.mfn() != Some(mapping.mfn)
+        {
+            return Err(violation);
+        }
+    }
+    Ok(())
+}
+
+/// The counts of a domain's frames are those of their holders, and of nothing else.
+fn counts<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
+    let state = domain.state.lock();
+    let holders = |mfn: Mfn| {
+        let granted = state.grants.pinned().filter(|(_, active)| active.mfn() == Some(mfn));
+        granted.map(|(_, active)| references(active)).sum::<u32>().saturating_add(infos(domain, mfn))
+    };
+    let table = &machine.frames.table;
+    // Frames with a count have as many holders...
+    for (mfn, found) in frames(table) {
+        if found.owner == domain.id && found.count != 0 && found.count != holders(mfn) {
+            return Err(Violation::Count(mfn));
+        }
+    }
+    // ... and frames with a holder have a count.
+    for (_, active) in state.grants.pinned() {
+        let held = active.mfn().and_then(|mfn| table.state(mfn));
+        if held.is_none_or(|held| held.owner != domain.id || held.count == 0) {
+            return Err(Violation::Count(active.mfn().unwrap_or_default()));
+        }
+    }
+    for mfn in domain.vcpus.iter().filter_map(info_frame).filter(|mfn| *mfn != domain.shared_info) {
+        if table.state(mfn).is_none_or(|held| held.owner != domain.id || held.count == 0) {
+            return Err(Violation::Count(mfn));
+        }
+    }
+    Ok(())
+}
+
+/// The frame of a vCPU's info area.
+fn info_frame(vcpu: &Vcpu) -> Option<Mfn> {
+    Some(vcpu.info_at()?.frame())
+}
+
+/// vCPUs whose info areas lie in a frame.
+fn infos(domain: &Domain, mfn: Mfn) -> u32 {
+    let found = domain.vcpus.iter().filter(|vcpu| info_frame(vcpu) == Some(mfn)).count();
+    u32::try_from(found).unwrap_or(u32::MAX)
+}
+
+/// References to the frame that a grant reference in use holds: one, however often it is mapped.
+const fn references(_active: &Active) -> u32 {
+    1
+}
+
+#[cfg(test)]
+mod tests;
