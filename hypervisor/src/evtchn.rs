@@ -1,19 +1,179 @@
-//! Event channels, 2-level ABI: ports, who they connect, and how an event reaches a vCPU.
+//! Event channels, 2-level ABI: ports, who they connect, and how an event reaches a vCPU (`common/event_channel.c` is the
+//! reference for results).
+//!
+//! Invariants
+//! 1. An interdomain port's peer is an interdomain port whose peer is the first (the two change together, under both domains'
+//!    locks). A self-check may ask for it whenever no lock is held.
+//! 2. A port word changes only under its domain's lock; a sender reads it without.
+//! 3. A port that is free is not pending, except for an event that was under way while it was closed.
+//! 4. Nothing here waits for a guest: every operation on a shared word is bounded, and a guest that keeps a word busy is
+//!    destroyed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+mod bind;
+mod close;
+mod deliver;
 mod port;
-pub use port::{PortKind, PortWord};
 
-/// What changes under the domain's lock beside the port words themselves.
-#[derive(Debug, Default)]
-pub struct PortsState {
-    /// Every port below is in use: where the search for a free one starts.
-    lowest_free: u32,
+pub use bind::bind_static;
+pub use port::{PortKind, PortWord, PortsState, find};
+
+pub(crate) use deliver::{is_pending, resend_all, upcall_pending, word_contended};
+
+use pv_abi::event::{
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, PortArg, PortStatus,
+    Reset, Status,
+};
+use pv_abi::{DomId, Errno, GuestHandle, Port};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::guest_memory;
+use crate::hardware::Hardware;
+use crate::hypercall::{Answer, Args, Stop, any_domain};
+use crate::machine::{Current, Machine};
+use close::Closed;
+
+/// `event_channel_op`.
+///
+/// # Errors
+/// As each operation; `-ENOSYS` for one that does not exist.
+#[inline(always)]
+pub fn event_channel_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
+    let [cmd, arg, ..] = *args;
+    let arg = GuestHandle(arg);
+    #[expect(clippy::cast_possible_truncation, reason = "the command is an int")]
+    let cmd = cmd as u32;
+    if cmd == EventOp::Send.number() {
+        let send: PortArg = guest_memory::read(machine, current, arg)?;
+        return send_event(machine, current, send.port);
+    }
+    others(machine, current, cmd, arg, args)
 }
 
-impl PortsState {
-    /// All ports free, except port 0, which is nobody's.
-    pub const fn new() -> Self {
-        Self { lowest_free: 1 }
+/// Raises the event at the other end of a port of the caller's. Takes no lock.
+#[inline(always)]
+fn send_event<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, port: Port) -> Answer {
+    let local = current.domain;
+    let word = port::load(local, port);
+    match word.kind {
+        PortKind::Interdomain(dom, remote_port) => {
+            let Some(remote) = machine.domain(dom) else { return Ok(0) };
+            let end = port::load(remote, remote_port);
+            // Else the other side has just closed it.
+            if end.kind == PortKind::Interdomain(local.id, port) {
+                deliver::set_pending(machine, current, remote, remote_port, end.vcpu);
+            }
+        }
+        PortKind::Ipi => deliver::set_pending(machine, current, local, port, word.vcpu),
+        PortKind::Unbound(_) => {}
+        PortKind::Free | PortKind::Virq(_) => return Err(Errno::Einval.into()),
     }
+    Ok(0)
+}
+
+/// All but the hottest.
+#[cold]
+#[inline(never)]
+fn others<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    cmd: u32,
+    arg: GuestHandle,
+    args: &Args,
+) -> Answer {
+    let op = EventOp::from_number(cmd).ok_or(Errno::Enosys)?;
+    match op {
+        EventOp::Send => send_event(machine, current, read::<PortArg, H>(machine, current, arg)?.port),
+        EventOp::AllocUnbound => {
+            answer(machine, current, arg, |it: &AllocUnbound| bind::alloc_unbound(machine, current, it))
+        }
+        EventOp::BindInterdomain => {
+            answer(machine, current, arg, |it: &BindInterdomain| bind::bind_interdomain(machine, current, it))
+        }
+        EventOp::BindVirq => answer(machine, current, arg, |it: &BindVirq| bind::bind_virq(current, it)),
+        EventOp::BindIpi => answer(machine, current, arg, |it: &BindIpi| bind::bind_ipi(current, it)),
+        EventOp::Status => answer(machine, current, arg, |it: &Status| status(machine, current, it)),
+        EventOp::Close => {
+            let port = read::<PortArg, H>(machine, current, arg)?.port;
+            finished(close::close(machine, current, port)?, args)
+        }
+        EventOp::Reset => {
+            let dom = read::<Reset, H>(machine, current, arg)?.dom;
+            own(machine, current, dom)?;
+            finished(close::reset(machine, current)?, args)
+        }
+        EventOp::BindVcpu => {
+            let it: BindVcpu = read(machine, current, arg)?;
+            Ok(bind::bind_vcpu(current, it.port, it.vcpu).map(|()| 0)?)
+        }
+        EventOp::Unmask => {
+            let port = read::<PortArg, H>(machine, current, arg)?.port;
+            let word = port::find(current.domain, port)?;
+            if word.kind != PortKind::Free {
+                deliver::unmask(machine, current, current.domain, port, word.vcpu);
+            }
+            Ok(0)
+        }
+        // Physical interrupts are not bound to ports on ARM.
+        EventOp::BindPirq => read::<BindVirq, H>(machine, current, arg).and(Err(Errno::Eopnotsupp.into())),
+        // The FIFO ABI is not offered; these are the answers of a Xen built without it, and guests go on with two levels.
+        EventOp::InitControl => read::<InitControl, H>(machine, current, arg).and(Err(Errno::Enosys.into())),
+        EventOp::ExpandArray => read::<u64, H>(machine, current, arg).and(Err(Errno::Enosys.into())),
+        EventOp::SetPriority => {
+            let it: BindVcpu = read(machine, current, arg)?;
+            port::find(current.domain, it.port)?;
+            Err(Errno::Enosys.into())
+        }
+    }
+}
+
+fn read<T: FromBytes + IntoBytes, H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    arg: GuestHandle,
+) -> Result<T, Stop> {
+    Ok(guest_memory::read(machine, current, arg)?)
+}
+
+/// Reads an argument, does what it asks and writes it back with its results. When they cannot be written the deed stays done, as in
+/// Xen: the guest gave an address that is read-only for itself.
+fn answer<T: FromBytes + IntoBytes + Immutable, H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    arg: GuestHandle,
+    deed: impl FnOnce(&T) -> Result<T, Errno>,
+) -> Answer {
+    let result = deed(&guest_memory::read(machine, current, arg)?)?;
+    guest_memory::write(machine, current, arg, &result)?;
+    Ok(0)
+}
+
+fn finished(closed: Closed, args: &Args) -> Answer {
+    match closed {
+        Closed::Done => Ok(0),
+        Closed::Again => Err(Stop::Restart(*args)),
+    }
+}
+
+/// Nobody is privileged over others: a domain named must be the caller itself.
+fn own<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, dom: DomId) -> Result<(), Errno> {
+    let domain = any_domain(machine, current, dom).ok_or(Errno::Esrch)?;
+    if domain.id == current.domain.id { Ok(()) } else { Err(Errno::Eperm) }
+}
+
+/// Describes a port. Fields without a meaning for its kind are returned as they came.
+fn status<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, arg: &Status) -> Result<Status, Errno> {
+    let domain = any_domain(machine, current, arg.dom).ok_or(Errno::Esrch)?;
+    let word = port::find(domain, arg.port)?;
+    own(machine, current, arg.dom)?;
+    // A domain is the low half of its word.
+    let named = |dom: DomId| (arg.peer & 0xFFFF_0000) | u32::from(dom.0);
+    let (status, peer, peer_port) = match word.kind {
+        PortKind::Free => (PortStatus::Closed, arg.peer, arg.peer_port),
+        PortKind::Unbound(dom) => (PortStatus::Unbound, named(dom), arg.peer_port),
+        PortKind::Interdomain(dom, port) => (PortStatus::Interdomain, named(dom), port),
+        PortKind::Virq(virq) => (PortStatus::Virq, u32::from(virq), arg.peer_port),
+        PortKind::Ipi => (PortStatus::Ipi, arg.peer, arg.peer_port),
+    };
+    Ok(Status { status: status.number(), vcpu: u32::from(word.vcpu), peer, peer_port, ..*arg })
 }

@@ -1,7 +1,216 @@
-//! Grant tables, version 1.
+//! Grant tables, version 1: pages that one domain lets another map, or copy from and to (`common/grant_table.c` is the reference
+//! for statuses).
+//!
+//! Invariants
+//! 1. The uses of a reference (`Active`: reads and writes) are the mappings of it that domains track, and the copies under way.
+//! 2. Every use holds a reference to the frame, so a granted frame neither changes its owner nor its role while it is used.
+//! 3. A grant entry in a domain's stage 2 maps a frame that the domain tracks a mapping of at that guest frame. (A tracked mapping
+//!    may have lost its stage-2 entry to something that the domain put there.)
+//! 4. `GTF_reading` and `GTF_writing` in a shared entry are set before the use begins and taken away after it has ended.
+//! 5. Everything a guest wrote is read once, into a copy: an entry's header by a compare-and-exchange, its frame by one load.
+//!
+//! Two domains' locks are held together while mapping and unmapping, one at a time while copying. It never trusts what is in a shared
+//! table again after a use has begun.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod active;
+mod copy;
+mod manage;
+mod map;
+mod pin;
 mod table;
-pub use active::{Active, Track};
+
+pub use active::{Active, MAX_PINS, Track, Use};
 pub use table::{GrantState, GrantTables, SharedFrame};
+
+use core::mem::offset_of;
+
+use pv_abi::grant::{
+    CacheFlush, GrantCopy, GrantOp, GrantStatus, MapGrantRef, QuerySize, SetupTable, SwapGrantRef,
+    UnmapGrantRef,
+};
+use pv_abi::{Errno, GrantHandle, GuestHandle};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::guest_memory;
+use crate::hardware::Hardware;
+use crate::hypercall::{Answer, Args, Stop, low_u32};
+use crate::machine::{Current, Machine};
+
+/// The low bits of `cmd` that are the operation (`GNTTABOP_CMD_MASK`); the rest is progress of a cache flush, which has none here.
+const CMD_MASK: u32 = 0xFFF;
+/// Elements of a batch that one run does before it lets interrupts in: some 900 instructions each for a copied page.
+const BUDGET: u32 = 16;
+
+/// Argument of [`GrantOp::UnmapAndReplace`] (`gnttab_unmap_and_replace`); its last two bytes are not touched.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct UnmapAndReplace {
+    host_addr: u64,
+    new_addr: u64,
+    handle: GrantHandle,
+    status: i16,
+    pad: u16,
+}
+
+/// Argument of [`GrantOp::GetStatusFrames`] (`gnttab_get_status_frames`).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+struct GetStatusFrames {
+    nr_frames: u32,
+    dom: pv_abi::DomId,
+    status: i16,
+    frame_list: GuestHandle,
+}
+
+/// `grant_table_op`.
+///
+/// # Errors
+/// `-EFAULT` when an element cannot be read or its status not written (those before it are done), `-EINVAL` for a bad count,
+/// `-EOPNOTSUPP` for transfers, `-ENOSYS`. Restarts.
+#[inline(never)]
+pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
+    let [cmd, uop, count, ..] = *args;
+    let (cmd, at, count) = (low_u32(cmd), GuestHandle(uop), low_u32(count));
+    if i32::try_from(count).is_err() {
+        return Err(Errno::Einval.into());
+    }
+    let op = GrantOp::from_number(cmd & CMD_MASK);
+    if cmd & !CMD_MASK != 0 && op != Some(GrantOp::CacheFlush) {
+        return Err(Errno::Einval.into());
+    }
+    match op.ok_or(Errno::Enosys)? {
+        GrantOp::MapGrantRef => batch(
+            args,
+            count,
+            |index| {
+                let at = guest_memory::element::<MapGrantRef>(at, index)?;
+                let mut op: MapGrantRef = guest_memory::read(machine, current, at)?;
+                op.status = value(map::map(machine, current, &mut op));
+                guest_memory::write(machine, current, at, &op)
+            },
+            size_of::<MapGrantRef>(),
+        ),
+        GrantOp::UnmapGrantRef => batch(
+            args,
+            count,
+            |index| {
+                let at = guest_memory::element::<UnmapGrantRef>(at, index)?;
+                let op: UnmapGrantRef = guest_memory::read(machine, current, at)?;
+                let status = value(map::unmap(machine, current, &op));
+                tell(machine, current, at, offset_of!(UnmapGrantRef, status), status)
+            },
+            size_of::<UnmapGrantRef>(),
+        ),
+        GrantOp::Copy => batch(
+            args,
+            count,
+            |index| {
+                let at = guest_memory::element::<GrantCopy>(at, index)?;
+                let op: GrantCopy = guest_memory::read(machine, current, at)?;
+                let status = value(copy::copy(machine, current, &op));
+                tell(machine, current, at, offset_of!(GrantCopy, status), status)
+            },
+            size_of::<GrantCopy>(),
+        ),
+        GrantOp::SwapGrantRef => batch(
+            args,
+            count,
+            |index| {
+                let at = guest_memory::element::<SwapGrantRef>(at, index)?;
+                let op: SwapGrantRef = guest_memory::read(machine, current, at)?;
+                let status = value(manage::swap(machine, current, &op));
+                tell(machine, current, at, offset_of!(SwapGrantRef, status), status)
+            },
+            size_of::<SwapGrantRef>(),
+        ),
+        GrantOp::CacheFlush => batch(
+            args,
+            count,
+            |index| {
+                let at = guest_memory::element::<CacheFlush>(at, index)?;
+                manage::cache_flush(machine, current, &guest_memory::read(machine, current, at)?)
+            },
+            size_of::<CacheFlush>(),
+        ),
+        GrantOp::UnmapAndReplace => batch(
+            args,
+            count,
+            |index| {
+                let at = guest_memory::element::<UnmapAndReplace>(at, index)?;
+                let op: UnmapAndReplace = guest_memory::read(machine, current, at)?;
+                // There is nothing to replace a mapping with on ARM.
+                let known = map::names_mapping(current, op.handle);
+                let status = if known { GrantStatus::GeneralError } else { GrantStatus::BadHandle };
+                tell(machine, current, at, offset_of!(UnmapAndReplace, status), status.value())
+            },
+            size_of::<UnmapAndReplace>(),
+        ),
+        GrantOp::SetupTable => one(count, || {
+            let op: SetupTable = guest_memory::read(machine, current, at)?;
+            let status = manage::setup_table(machine, current, &op, args)?;
+            Ok(tell(machine, current, at, offset_of!(SetupTable, status), status.value())?)
+        }),
+        GrantOp::QuerySize => one(count, || {
+            let mut op: QuerySize = guest_memory::read(machine, current, at)?;
+            manage::query_size(machine, current, &mut op);
+            Ok(guest_memory::write(machine, current, at, &op)?)
+        }),
+        GrantOp::GetStatusFrames => one(count, || {
+            let op: GetStatusFrames = guest_memory::read(machine, current, at)?;
+            let mut size = QuerySize { dom: op.dom, ..QuerySize::default() };
+            manage::query_size(machine, current, &mut size);
+            // A table of version 1 has none.
+            let okay = size.status == GrantStatus::Okay.value();
+            let status = if okay { GrantStatus::GeneralError.value() } else { size.status };
+            Ok(tell(machine, current, at, offset_of!(GetStatusFrames, status), status)?)
+        }),
+        GrantOp::SetVersion => Ok(manage::set_version(machine, current, at).map(|()| 0)?),
+        GrantOp::GetVersion => Ok(manage::get_version(machine, current, at).map(|()| 0)?),
+        GrantOp::Transfer => Err(Errno::Eopnotsupp.into()),
+        GrantOp::DumpTable => Err(Errno::Enosys.into()),
+    }
+}
+
+fn value(result: Result<(), GrantStatus>) -> i16 {
+    result.err().unwrap_or(GrantStatus::Okay).value()
+}
+
+/// Runs a call that takes one structure.
+fn one(count: u32, deed: impl FnOnce() -> Result<(), Stop>) -> Answer {
+    if count != 1 {
+        return Err(Errno::Einval.into());
+    }
+    deed().map(|()| 0)
+}
+
+/// Does the elements of a batch, at most [`BUDGET`]; when some are left, restarts with the array that is.
+#[inline]
+fn batch(args: &Args, count: u32, mut element: impl FnMut(u64) -> Result<(), Errno>, size: usize) -> Answer {
+    let now = count.min(BUDGET);
+    for index in 0..now {
+        element(u64::from(index))?;
+    }
+    let left = count.wrapping_sub(now);
+    if left == 0 {
+        return Ok(0);
+    }
+    let [cmd, uop, _, a3, a4] = *args;
+    let size = u64::try_from(size).map_err(|_| Errno::Efault)?;
+    let next =
+        u64::from(now).checked_mul(size).and_then(|done| uop.checked_add(done)).ok_or(Errno::Efault)?;
+    Err(Stop::Restart([cmd, next, u64::from(left), a3, a4]))
+}
+
+/// Writes an element's status, and nothing else of it.
+fn tell<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    element: GuestHandle,
+    offset: usize,
+    status: i16,
+) -> Result<(), Errno> {
+    let offset = u64::try_from(offset).map_err(|_| Errno::Efault)?;
+    let at = element.0.checked_add(offset).map(GuestHandle).ok_or(Errno::Efault)?;
+    guest_memory::write(machine, current, at, &status)
+}

@@ -28,7 +28,8 @@ pub fn locate<H: Hardware>(
     access: Access,
 ) -> Result<FrameAddr, Errno> {
     let ipa = machine.hw.translate(va, access).map_err(|_| Errno::Efault)?;
-    let mapping = stage2::lookup(&machine.hw, current.domain.stage2_root, ipa.frame()).ok_or(Errno::Efault)?;
+    let mapping =
+        stage2::lookup(&machine.hw, current.domain.stage2_root, ipa.frame()).ok_or(Errno::Efault)?;
     let permitted = match access {
         Access::Read => mapping.kind.is_readable_memory(),
         Access::Write => mapping.kind.is_writable_memory(),
@@ -104,7 +105,8 @@ pub fn read_bytes<H: Hardware>(
     let mut rest = into;
     // One turn a page: `rest` shrinks to a page's end each time.
     while !rest.is_empty() {
-        let (part, tail) = rest.split_at_mut_checked(rest.len().min(va.left_in_page())).ok_or(Errno::Efault)?;
+        let (part, tail) =
+            rest.split_at_mut_checked(rest.len().min(va.left_in_page())).ok_or(Errno::Efault)?;
         machine.hw.read(locate(machine, current, va, Access::Read)?, part);
         va = next_page(va, tail.is_empty())?;
         rest = tail;

@@ -5,12 +5,15 @@
 //! 2. A call that stops in the middle says so by [`Stop::Restart`]: its arguments then describe what is left, and the guest
 //!    executes the same `hvc` again, after interrupts were served.
 //! 3. What a call tells the caller goes through [`Outcome`]; the image alone writes the guest's registers.
+//! 4. A call of a multicall is no multicall: nothing here recurses.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use pv_abi::{Errno, GuestHandle, Hypercall};
+use pv_abi::{DomId, Errno, GuestHandle, Hypercall};
 
+use crate::domain::Domain;
 use crate::hardware::Hardware;
 use crate::machine::{Current, Machine};
+use crate::{console, evtchn, grant, hvm, memory, multicall, privileged, sched_op, vcpu_op, version};
 
 /// The register arguments of a call, x0 to x4.
 pub type Args = [u64; 5];
@@ -42,3 +45,85 @@ impl From<Errno> for Stop {
 
 /// How every call ends: the value of x0, or why not.
 pub type Answer = Result<u64, Stop>;
+
+impl From<Answer> for Outcome {
+    #[inline(always)]
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Ok(value) => Self::Done(value.cast_signed()),
+            Err(Stop::Errno(errno)) => Self::Done(errno.to_result()),
+            Err(Stop::Restart(args)) => Self::Restart(args),
+        }
+    }
+}
+
+/// Serves a hypercall: `number` is x16.
+#[inline(always)]
+pub fn hypercall<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    number: u64,
+    args: Args,
+) -> Outcome {
+    match Hypercall::from_number(number) {
+        Some(call) => dispatch::<H, false>(machine, current, call, &args).into(),
+        None => privileged::not_offered(machine, current, number, &args).into(),
+    }
+}
+
+/// Serves a call of a multicall.
+#[inline(never)]
+pub(crate) fn nested<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    number: u64,
+    args: Args,
+) -> Outcome {
+    match Hypercall::from_number(number) {
+        Some(call) => dispatch::<H, true>(machine, current, call, &args).into(),
+        None => privileged::not_offered(machine, current, number, &args).into(),
+    }
+}
+
+/// The hottest two stand inline; all others are out of line in their modules.
+#[inline(always)]
+fn dispatch<H: Hardware, const NESTED: bool>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    call: Hypercall,
+    args: &Args,
+) -> Answer {
+    match call {
+        Hypercall::XenVersion => version::xen_version(machine, current, args),
+        Hypercall::EventChannelOp => evtchn::event_channel_op(machine, current, args),
+        Hypercall::GrantTableOp => grant::grant_table_op(machine, current, args),
+        Hypercall::SchedOp => sched_op::sched_op(machine, current, args),
+        Hypercall::MemoryOp => memory::memory_op(machine, current, args[0], GuestHandle(args[1])),
+        Hypercall::ConsoleIo => console::console_io(machine, current, args),
+        Hypercall::VcpuOp => vcpu_op::vcpu_op(machine, current, args),
+        Hypercall::HvmOp => hvm::hvm_op(machine, current, args),
+        Hypercall::VmAssist => vcpu_op::vm_assist(args),
+        Hypercall::Multicall if NESTED => Err(Errno::Einval.into()),
+        Hypercall::Multicall => multicall::multicall(machine, current, args),
+    }
+}
+
+/// The domain that an argument names, `DOMID_SELF` included. Domains that have ended are still there, as in Xen without a
+/// toolstack.
+#[inline]
+pub fn any_domain<'a, H: Hardware>(
+    machine: &'a Machine<H>,
+    current: &Current<'a>,
+    id: DomId,
+) -> Option<&'a Domain> {
+    if id == DomId::SELF { Some(current.domain) } else { machine.domain(id) }
+}
+
+/// The low half of a register: Xen's `int` and `unsigned int` arguments.
+#[inline(always)]
+pub(crate) const fn low_u32(register: u64) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "the upper half is not part of the argument")]
+    {
+        register as u32
+    }
+}

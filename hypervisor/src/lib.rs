@@ -24,3 +24,9 @@ pub mod domain_build;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod selfcheck;
+pub mod multicall;
+pub mod privileged;
+pub mod psci;
+pub mod sched_op;
+pub mod vcpu_op;
+pub mod version;

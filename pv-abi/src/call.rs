@@ -68,6 +68,8 @@ hypercalls! {
     18 ConsoleIo console_io(cmd, count, buffer) Linear;
     #[doc = "Shares pages with other domains: maps, unmaps and copies."]
     20 GrantTableOp grant_table_op(cmd, args, count) Restartable;
+    #[doc = "Turns an assistance for the domain on or off: the update mark of run states is the one there is."]
+    21 VmAssist vm_assist(cmd, assist) Constant;
     #[doc = "Registers a vCPU's shared areas."]
     24 VcpuOp vcpu_op(cmd, vcpu, arg) Constant;
     #[doc = "Yields, blocks, waits for events, shuts the domain down."]

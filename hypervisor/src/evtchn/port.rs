@@ -1,7 +1,12 @@
-//! A port as one word, so that a sender reads it at once and without a lock.
+//! A port as one word, so that a sender reads it at once and without a lock; and which ports are free.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use pv_abi::{DomId, Port};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use pv_abi::event::NR_CHANNELS_2L;
+use pv_abi::{DomId, Errno, Port};
+
+use crate::domain::Domain;
 
 /// What a port is connected to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,7 +25,7 @@ pub enum PortKind {
 
 /// A port: what it is connected to and the vCPU it notifies.
 ///
-/// Bits: kind 2:0, vCPU 15:8 and 23:16, domain or virq 39:24, remote port 63:40. All zero is a free port.
+/// Bits: kind 2:0, vCPU 23:8, domain or virq 39:24, remote port 63:40. All zero is a port that was never in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortWord {
     /// What it is connected to.
@@ -29,15 +34,23 @@ pub struct PortWord {
     pub vcpu: u16,
 }
 
-const FREE: u64 = 0;
+const UNUSED: u64 = 0;
 const UNBOUND: u64 = 1;
 const INTERDOMAIN: u64 = 2;
 const VIRQ: u64 = 3;
 const IPI: u64 = 4;
+const FREE: u64 = 5;
 const KIND_MASK: u64 = 7;
 const VCPU_SHIFT: u32 = 8;
 const PEER_SHIFT: u32 = 24;
 const PORT_SHIFT: u32 = 40;
+
+/// Ports come into being by so many at a time: Xen refuses to name one beyond the last group in which one was ever in use
+/// (`EVTCHNS_PER_BUCKET`, a page of 64-byte structures).
+const GROUP: u32 = 64;
+
+// A remote port fits its field.
+const _: () = assert!((NR_CHANNELS_2L as u64) < 1 << (64 - PORT_SHIFT));
 
 impl PortWord {
     /// A port that is not in use.
@@ -53,7 +66,9 @@ impl PortWord {
             PortKind::Virq(virq) => (VIRQ, virq, 0),
             PortKind::Ipi => (IPI, 0, 0),
         };
-        kind | u64::from(self.vcpu) << VCPU_SHIFT | u64::from(peer) << PEER_SHIFT | u64::from(port) << PORT_SHIFT
+        kind | u64::from(self.vcpu) << VCPU_SHIFT
+            | u64::from(peer) << PEER_SHIFT
+            | u64::from(port) << PORT_SHIFT
     }
 
     /// Decodes a stored word.
@@ -67,8 +82,136 @@ impl PortWord {
             INTERDOMAIN => PortKind::Interdomain(DomId(peer), port),
             VIRQ => PortKind::Virq(peer),
             IPI => PortKind::Ipi,
+            // FREE, UNUSED; nothing else is ever stored.
             _ => PortKind::Free,
         };
         Self { kind, vcpu }
+    }
+
+    /// The same port, notifying another vCPU.
+    #[must_use]
+    pub const fn notifying(self, vcpu: u16) -> Self {
+        Self { kind: self.kind, vcpu }
+    }
+}
+
+/// The place of a port's word, if the domain may have such a port.
+#[inline(always)]
+fn cell(domain: &Domain, port: Port) -> Option<&AtomicU64> {
+    domain.ports.get(usize::try_from(port.0).ok()?)
+}
+
+/// What a port is connected to, [`PortWord::FREE`] for one that does not exist: all that a sender asks.
+#[inline(always)]
+pub(super) fn load(domain: &Domain, port: Port) -> PortWord {
+    match cell(domain, port) {
+        Some(cell) => PortWord::unpack(cell.load(Ordering::Acquire)),
+        None => PortWord::FREE,
+    }
+}
+
+/// What a port is connected to.
+///
+/// # Errors
+/// `-EINVAL` for a port that no operation may name yet.
+#[inline]
+pub fn find(domain: &Domain, port: Port) -> Result<PortWord, Errno> {
+    let word = cell(domain, port).ok_or(Errno::Einval)?.load(Ordering::Acquire);
+    if word == UNUSED && port.0 >= GROUP {
+        return Err(Errno::Einval);
+    }
+    Ok(PortWord::unpack(word))
+}
+
+/// Changes a port. The caller holds the domain's lock.
+pub(super) fn store(domain: &Domain, port: Port, word: PortWord) {
+    if let Some(cell) = cell(domain, port) {
+        cell.store(word.pack(), Ordering::Release);
+    }
+}
+
+/// Which ports are free; under the domain's lock.
+#[derive(Debug)]
+pub struct PortsState {
+    /// Every port below is in use: where the search for a free one starts.
+    lowest_free: u32,
+}
+
+impl Default for PortsState {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PortsState {
+    /// All ports free, except port 0, which is nobody's.
+    pub const fn new() -> Self {
+        Self { lowest_free: 1 }
+    }
+
+    /// The lowest free port. It stays free until something is stored in it.
+    ///
+    /// # Errors
+    /// `-ENOSPC`.
+    pub(super) fn lowest_free(&mut self, domain: &Domain) -> Result<Port, Errno> {
+        let limit = u32::try_from(domain.ports.len()).unwrap_or(u32::MAX).min(NR_CHANNELS_2L);
+        for number in self.lowest_free..limit {
+            if load(domain, Port(number)).kind == PortKind::Free {
+                self.lowest_free = number;
+                return Ok(Port(number));
+            }
+        }
+        self.lowest_free = limit;
+        Err(Errno::Enospc)
+    }
+
+    /// Puts a free port to use, and makes its group known.
+    pub(super) fn occupy(&self, domain: &Domain, port: Port, word: PortWord) {
+        let group = (port.0 / GROUP).saturating_mul(GROUP);
+        // Groups before it are known too: Xen's are made in order.
+        for number in (0..group.saturating_add(GROUP)).rev() {
+            let Some(cell) = cell(domain, Port(number)) else { continue };
+            if cell
+                .compare_exchange(UNUSED, PortWord::FREE.pack(), Ordering::Release, Ordering::Relaxed)
+                .is_err()
+                && number < group
+            {
+                break;
+            }
+        }
+        store(domain, port, word);
+    }
+
+    /// Frees a port.
+    pub(super) fn vacate(&mut self, domain: &Domain, port: Port) {
+        store(domain, port, PortWord::FREE);
+        self.lowest_free = self.lowest_free.min(port.0.max(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_survives_the_word() {
+        for kind in [
+            PortKind::Free,
+            PortKind::Unbound(DomId(0x7FF0)),
+            PortKind::Interdomain(DomId(0xFFFF), Port(4095)),
+            PortKind::Virq(23),
+            PortKind::Ipi,
+        ] {
+            for vcpu in [0, 1, 127, u16::MAX] {
+                let word = PortWord { kind, vcpu };
+                assert_eq!(PortWord::unpack(word.pack()), word);
+            }
+        }
+    }
+
+    #[test]
+    fn an_unused_word_is_a_free_port() {
+        assert_eq!(PortWord::unpack(0), PortWord::FREE);
+        assert_ne!(PortWord::FREE.pack(), 0);
     }
 }

@@ -5,8 +5,17 @@ use pv_abi::{DomId, GrantRef};
 
 use crate::addr::{Gfn, Mfn};
 
-/// Most uses of one kind that a reference counts (Xen's pin counters have eight bits).
-pub const MAX_PINS: u8 = u8::MAX;
+/// Most uses of one kind that a reference counts (Xen refuses another once the top bit of its eight is set).
+pub const MAX_PINS: u8 = 0x80;
+
+/// What a use of a reference is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Use {
+    /// Reading only.
+    Read,
+    /// Reading and writing.
+    Write,
+}
 
 /// A reference in use: 16 bytes for each entry of the shared table. All zero is one that is not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +47,35 @@ impl Active {
     /// Uses for reading and for writing.
     pub fn pins(&self) -> (u8, u8) {
         (self.reads, self.writes)
+    }
+
+    /// Who uses it.
+    pub fn user(&self) -> Option<DomId> {
+        self.is_pinned().then_some(self.domid)
+    }
+
+    /// Whether one more use would be too many.
+    pub(super) fn is_full(&self, how: Use) -> bool {
+        match how {
+            Use::Read => self.reads >= MAX_PINS,
+            Use::Write => self.writes >= MAX_PINS,
+        }
+    }
+
+    /// Counts a use more; [`Self::is_full`] was asked.
+    pub(super) fn pin(&mut self, how: Use) {
+        match how {
+            Use::Read => self.reads = self.reads.saturating_add(1),
+            Use::Write => self.writes = self.writes.saturating_add(1),
+        }
+    }
+
+    /// Counts a use less.
+    pub(super) fn unpin(&mut self, how: Use) {
+        match how {
+            Use::Read => self.reads = self.reads.saturating_sub(1),
+            Use::Write => self.writes = self.writes.saturating_sub(1),
+        }
     }
 }
 

@@ -2,19 +2,14 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use pv_abi::grant::ENTRIES_PER_FRAME;
-use pv_abi::{Errno, GrantRef};
+use pv_abi::{Errno, GrantHandle, GrantRef};
 
 use super::active::{Active, Track};
-use crate::addr::{FrameAddr, Gfn, Mfn};
+use crate::addr::{FrameAddr, Mfn};
 
-/// A frame of the shared table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct SharedFrame {
-    /// The frame, once the table has grown to it.
-    pub(super) mfn: Option<Mfn>,
-    /// Where the domain has it, if it has.
-    pub(super) gfn: Option<Gfn>,
-}
+/// A frame of the shared table, once the table has grown to it. Where the domain has it is the frame table's to know
+/// (`FrameTable::home`).
+pub type SharedFrame = Option<Mfn>;
 
 /// The storage of a domain's table, sized by its quota at boot.
 #[derive(Debug)]
@@ -71,36 +66,29 @@ impl GrantState {
         }
         let index = usize::try_from(self.frames).map_err(|_| Errno::Einval)?;
         let slot = self.tables.shared.get_mut(index).ok_or(Errno::Einval)?;
-        *slot = SharedFrame { mfn: Some(mfn), gfn: None };
+        *slot = Some(mfn);
         self.frames = self.frames.saturating_add(1);
         Ok(())
     }
 
     /// Frame `index` of the table, if it has grown that far.
     pub fn frame(&self, index: u32) -> Option<Mfn> {
-        self.shared(index)?.mfn
-    }
-
-    /// Where the domain has frame `index`.
-    pub fn placed_at(&self, index: u32) -> Option<Gfn> {
-        self.shared(index)?.gfn
-    }
-
-    /// Notes where the domain has frame `index` now.
-    pub fn place(&mut self, index: u32, gfn: Option<Gfn>) {
-        if let Some(slot) = usize::try_from(index).ok().and_then(|index| self.tables.shared.get_mut(index)) {
-            slot.gfn = gfn;
-        }
+        *self.tables.shared.get(usize::try_from(index).ok()?)?
     }
 
     /// Which frame of the table a frame is.
     pub fn index_of(&self, mfn: Mfn) -> Option<u32> {
-        let position = self.tables.shared.iter().position(|slot| slot.mfn == Some(mfn))?;
+        let position = self.tables.shared.iter().position(|slot| *slot == Some(mfn))?;
         u32::try_from(position).ok()
     }
 
-    fn shared(&self, index: u32) -> Option<&SharedFrame> {
-        self.tables.shared.get(usize::try_from(index).ok()?)
+    /// Takes the table's last frame back, if none of its entries is in use and more than `keep` are left: undoes
+    /// [`Self::append`].
+    pub(super) fn remove_last(&mut self, keep: u32) -> Option<Mfn> {
+        let index = self.frames.checked_sub(1).filter(|index| *index >= keep)?;
+        let mfn = self.tables.shared.get_mut(usize::try_from(index).ok()?)?.take()?;
+        self.frames = index;
+        Some(mfn)
     }
 
     /// Where an entry's 8 bytes are.
@@ -134,5 +122,48 @@ impl GrantState {
     /// The references in use; for the self-check.
     pub fn pinned(&self) -> impl Iterator<Item = (GrantRef, &Active)> {
         (0_u32..).map(GrantRef).zip(self.tables.active.iter()).filter(|(_, active)| active.is_pinned())
+    }
+
+    /// A handle that is free, without taking it.
+    pub(super) fn free_handle(&self) -> Option<GrantHandle> {
+        let next = match self.free_track.checked_sub(1) {
+            Some(linked) => linked,
+            None => self.used_tracks,
+        };
+        (usize::try_from(next).ok()? < self.tables.maptrack.len()).then_some(GrantHandle(next))
+    }
+
+    /// Lets a handle that [`Self::free_handle`] gave name a mapping.
+    pub(super) fn track(&mut self, handle: GrantHandle, mapping: Track) {
+        let Some(slot) = usize::try_from(handle.0).ok().and_then(|index| self.tables.maptrack.get_mut(index))
+        else {
+            return;
+        };
+        match *slot {
+            Track::Free(next) if self.free_track == handle.0.wrapping_add(1) => self.free_track = next,
+            Track::Free(_) => self.used_tracks = self.used_tracks.max(handle.0.wrapping_add(1)),
+            Track::Mapped { .. } => return,
+        }
+        *slot = mapping;
+    }
+
+    /// What a handle names.
+    pub(super) fn tracked(&self, handle: GrantHandle) -> Option<Track> {
+        match *self.tables.maptrack.get(usize::try_from(handle.0).ok()?)? {
+            Track::Free(_) => None,
+            mapped @ Track::Mapped { .. } => Some(mapped),
+        }
+    }
+
+    /// Frees a handle.
+    pub(super) fn untrack(&mut self, handle: GrantHandle) {
+        let Some(slot) = usize::try_from(handle.0).ok().and_then(|index| self.tables.maptrack.get_mut(index))
+        else {
+            return;
+        };
+        if matches!(slot, Track::Mapped { .. }) {
+            *slot = Track::Free(self.free_track);
+            self.free_track = handle.0.wrapping_add(1);
+        }
     }
 }

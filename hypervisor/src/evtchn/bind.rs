@@ -1,0 +1,160 @@
+//! Making ports: for others to bind to, to others', to virtual interrupts, to oneself, and at boot.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use pv_abi::event::{AllocUnbound, BindInterdomain, BindIpi, BindVirq, NR_VIRQS, Virq};
+use pv_abi::{DomId, Errno, Port};
+
+use super::deliver;
+use super::port::{self, PortKind, PortWord};
+use crate::domain::{Domain, lock_two};
+use crate::hardware::Hardware;
+use crate::hypercall::any_domain;
+use crate::machine::{Current, Machine};
+
+/// Makes a port of the caller's that `remote_dom` may bind to.
+pub(super) fn alloc_unbound<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    arg: &AllocUnbound,
+) -> Result<AllocUnbound, Errno> {
+    let domain = any_domain(machine, current, arg.dom).ok_or(Errno::Esrch)?;
+    if domain.id != current.domain.id {
+        return Err(Errno::Eperm);
+    }
+    let remote = if arg.remote_dom == DomId::SELF { domain.id } else { arg.remote_dom };
+    let port = make(domain, PortWord { kind: PortKind::Unbound(remote), vcpu: 0 })?;
+    Ok(AllocUnbound { port, ..*arg })
+}
+
+/// Takes the lowest free port of a domain.
+fn make(domain: &Domain, word: PortWord) -> Result<Port, Errno> {
+    let mut state = domain.state.lock();
+    let port = state.ports.lowest_free(domain)?;
+    state.ports.occupy(domain, port, word);
+    Ok(port)
+}
+
+/// Connects a new port to a remote unbound one.
+pub(super) fn bind_interdomain<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    arg: &BindInterdomain,
+) -> Result<BindInterdomain, Errno> {
+    let local = current.domain;
+    let remote = any_domain(machine, current, arg.remote_dom).ok_or(Errno::Esrch)?;
+    let (mut state, remote_state) = lock_two(local, remote);
+    let port = state.ports.lowest_free(local)?;
+    let word = port::find(remote, arg.remote_port)?;
+    if word.kind != PortKind::Unbound(local.id) {
+        return Err(Errno::Einval);
+    }
+    connect(&mut state.ports, local, port, remote, arg.remote_port, word.vcpu);
+    drop(remote_state);
+    drop(state);
+    // Events that the remote side sent while its port was unbound went nowhere.
+    deliver::set_pending(machine, current, local, port, 0);
+    Ok(BindInterdomain { local_port: port, ..*arg })
+}
+
+/// Makes `port` of `local`, which is free, and `remote_port` of `remote`, which waits for it, the two ends of a channel. Both
+/// domains' locks are held; `state` is `local`'s.
+fn connect(
+    state: &mut super::PortsState,
+    local: &Domain,
+    port: Port,
+    remote: &Domain,
+    remote_port: Port,
+    remote_vcpu: u16,
+) {
+    state.occupy(local, port, PortWord { kind: PortKind::Interdomain(remote.id, remote_port), vcpu: 0 });
+    let back = PortWord { kind: PortKind::Interdomain(local.id, port), vcpu: remote_vcpu };
+    port::store(remote, remote_port, back);
+}
+
+/// Virtual interrupts that each vCPU has for itself; the others are the domain's.
+fn is_per_vcpu(virq: u32) -> bool {
+    [Virq::Timer, Virq::Debug, Virq::Xenoprof, Virq::Xenpmu].iter().any(|each| each.number() == virq)
+}
+
+/// Binds a new port to a virtual interrupt.
+pub(super) fn bind_virq(current: &Current<'_>, arg: &BindVirq) -> Result<BindVirq, Errno> {
+    let domain = current.domain;
+    if arg.virq >= NR_VIRQS || (!is_per_vcpu(arg.virq) && arg.vcpu != 0) {
+        return Err(Errno::Einval);
+    }
+    let vcpu = vcpu_number(domain, arg.vcpu)?;
+    let virq = u16::try_from(arg.virq).map_err(|_| Errno::Einval)?;
+    let mut state = domain.state.lock();
+    // Bounded by the domain's ports; a domain binds each virq once.
+    let bound = (1_u32..).map(Port).take(domain.ports.len()).any(|port| {
+        let word = port::load(domain, port);
+        word.kind == PortKind::Virq(virq) && (!is_per_vcpu(arg.virq) || word.vcpu == vcpu)
+    });
+    if bound {
+        return Err(Errno::Eexist);
+    }
+    let port = state.ports.lowest_free(domain)?;
+    state.ports.occupy(domain, port, PortWord { kind: PortKind::Virq(virq), vcpu });
+    Ok(BindVirq { port, ..*arg })
+}
+
+/// Makes a port that notifies one of the caller's own vCPUs.
+pub(super) fn bind_ipi(current: &Current<'_>, arg: &BindIpi) -> Result<BindIpi, Errno> {
+    let vcpu = vcpu_number(current.domain, arg.vcpu)?;
+    let port = make(current.domain, PortWord { kind: PortKind::Ipi, vcpu })?;
+    Ok(BindIpi { port, ..*arg })
+}
+
+/// Chooses the vCPU that a port notifies. The next event goes there; one that is pending already stays where it is.
+pub(super) fn bind_vcpu(current: &Current<'_>, port: Port, vcpu: u32) -> Result<(), Errno> {
+    let domain = current.domain;
+    let vcpu = vcpu_number(domain, vcpu)?;
+    let _state = domain.state.lock();
+    let word = port::find(domain, port)?;
+    match word.kind {
+        PortKind::Virq(virq) if is_per_vcpu(u32::from(virq)) => return Err(Errno::Einval),
+        PortKind::Free | PortKind::Ipi => return Err(Errno::Einval),
+        PortKind::Virq(_) | PortKind::Unbound(_) | PortKind::Interdomain(..) => {}
+    }
+    port::store(domain, port, word.notifying(vcpu));
+    Ok(())
+}
+
+fn vcpu_number(domain: &Domain, vcpu: u32) -> Result<u16, Errno> {
+    let number = u16::try_from(vcpu).map_err(|_| Errno::Enoent)?;
+    if usize::from(number) < domain.vcpus.len() { Ok(number) } else { Err(Errno::Enoent) }
+}
+
+/// Boot: connects two named ports, as the system's configuration says (Xen's `xen,evtchn-v1`). They are ordinary channels from
+/// then on. The second end starts pending, as it does when a domain binds it itself.
+///
+/// # Errors
+/// `-ENOSPC` when a domain cannot have that port, `-EBUSY` when it is in use, or both ends are one.
+pub fn bind_static<H: Hardware>(
+    hw: &H,
+    one: &Domain,
+    one_port: Port,
+    two: &Domain,
+    two_port: Port,
+) -> Result<(), Errno> {
+    let (mut state, mut other) = lock_two(one, two);
+    check_static(one, one_port)?;
+    check_static(two, two_port)?;
+    if one.id == two.id && one_port == two_port {
+        return Err(Errno::Ebusy);
+    }
+    let waits = PortWord { kind: PortKind::Unbound(two.id), vcpu: 0 };
+    state.ports.occupy(one, one_port, waits);
+    let two_state = other.as_mut().map_or(&mut state.ports, |other| &mut other.ports);
+    connect(two_state, two, two_port, one, one_port, 0);
+    deliver::set_pending_at_boot(hw, two, two_port);
+    Ok(())
+}
+
+fn check_static(domain: &Domain, port: Port) -> Result<(), Errno> {
+    let in_range = usize::try_from(port.0).is_ok_and(|index| index < domain.ports.len());
+    if port.0 == 0 || !in_range || port.0 >= pv_abi::event::NR_CHANNELS_2L {
+        return Err(Errno::Enospc);
+    }
+    if port::load(domain, port).kind == PortKind::Free { Ok(()) } else { Err(Errno::Ebusy) }
+}

@@ -1,0 +1,209 @@
+//! How an event reaches a vCPU: the pending and mask bits of the port in the shared-info page, the selector and the upcall byte of
+//! the vCPU, the event interrupt, and the vCPUs that poll.
+//!
+//! The order of the steps is the 2-level ABI's, and each is one atomic operation with a full barrier: a guest that clears the
+//! upcall byte, then takes the selector, then takes the pending words misses nothing.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+
+use pv_abi::Port;
+use pv_abi::shared::{SharedInfo, VcpuInfo};
+
+use crate::addr::FrameAddr;
+use crate::domain::{Domain, Fault, Life};
+use crate::hardware::{Contended, Hardware};
+use crate::log::Event;
+use crate::machine::{Current, Machine};
+use crate::sched;
+use crate::sched_op::end_domain;
+use crate::vcpu::{NOT_POLLING, POLLING_MANY, Vcpu};
+use crate::vgic::{Intid, PrivateIntid};
+
+const SELECTOR: usize = offset_of!(VcpuInfo, evtchn_pending_sel);
+const UPCALL: usize = offset_of!(VcpuInfo, evtchn_upcall_pending);
+
+/// Where a port's bit is in one of the bitmaps.
+#[derive(Clone, Copy)]
+struct Bit {
+    pending: FrameAddr,
+    mask: FrameAddr,
+    /// The word's bit in the selector.
+    selector: u64,
+    bit: u64,
+}
+
+#[inline(always)]
+fn bit_of(domain: &Domain, port: Port) -> Option<Bit> {
+    let word = port.0 >> 6;
+    let offset = usize::try_from(word).ok()?.wrapping_mul(8);
+    Some(Bit {
+        pending: FrameAddr::new(
+            domain.shared_info,
+            offset.wrapping_add(offset_of!(SharedInfo, evtchn_pending)),
+        )?,
+        mask: FrameAddr::new(domain.shared_info, offset.wrapping_add(offset_of!(SharedInfo, evtchn_mask)))?,
+        selector: 1u64.wrapping_shl(word),
+        bit: 1u64.wrapping_shl(port.0 & 63),
+    })
+}
+
+/// Where a vCPU's `vcpu_info` is: registered, in the shared-info page for vCPU 0, else nowhere. A vCPU without one misses
+/// nothing: registering marks everything pending.
+#[inline(always)]
+fn info_of(domain: &Domain, vcpu: &Vcpu) -> Option<FrameAddr> {
+    match vcpu.info_at() {
+        Some(at) => Some(at),
+        None if vcpu.number == 0 => Some(FrameAddr::start(domain.shared_info)),
+        None => None,
+    }
+}
+
+#[inline(always)]
+fn field(info: FrameAddr, offset: usize) -> Option<FrameAddr> {
+    FrameAddr::new(info.frame(), info.offset().wrapping_add(offset))
+}
+
+/// Marks a port of a domain pending and tells the vCPU, as far as masks let it.
+#[inline]
+pub(super) fn set_pending<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    domain: &Domain,
+    port: Port,
+    vcpu: u16,
+) {
+    let Some(at) = bit_of(domain, port) else { return };
+    match machine.hw.or_u64(at.pending, at.bit) {
+        Ok(before) if before & at.bit != 0 => return,
+        Ok(_) => {}
+        Err(Contended) => return word_contended(machine, current, domain),
+    }
+    if machine.hw.load_u64(at.mask) & at.bit == 0 {
+        select(machine, current, domain, u32::from(vcpu), at.selector);
+    }
+    wake_pollers(machine, current, domain, port);
+}
+
+/// Sets bits of a vCPU's selector; if they were clear, marks its upcall.
+#[inline]
+fn select<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, vcpu: u32, bits: u64) {
+    let Some(vcpu) = domain.vcpu(vcpu) else { return };
+    let Some(info) = info_of(domain, vcpu) else { return };
+    let Some(selector) = field(info, SELECTOR) else { return };
+    match machine.hw.or_u64(selector, bits) {
+        Ok(before) if before & bits == bits => {}
+        Ok(_) => mark_upcall(machine, current, domain, vcpu, info),
+        Err(Contended) => word_contended(machine, current, domain),
+    }
+}
+
+/// Sets a vCPU's upcall byte; if it was clear, raises its event interrupt.
+#[inline]
+fn mark_upcall<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    domain: &Domain,
+    vcpu: &Vcpu,
+    info: FrameAddr,
+) {
+    let Some(upcall) = field(info, UPCALL) else { return };
+    match machine.hw.swap_u8(upcall, 1) {
+        Ok(0) => sched::raise(machine, current, vcpu, PrivateIntid::EVENT_UPCALL),
+        Ok(_) => {}
+        Err(Contended) => word_contended(machine, current, domain),
+    }
+}
+
+/// Marks everything pending for a vCPU whose `vcpu_info` has just moved, so that nothing gets lost in between.
+pub(crate) fn resend_all<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    domain: &Domain,
+    vcpu: &Vcpu,
+) {
+    let Some(info) = info_of(domain, vcpu) else { return };
+    let Some(selector) = field(info, SELECTOR) else { return };
+    match machine.hw.or_u64(selector, u64::MAX) {
+        Ok(_) => mark_upcall(machine, current, domain, vcpu, info),
+        Err(Contended) => word_contended(machine, current, domain),
+    }
+}
+
+/// Unmasks a port; if it is pending, tells the vCPU.
+pub(super) fn unmask<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    domain: &Domain,
+    port: Port,
+    vcpu: u16,
+) {
+    let Some(at) = bit_of(domain, port) else { return };
+    match machine.hw.clear_u64(at.mask, at.bit) {
+        Ok(before) => {
+            if before & at.bit != 0 && machine.hw.load_u64(at.pending) & at.bit != 0 {
+                select(machine, current, domain, u32::from(vcpu), at.selector);
+            }
+        }
+        Err(Contended) => word_contended(machine, current, domain),
+    }
+}
+
+/// Takes a port's pending bit away: it is being closed.
+pub(super) fn clear_pending<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    domain: &Domain,
+    port: Port,
+) {
+    let Some(at) = bit_of(domain, port) else { return };
+    if machine.hw.clear_u64(at.pending, at.bit) == Err(Contended) {
+        word_contended(machine, current, domain);
+    }
+}
+
+/// Whether a port is pending.
+pub(crate) fn is_pending<H: Hardware>(machine: &Machine<H>, domain: &Domain, port: Port) -> bool {
+    bit_of(domain, port).is_some_and(|at| machine.hw.load_u64(at.pending) & at.bit != 0)
+}
+
+/// Whether a vCPU has an upcall to take.
+pub(crate) fn upcall_pending<H: Hardware>(machine: &Machine<H>, domain: &Domain, vcpu: &Vcpu) -> bool {
+    let Some(info) = info_of(domain, vcpu) else { return false };
+    // The word that holds the upcall byte: `vcpu_info` is aligned to 8, the byte is its first.
+    machine.hw.load_u32(info) & 0xFF != 0
+}
+
+/// Wakes the vCPUs of a domain that wait for this port in `poll`. One turn a vCPU.
+#[inline]
+fn wake_pollers<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, port: Port) {
+    for vcpu in domain.vcpus {
+        let polled = vcpu.poll.load(Ordering::Relaxed);
+        if polled != NOT_POLLING && (polled == port.0 || polled == POLLING_MANY) {
+            sched::wake(machine, current, vcpu);
+        }
+    }
+}
+
+/// A domain kept a word busy that it shares with the hypervisor: it does so no more.
+#[cold]
+#[inline(never)]
+pub(crate) fn word_contended<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain) {
+    machine.hw.log(Event::WordContended(domain.id));
+    end_domain(machine, current, domain, Life::Destroyed(Fault::WordContended));
+}
+
+/// Marks a port of a domain that has not run yet pending, with its interrupt waiting for vCPU 0.
+pub(super) fn set_pending_at_boot<H: Hardware>(hw: &H, domain: &Domain, port: Port) {
+    let Some(at) = bit_of(domain, port) else { return };
+    let info = FrameAddr::start(domain.shared_info);
+    let (Some(selector), Some(upcall)) = (field(info, SELECTOR), field(info, UPCALL)) else { return };
+    // Nobody else can reach these words yet: none is contended.
+    let _ = hw.or_u64(at.pending, at.bit);
+    let _ = hw.or_u64(selector, at.selector);
+    let _ = hw.swap_u8(upcall, 1);
+    if let Some(mailbox) = domain.gic.first() {
+        let _ = mailbox.raise_remote(Intid::Private(PrivateIntid::EVENT_UPCALL));
+    }
+}

@@ -1,0 +1,199 @@
+//! Size and version of a table, exchanging entries, and cache maintenance of shared frames.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use pv_abi::grant::{CacheFlush, GetVersion, GrantStatus, QuerySize, SetVersion, SetupTable, SwapGrantRef};
+use pv_abi::{DomId, Errno, GuestHandle, PAGE_SIZE};
+use zerocopy::IntoBytes;
+
+use super::map::has_mapped;
+use super::table::GrantState;
+use crate::addr::Pa;
+use crate::domain::Domain;
+use crate::frame::Role;
+use crate::frame_alloc::Frames;
+use crate::guest_memory;
+use crate::hardware::Hardware;
+use crate::hypercall::{Args, Stop, any_domain};
+use crate::machine::{Current, Machine};
+
+/// Frames that one call adds to a table before it lets interrupts in: each is cleared.
+const GROW_BUDGET: u32 = 16;
+/// `INVALID_GFN`.
+const NO_GFN: u64 = u64::MAX;
+
+/// The domain that a table operation names: must be the caller's own.
+fn own<'a, H: Hardware>(
+    machine: &'a Machine<H>,
+    current: &Current<'a>,
+    dom: DomId,
+) -> Result<&'a Domain, GrantStatus> {
+    let domain = any_domain(machine, current, dom).ok_or(GrantStatus::BadDomain)?;
+    if domain.id == current.domain.id { Ok(domain) } else { Err(GrantStatus::PermissionDenied) }
+}
+
+/// Tells the size of the caller's table.
+pub(super) fn query_size<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, op: &mut QuerySize) {
+    let sizes = own(machine, current, op.dom).map(|domain| {
+        let state = domain.state.lock();
+        (state.grants.frames(), state.grants.max_frames())
+    });
+    op.status = match sizes {
+        Ok((frames, max_frames)) => {
+            op.nr_frames = frames;
+            op.max_nr_frames = max_frames;
+            GrantStatus::Okay
+        }
+        Err(status) => status,
+    }
+    .value();
+}
+
+/// Lets a table grow to `frames` frames of its owner's, or leaves it as it was.
+///
+/// # Errors
+/// No frame to be had, or more than the table may have.
+pub(crate) fn grow<H: Hardware>(
+    hw: &H,
+    frames: &Frames,
+    owner: DomId,
+    grants: &mut GrantState,
+    to: u32,
+) -> Result<(), Errno> {
+    let before = grants.frames();
+    for _ in before..to {
+        let added = frames.allocate_clear(hw, 0, owner, Role::Shared).ok_or(Errno::Enomem).and_then(|mfn| {
+            // A frame that found no place was just allocated: it can be freed.
+            grants.append(mfn).inspect_err(|_| {
+                let _ = frames.free(mfn);
+            })
+        });
+        if let Err(errno) = added {
+            for _ in before..to {
+                let Some(mfn) = grants.remove_last(before) else { break };
+                let _ = frames.free(mfn);
+            }
+            return Err(errno);
+        }
+    }
+    Ok(())
+}
+
+/// Sizes the caller's table and lists where the domain has its frames.
+///
+/// # Errors
+/// Restarts while the table grows.
+pub(super) fn setup_table<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    op: &SetupTable,
+    args: &Args,
+) -> Result<GrantStatus, Stop> {
+    let domain = match own(machine, current, op.dom) {
+        Ok(domain) => domain,
+        Err(status) => return Ok(status),
+    };
+    let mut state = domain.state.lock();
+    if op.nr_frames > state.grants.max_frames() {
+        return Ok(GrantStatus::GeneralError);
+    }
+    let step = op.nr_frames.min(state.grants.frames().saturating_add(GROW_BUDGET));
+    if grow(&machine.hw, &machine.frames, domain.id, &mut state.grants, step).is_err() {
+        return Ok(GrantStatus::GeneralError);
+    }
+    if step < op.nr_frames {
+        return Err(Stop::Restart(*args));
+    }
+    for index in 0..op.nr_frames {
+        let home = state.grants.frame(index).and_then(|mfn| machine.frames.table.home(mfn));
+        let gfn = home.map_or(NO_GFN, |gfn| gfn.get());
+        let written = guest_memory::element::<u64>(op.frame_list, u64::from(index))
+            .and_then(|at| guest_memory::write(machine, current, at, &gfn));
+        if written.is_err() {
+            return Ok(GrantStatus::BadVirtAddr);
+        }
+    }
+    Ok(GrantStatus::Okay)
+}
+
+/// Chooses version 1, the only one.
+pub(super) fn set_version<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    at: GuestHandle,
+) -> Result<(), Errno> {
+    let asked: SetVersion = guest_memory::read(machine, current, at)?;
+    guest_memory::write(machine, current, at, &SetVersion { version: 1 })?;
+    match asked.version {
+        1 => Ok(()),
+        // As before there was a second version.
+        2 => Err(Errno::Enosys),
+        _ => Err(Errno::Einval),
+    }
+}
+
+/// Tells the version of the caller's table.
+pub(super) fn get_version<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    at: GuestHandle,
+) -> Result<(), Errno> {
+    let asked: GetVersion = guest_memory::read(machine, current, at)?;
+    match own(machine, current, asked.dom) {
+        Ok(_) => guest_memory::write(machine, current, at, &GetVersion { version: 1, ..asked }),
+        Err(GrantStatus::BadDomain) => Err(Errno::Esrch),
+        Err(_) => Err(Errno::Eperm),
+    }
+}
+
+/// Exchanges two entries of the caller's table that are not in use.
+pub(super) fn swap<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    op: &SwapGrantRef,
+) -> Result<(), GrantStatus> {
+    let state = current.domain.state.lock();
+    let grants = &state.grants;
+    let a = grants.active(op.ref_a).ok_or(GrantStatus::BadGntref)?;
+    let b = grants.active(op.ref_b).ok_or(GrantStatus::BadGntref)?;
+    if op.ref_a == op.ref_b {
+        return Ok(());
+    }
+    if a.is_pinned() || b.is_pinned() {
+        return Err(GrantStatus::Eagain);
+    }
+    let a = grants.entry_at(op.ref_a).ok_or(GrantStatus::BadGntref)?;
+    let b = grants.entry_at(op.ref_b).ok_or(GrantStatus::BadGntref)?;
+    let (in_a, in_b) = (machine.hw.load_u64(a), machine.hw.load_u64(b));
+    machine.hw.write(a, in_b.as_bytes());
+    machine.hw.write(b, in_a.as_bytes());
+    Ok(())
+}
+
+/// `GNTTAB_CACHE_CLEAN` and `GNTTAB_CACHE_INVAL`.
+const CACHE_OPERATIONS: u32 = 3;
+
+/// Cleans and invalidates the data cache over a frame of the caller's, or one that it has mapped by a grant. Whatever part and
+/// operation is asked, the whole frame is cleaned and invalidated: that is always allowed to happen, and never loses data.
+pub(super) fn cache_flush<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    op: &CacheFlush,
+) -> Result<(), Errno> {
+    let (offset, length) = (usize::from(op.offset), usize::from(op.length));
+    let fits = offset < PAGE_SIZE && offset.checked_add(length).is_some_and(|end| end <= PAGE_SIZE);
+    if !fits || op.op & !CACHE_OPERATIONS != 0 {
+        return Err(Errno::Einval);
+    }
+    if length == 0 || op.op == 0 {
+        return Ok(());
+    }
+    let mfn = Pa::new(op.addr_or_ref).ok_or(Errno::Einval)?.frame();
+    let frame =
+        machine.frames.table.state(mfn).filter(|state| state.role != Role::NotRam).ok_or(Errno::Einval)?;
+    machine.domain(frame.owner).ok_or(Errno::Eperm)?;
+    if frame.owner != current.domain.id && !has_mapped(&machine.hw, &current.domain.state.lock(), mfn) {
+        return Err(Errno::Einval);
+    }
+    machine.hw.clean_to_memory(mfn);
+    Ok(())
+}

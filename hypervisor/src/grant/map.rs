@@ -1,0 +1,158 @@
+//! Mapping and unmapping grants.
+//!
+//! A mapping is a use of the reference ([`super::pin`]), a handle, and an entry in the mapper's stage 2. A mapping whose guest frame
+//! was since given to something else keeps its use until its handle is given back, as in Xen.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use pv_abi::grant::{GrantStatus, MapFlags, MapGrantRef, UnmapGrantRef};
+use pv_abi::{DomId, GrantHandle};
+use spin::mutex::TicketMutexGuard;
+
+use super::active::{Active, Track, Use};
+use super::pin::{Purpose, pin, unpin};
+use crate::addr::{Ipa, Mfn};
+use crate::domain::{Domain, DomainState, lock_two};
+use crate::hardware::Hardware;
+use crate::machine::{Current, Machine};
+use crate::stage2::{Kind, Mapping};
+
+/// The locks of mapper and granter, which may be one domain.
+struct Both<'a> {
+    mapper: TicketMutexGuard<'a, DomainState>,
+    granter: Option<TicketMutexGuard<'a, DomainState>>,
+}
+
+impl<'a> Both<'a> {
+    fn lock(mapper: &'a Domain, granter: &'a Domain) -> Self {
+        let (mapper, granter) = lock_two(mapper, granter);
+        Self { mapper, granter }
+    }
+
+    fn granter(&mut self) -> &mut DomainState {
+        match self.granter.as_mut() {
+            Some(granter) => granter,
+            None => &mut self.mapper,
+        }
+    }
+}
+
+/// Maps one grant; on success `op` has the handle and the machine address.
+pub(super) fn map<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    op: &mut MapGrantRef,
+) -> Result<(), GrantStatus> {
+    let flags = op.flags;
+    let has = |flag: MapFlags| flags & flag.bits() != 0;
+    if !has(MapFlags::HOST_MAP) && !has(MapFlags::DEVICE_MAP) {
+        return Err(GrantStatus::BadGntref);
+    }
+    if has(MapFlags::DEVICE_MAP) || has(MapFlags::APPLICATION_MAP) || has(MapFlags::CONTAINS_PTE) {
+        return Err(GrantStatus::GeneralError);
+    }
+    let granter = machine.domain(op.dom).ok_or(GrantStatus::BadDomain)?;
+    let how = if has(MapFlags::READONLY) { Use::Read } else { Use::Write };
+    let kind = match how {
+        Use::Read => Kind::GrantReadOnly,
+        Use::Write => Kind::GrantWritable,
+    };
+
+    let mut both = Both::lock(current.domain, granter);
+    let handle = both.mapper.grants.free_handle().ok_or(GrantStatus::NoSpace)?;
+    let mfn = pin(machine, current, granter, both.granter(), op.gref, how, Purpose::Map)?;
+    // Flags that mean nothing here are refused only now, as in Xen.
+    let known = flags & !MapFlags::READONLY.bits() == MapFlags::HOST_MAP.bits();
+    let gfn = Ipa::new(op.host_addr).map(Ipa::frame).filter(|_| known);
+    let slot = gfn.and_then(|gfn| {
+        let slot = both.mapper.stage2.prepare(&machine.hw, &machine.frames, gfn).ok()?;
+        is_vacant(slot.current(&machine.hw)).then_some((gfn, slot))
+    });
+    let Some((gfn, slot)) = slot else {
+        unpin(machine, current, granter, both.granter(), op.gref, how);
+        return Err(GrantStatus::GeneralError);
+    };
+
+    // From here on nothing fails.
+    if let Some(replaced) = slot.commit(&machine.hw, mfn, kind) {
+        // It stays the domain's, in no place.
+        machine.frames.table.set_home(replaced.mfn, None);
+    }
+    both.mapper.grants.track(
+        handle,
+        Track::Mapped { granter: granter.id, gref: op.gref, gfn, writable: how == Use::Write },
+    );
+    op.handle = handle;
+    op.dev_bus_addr = mfn.base().get();
+    Ok(())
+}
+
+/// Whether a grant may be mapped over what is there: the domain's own memory gives way, as in Xen; other grants and devices do not (Xen
+/// replaces them too, and their handles can then not be given back).
+fn is_vacant(there: Option<Mapping>) -> bool {
+    match there.map(|mapping| mapping.kind) {
+        None | Some(Kind::Ram | Kind::Shared) => true,
+        Some(Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device) => false,
+    }
+}
+
+/// Undoes a mapping. Without an address nothing is undone, and that succeeds, as in Xen.
+pub(super) fn unmap<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    op: &UnmapGrantRef,
+) -> Result<(), GrantStatus> {
+    // The granter is known only by looking under the lock; the mapping is looked at again under both.
+    let seen = current.domain.state.lock().grants.tracked(op.handle).ok_or(GrantStatus::BadHandle)?;
+    let granter = machine.domain(granter_of(seen)).ok_or(GrantStatus::BadHandle)?;
+    let mut both = Both::lock(current.domain, granter);
+    let (gref, gfn, how) = match both.mapper.grants.tracked(op.handle) {
+        Some(Track::Mapped { granter: now, gref, gfn, writable }) if now == granter.id => {
+            (gref, gfn, if writable { Use::Write } else { Use::Read })
+        }
+        Some(Track::Mapped { .. } | Track::Free(_)) | None => return Err(GrantStatus::BadHandle),
+    };
+    if op.host_addr == 0 {
+        return Ok(());
+    }
+    if Ipa::new(op.host_addr).map(Ipa::frame) != Some(gfn) {
+        return Err(GrantStatus::GeneralError);
+    }
+    let there = both.mapper.stage2.lookup(&machine.hw, gfn);
+    let used = both.granter().grants.active(gref).and_then(Active::mfn);
+    match there.map(|mapping| (mapping.kind, used == Some(mapping.mfn))) {
+        Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) => {
+            // A grant has an entry of its own: it was mapped as a page.
+            let _ = both.mapper.stage2.clear(&machine.hw, gfn);
+        }
+        // Something else is there by now.
+        Some((Kind::GrantWritable | Kind::GrantReadOnly | Kind::Ram | Kind::Shared | Kind::Device, _)) => {
+            return Err(GrantStatus::GeneralError);
+        }
+        None => {}
+    }
+    both.mapper.grants.untrack(op.handle);
+    unpin(machine, current, granter, both.granter(), gref, how);
+    Ok(())
+}
+
+/// Whether the caller has a frame mapped by a grant.
+pub(super) fn has_mapped<H: Hardware>(hw: &H, state: &DomainState, mfn: Mfn) -> bool {
+    state.grants.mappings().any(|(_, track)| match *track {
+        Track::Free(_) => false,
+        Track::Mapped { gfn, .. } => state.stage2.lookup(hw, gfn).is_some_and(|mapping| {
+            mapping.mfn == mfn && matches!(mapping.kind, Kind::GrantWritable | Kind::GrantReadOnly)
+        }),
+    })
+}
+
+/// Whether a handle names a mapping of the caller's.
+pub(super) fn names_mapping(current: &Current<'_>, handle: GrantHandle) -> bool {
+    current.domain.state.lock().grants.tracked(handle).is_some()
+}
+
+fn granter_of(track: Track) -> DomId {
+    match track {
+        Track::Mapped { granter, .. } => granter,
+        Track::Free(_) => DomId::INVALID,
+    }
+}

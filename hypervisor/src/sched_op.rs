@@ -1,0 +1,182 @@
+//! `sched_op`: giving the CPU away for a turn, until an event, or for good; and how a domain ends.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use core::sync::atomic::Ordering;
+
+use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason, Watchdog};
+use pv_abi::{Errno, GuestHandle, Port};
+
+use crate::domain::{Domain, Life};
+use crate::evtchn::{self, PortKind};
+use crate::hardware::Hardware;
+use crate::hypercall::{Answer, Args, low_u32};
+use crate::log::Event;
+use crate::machine::{Current, Machine};
+use crate::sched;
+use crate::vcpu::{POLLING_MANY, Run};
+use crate::{console, guest_memory};
+
+/// Watchdogs that Xen gives a domain; Pavo's domains have none yet, so that every one asked for is one too many.
+const WATCHDOGS: u32 = 2;
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// `sched_op`.
+///
+/// # Errors
+/// `-EFAULT`; `-EINVAL` for a bad port or too many; `-ESRCH` and `-EPERM` for remote shutdown; `-ENOSPC` for a watchdog;
+/// `-ENOSYS`.
+#[inline(never)]
+pub fn sched_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
+    let [cmd, arg, ..] = *args;
+    let arg = GuestHandle(arg);
+    match SchedOp::from_number(low_u32(cmd)).ok_or(Errno::Enosys)? {
+        SchedOp::Yield => {
+            current.reschedule.set(true);
+            Ok(0)
+        }
+        // That interrupts are unmasked meanwhile is the image's part: it owns the guest's processor state.
+        SchedOp::Block => {
+            sched::block(machine, current, None, || has_something(machine, current));
+            Ok(0)
+        }
+        SchedOp::Shutdown => {
+            let asked: Shutdown = guest_memory::read(machine, current, arg)?;
+            shut_down(machine, current, reason(asked.reason));
+            Ok(0)
+        }
+        SchedOp::ShutdownCode => {
+            let asked: Shutdown = guest_memory::read(machine, current, arg)?;
+            current.domain.state.lock().params.shutdown_code.get_or_insert(reason(asked.reason));
+            Ok(0)
+        }
+        SchedOp::Poll => poll(machine, current, &guest_memory::read(machine, current, arg)?),
+        SchedOp::RemoteShutdown => {
+            let asked: RemoteShutdown = guest_memory::read(machine, current, arg)?;
+            // Not even for itself by its number: the call is a toolstack's.
+            machine.domain(asked.domain).ok_or(Errno::Esrch)?;
+            Err(Errno::Eperm.into())
+        }
+        SchedOp::Watchdog => {
+            let asked: Watchdog = guest_memory::read(machine, current, arg)?;
+            debug_assert!(WATCHDOGS == 2, "ids 1 and 2 could exist, and none of them is in use");
+            Err(if asked.id == 0 { Errno::Enospc } else { Errno::Einval }.into())
+        }
+        SchedOp::PinOverride => Err(Errno::Eperm.into()),
+    }
+}
+
+/// A reason as Xen takes it: its low byte, and what nobody knows is a crash.
+fn reason(number: u32) -> ShutdownReason {
+    ShutdownReason::from_number(number & 0xFF).unwrap_or(ShutdownReason::Crash)
+}
+
+/// Whether the caller has an event or another CPU's interrupt to take.
+fn has_something<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) -> bool {
+    evtchn::upcall_pending(machine, current.domain, current.vcpu)
+        || current.domain.gic_of(current.vcpu).is_some_and(|mailbox| mailbox.has_mail())
+}
+
+/// Ends the caller's domain for a reason, or for the one that it gave before (`shutdown_code`).
+pub fn shut_down<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, reason: ShutdownReason) {
+    let reason = *current.domain.state.lock().params.shutdown_code.get_or_insert(reason);
+    end_domain(machine, current, current.domain, Life::Shutdown(reason));
+}
+
+/// Ends a domain: its vCPUs run no more once their CPUs have left the guest. Takes no lock of rank 20; the first end counts.
+#[cold]
+#[inline(never)]
+pub fn end_domain<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, end: Life) {
+    if !domain.life.end(end) {
+        return;
+    }
+    console::flush(&machine.hw, domain);
+    machine.hw.log(Event::Ended(domain.id, end));
+    for vcpu in domain.vcpus {
+        if vcpu.home != current.cpu && vcpu.run.get() == Run::Running {
+            machine.hw.kick(vcpu.home);
+        }
+    }
+    if domain.id == current.domain.id {
+        current.reschedule.set(true);
+    }
+}
+
+/// Blocks until one of some ports is pending or the time is there.
+fn poll<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, asked: &Poll) -> Answer {
+    if asked.nr_ports > POLL_PORTS_MAX {
+        return Err(Errno::Einval.into());
+    }
+    let Some(last) = look(machine, current, asked)? else { return Ok(0) };
+    let polled = if asked.nr_ports == 1 { last.0 } else { POLLING_MANY };
+    current.vcpu.poll.store(polled, Ordering::Relaxed);
+    let deadline = (asked.timeout != 0).then(|| ticks(asked.timeout, machine.hw.counter_frequency()));
+    sched::block(machine, current, deadline, || {
+        if has_something(machine, current) {
+            return true;
+        }
+        match asked.nr_ports {
+            0 => false,
+            1 => evtchn::is_pending(machine, current.domain, last),
+            // What cannot be read any more wakes too: the guest looks itself.
+            _ => !matches!(look(machine, current, asked), Ok(Some(_))),
+        }
+    });
+    Ok(0)
+}
+
+/// Looks at the ports of a poll: `None` when one is pending, else the last one. At most [`POLL_PORTS_MAX`] turns.
+fn look<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    asked: &Poll,
+) -> Result<Option<Port>, Errno> {
+    let mut last = Port(0);
+    for index in 0..asked.nr_ports.min(POLL_PORTS_MAX) {
+        let at = guest_memory::element::<Port>(asked.ports, u64::from(index))?;
+        last = guest_memory::read(machine, current, at)?;
+        if evtchn::find(current.domain, last)?.kind == PortKind::Free {
+            return Err(Errno::Einval);
+        }
+        if evtchn::is_pending(machine, current.domain, last) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(last))
+}
+
+/// System time in nanoseconds as a value of the counter, rounded up; both count from the same moment.
+fn ticks(nanoseconds: u64, frequency: u64) -> u64 {
+    let (seconds, rest) = (nanoseconds / NANOSECONDS, nanoseconds % NANOSECONDS);
+    seconds.saturating_mul(frequency).saturating_add(rest.saturating_mul(frequency).div_ceil(NANOSECONDS))
+}
+
+/// A value of the counter as system time in nanoseconds.
+pub(crate) fn nanoseconds(ticks: u64, frequency: u64) -> u64 {
+    let seconds = ticks.checked_div(frequency).unwrap_or(0);
+    let rest = ticks.checked_rem(frequency).unwrap_or(0);
+    let fraction = rest.saturating_mul(NANOSECONDS).checked_div(frequency).unwrap_or(0);
+    seconds.saturating_mul(NANOSECONDS).saturating_add(fraction)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn system_time_and_ticks_agree() {
+        // 62.5 MHz: a tick is 16 ns.
+        assert_eq!(ticks(16, 62_500_000), 1);
+        assert_eq!(ticks(17, 62_500_000), 2);
+        assert_eq!(ticks(5_000_000_000, 62_500_000), 312_500_000);
+        assert_eq!(nanoseconds(312_500_001, 62_500_000), 5_000_000_016);
+        assert_eq!(ticks(u64::MAX, u64::MAX), u64::MAX);
+        assert_eq!(nanoseconds(1, 0), 0);
+    }
+
+    #[test]
+    fn unknown_reasons_are_crashes_and_upper_bits_are_ignored() {
+        assert_eq!(reason(0), ShutdownReason::Poweroff);
+        assert_eq!(reason(0x1_00 + 1), ShutdownReason::Reboot);
+        assert_eq!(reason(200), ShutdownReason::Crash);
+    }
+}

@@ -1,0 +1,117 @@
+//! `vcpu_op`: where a vCPU's shared areas are; and `vm_assist`.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use core::sync::atomic::Ordering;
+
+use pv_abi::shared::VcpuInfo;
+use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, RunstateInfo, VcpuOp};
+use pv_abi::{Errno, GuestHandle, PAGE_SIZE};
+
+use crate::addr::{FrameAddr, Gfn};
+use crate::domain::Domain;
+use crate::evtchn;
+use crate::guest_memory;
+use crate::hardware::Hardware;
+use crate::hypercall::{Answer, Args, low_u32};
+use crate::machine::{Current, Machine};
+use crate::sched_op::nanoseconds;
+use crate::stage2::{self, Kind};
+use crate::vcpu::{Run, Vcpu};
+
+/// `VMASST_CMD_enable` and `VMASST_CMD_disable`.
+const ASSIST_COMMANDS: u32 = 2;
+/// `VMASST_TYPE_runstate_update_flag`, the only one on ARM.
+const ASSIST_RUNSTATE_UPDATE_FLAG: u32 = 5;
+
+/// `vm_assist`: the one assistance there is, marking updates of the run state, needs nothing to be done, since the run state is
+/// published whole.
+///
+/// # Errors
+/// `-EINVAL` for another assistance, `-ENOSYS` for another command.
+#[inline(never)]
+pub fn vm_assist(args: &Args) -> Answer {
+    let [cmd, what, ..] = *args;
+    if low_u32(what) != ASSIST_RUNSTATE_UPDATE_FLAG {
+        return Err(Errno::Einval.into());
+    }
+    if low_u32(cmd) < ASSIST_COMMANDS { Ok(0) } else { Err(Errno::Enosys.into()) }
+}
+
+/// `vcpu_op`.
+///
+/// # Errors
+/// `-ENOENT` for no such vCPU, then `-EINVAL` for an operation that is not on ARM, then each operation's.
+#[inline(never)]
+pub fn vcpu_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
+    let [cmd, vcpu, arg, ..] = *args;
+    let vcpu = current.domain.vcpu(low_u32(vcpu)).ok_or(Errno::Enoent)?;
+    let arg = GuestHandle(arg);
+    match VcpuOp::from_number(low_u32(cmd)).ok_or(Errno::Einval)? {
+        VcpuOp::RegisterVcpuInfo => {
+            register_vcpu_info(machine, current, vcpu, &guest_memory::read(machine, current, arg)?)?;
+        }
+        VcpuOp::RegisterRunstateMemoryArea => {
+            let area: RegisterRunstate = guest_memory::read(machine, current, arg)?;
+            // As in Xen, an address that cannot be written is the guest's loss.
+            let _ = guest_memory::write(machine, current, GuestHandle(area.addr), &runstate(machine, vcpu));
+        }
+    }
+    Ok(0)
+}
+
+/// What is told of a vCPU's run state; times are not counted yet and stay zero.
+fn runstate<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> RunstateInfo {
+    let state = match vcpu.run.get() {
+        Run::Running => 0,
+        Run::Runnable => 1,
+        Run::Blocked => 2,
+        Run::Offline => 3,
+    };
+    let state_entry_time = nanoseconds(machine.hw.counter(), machine.hw.counter_frequency());
+    RunstateInfo { state, pad: 0, state_entry_time, time: [0; 4] }
+}
+
+/// Moves a vCPU's `vcpu_info` into a page of the domain's own RAM, once. What was pending stays pending, and the vCPU gets an event to
+/// look.
+fn register_vcpu_info<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    vcpu: &Vcpu,
+    asked: &RegisterVcpuInfo,
+) -> Result<(), Errno> {
+    let domain = current.domain;
+    let offset = usize::try_from(asked.offset).map_err(|_| Errno::Einval)?;
+    let gfn = Gfn::new(asked.gfn).ok_or(Errno::Einval)?;
+    if offset >= PAGE_SIZE {
+        return Err(Errno::Einval);
+    }
+    // Held while the frame is looked up and referred to, so that it stays the domain's (and against another registration).
+    let state = domain.state.lock();
+    if is_registered(domain, vcpu) {
+        return Err(Errno::Ebusy);
+    }
+    // Exclusives need aligned words inside one page (XSA-327).
+    if offset % align_of::<VcpuInfo>() != 0 || offset > PAGE_SIZE.wrapping_sub(size_of::<VcpuInfo>()) {
+        return Err(Errno::Enxio);
+    }
+    let mapping = stage2::lookup(&machine.hw, domain.stage2_root, gfn).ok_or(Errno::Einval)?;
+    if mapping.kind != Kind::Ram {
+        return Err(Errno::Einval);
+    }
+    let at = FrameAddr::new(mapping.mfn, offset).ok_or(Errno::Einval)?;
+    machine.frames.table.reference(mapping.mfn, domain.id).map_err(|_| Errno::Einval)?;
+    if vcpu.number == 0 {
+        machine.hw.copy(at, FrameAddr::start(domain.shared_info), size_of::<VcpuInfo>());
+    } else {
+        machine.hw.write(at, &[0; size_of::<VcpuInfo>()]);
+    }
+    vcpu.info.store(at.pa().get(), Ordering::SeqCst);
+    drop(state);
+    evtchn::resend_all(machine, current, domain, vcpu);
+    Ok(())
+}
+
+/// Whether a vCPU has a `vcpu_info` of its own choice (vCPU 0 has one in the shared-info page before).
+fn is_registered(domain: &Domain, vcpu: &Vcpu) -> bool {
+    vcpu.info_at().is_some_and(|at| at.frame() != domain.shared_info)
+}

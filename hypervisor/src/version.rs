@@ -1,0 +1,101 @@
+//! `xen_version`: who the hypervisor says it is. Answers are those that Xen 4.20 gives a guest without privileges.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use pv_abi::version::{CompileInfo, FeatureInfo, Features, VersionOp, XEN_VERSION};
+use pv_abi::{Errno, GuestHandle, PAGE_SIZE};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::guest_memory;
+use crate::hardware::Hardware;
+use crate::hypercall::{Answer, Args, low_u32};
+use crate::machine::{Current, Machine};
+
+/// After "4.20".
+const EXTRAVERSION: &str = ".0-pavo";
+/// Programs that run here: 64-bit ones.
+const CAPABILITIES: &str = "xen-3.0-aarch64 ";
+/// Where the source is.
+const CHANGESET: &str = concat!("pavo ", env!("CARGO_PKG_VERSION"));
+/// What a guest gets for what it may not know.
+const DENIED: &str = "<denied>";
+
+/// What a domain sees of submap 0. Run-state areas by physical address are not offered (Xen's feature is announced there, its call
+/// is not on ARM).
+const FEATURES: Features = Features::WRITABLE_PAGE_TABLES
+    .union(Features::AUTO_TRANSLATED_PHYSMAP)
+    .union(Features::MEMORY_OP_VNODE_SUPPORTED)
+    .union(Features::ARM_SMCCC_SUPPORTED)
+    .union(Features::NOT_DIRECT_MAPPED)
+    .union(Features::RUNSTATE_PHYS_AREA);
+
+// What a domU was seen to get on Xen 4.20.
+const _: () = assert!(FEATURES.bits() == 0x56005);
+
+/// `xen_version`.
+///
+/// # Errors
+/// `-EFAULT`, `-EINVAL` for an unknown submap, `-EPERM` for the build id, `-ENOSYS`.
+#[inline(always)]
+pub fn xen_version<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
+    let [cmd, arg, ..] = *args;
+    if low_u32(cmd) == VersionOp::Version.number() {
+        return Ok(u64::from(XEN_VERSION));
+    }
+    others(machine, current, low_u32(cmd), GuestHandle(arg))
+}
+
+#[cold]
+#[inline(never)]
+fn others<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, cmd: u32, arg: GuestHandle) -> Answer {
+    match VersionOp::from_number(cmd).ok_or(Errno::Enosys)? {
+        VersionOp::Version => Ok(u64::from(XEN_VERSION)),
+        VersionOp::Extraversion => tell(machine, current, arg, &text::<16>(EXTRAVERSION)),
+        VersionOp::CompileInfo => tell(machine, current, arg, &compile_info()),
+        VersionOp::Capabilities => tell(machine, current, arg, &text::<1024>(CAPABILITIES)),
+        VersionOp::Changeset => tell(machine, current, arg, &text::<64>(CHANGESET)),
+        // Guests share no address space with the hypervisor.
+        VersionOp::PlatformParameters => tell(machine, current, arg, &0_u64),
+        VersionOp::GetFeatures => {
+            let info: FeatureInfo = guest_memory::read(machine, current, arg)?;
+            if info.submap_idx != 0 {
+                return Err(Errno::Einval.into());
+            }
+            tell(machine, current, arg, &FeatureInfo { submap: FEATURES.bits(), ..info })
+        }
+        VersionOp::Pagesize if arg.is_null() => Ok(u64::try_from(PAGE_SIZE).map_err(|_| Errno::Einval)?),
+        VersionOp::Pagesize => Err(Errno::Einval.into()),
+        VersionOp::GuestHandle => tell(machine, current, arg, &[0_u8; 16]),
+        // Only as long as the text and its end: Xen writes no more of a text that it denies.
+        VersionOp::Commandline => tell(machine, current, arg, &text::<9>(DENIED)),
+        VersionOp::BuildId => Err(Errno::Eperm.into()),
+    }
+}
+
+fn tell<T: IntoBytes + Immutable, H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    arg: GuestHandle,
+    what: &T,
+) -> Answer {
+    guest_memory::write(machine, current, arg, what)?;
+    Ok(0)
+}
+
+fn compile_info() -> CompileInfo {
+    CompileInfo {
+        compiler: text("rustc"),
+        compile_by: text("pavo"),
+        compile_domain: text(""),
+        compile_date: text(""),
+    }
+}
+
+/// A text with zeroes after it, the last byte always one.
+fn text<const N: usize>(of: &str) -> [u8; N] {
+    let mut bytes = [0; N];
+    let last = N.saturating_sub(1);
+    for (to, from) in bytes.iter_mut().take(last).zip(of.bytes()) {
+        *to = from;
+    }
+    bytes
+}
