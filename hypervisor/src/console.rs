@@ -74,16 +74,12 @@ impl LineBuffer {
             self.refilled = now;
         }
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        match self.tokens.checked_sub(bytes) {
-            Some(left) => {
-                self.tokens = left;
-                true
-            }
-            None => {
-                self.dropped = self.dropped.saturating_add(bytes);
-                false
-            }
+        let left = self.tokens.checked_sub(bytes);
+        match left {
+            Some(left) => self.tokens = left,
+            None => self.dropped = self.dropped.saturating_add(bytes),
         }
+        left.is_some()
     }
 
     fn put<H: Hardware>(&mut self, hw: &H, id: DomId, byte: u8) {

@@ -5,6 +5,10 @@
 //! 2. A write goes to frames that stage 2 lets the guest itself write (a page granted read-only is refused).
 //! 3. A refusal in the middle of a long write leaves the pages before it written, as any partial store would.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+#![expect(
+    clippy::inline_always,
+    reason = "on the path of every hypercall: a call more would be seen in the numbers"
+)]
 
 use core::mem::size_of;
 

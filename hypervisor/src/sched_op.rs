@@ -14,10 +14,9 @@ use crate::log::Event;
 use crate::machine::{Current, Machine};
 use crate::sched;
 use crate::vcpu::{POLLING_MANY, Run};
+use crate::vgic::VcpuShared;
 use crate::{console, guest_memory};
 
-/// Watchdogs that Xen gives a domain; Pavo's domains have none yet, so that every one asked for is one too many.
-const WATCHDOGS: u32 = 2;
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// `sched_op`.
@@ -57,8 +56,8 @@ pub fn sched_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: 
             Err(Errno::Eperm.into())
         }
         SchedOp::Watchdog => {
+            // Domains have no watchdogs yet: a new one is one too many, and no other is in use.
             let asked: Watchdog = guest_memory::read(machine, current, arg)?;
-            debug_assert!(WATCHDOGS == 2, "ids 1 and 2 could exist, and none of them is in use");
             Err(if asked.id == 0 { Errno::Enospc } else { Errno::Einval }.into())
         }
         SchedOp::PinOverride => Err(Errno::Eperm.into()),
@@ -72,8 +71,8 @@ fn reason(number: u32) -> ShutdownReason {
 
 /// Whether the caller has an event or another CPU's interrupt to take.
 fn has_something<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) -> bool {
-    evtchn::upcall_pending(machine, current.domain, current.vcpu)
-        || current.domain.gic_of(current.vcpu).is_some_and(|mailbox| mailbox.has_mail())
+    evtchn::upcall_pending(machine, current.vcpu)
+        || current.domain.gic_of(current.vcpu).is_some_and(VcpuShared::has_mail)
 }
 
 /// Ends the caller's domain for a reason, or for the one that it gave before (`shutdown_code`).

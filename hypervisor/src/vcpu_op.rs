@@ -91,7 +91,9 @@ fn register_vcpu_info<H: Hardware>(
         return Err(Errno::Ebusy);
     }
     // Exclusives need aligned words inside one page (XSA-327).
-    if offset % align_of::<VcpuInfo>() != 0 || offset > PAGE_SIZE.wrapping_sub(size_of::<VcpuInfo>()) {
+    if !offset.is_multiple_of(align_of::<VcpuInfo>())
+        || offset > PAGE_SIZE.wrapping_sub(size_of::<VcpuInfo>())
+    {
         return Err(Errno::Enxio);
     }
     let mapping = stage2::lookup(&machine.hw, domain.stage2_root, gfn).ok_or(Errno::Einval)?;
@@ -100,10 +102,9 @@ fn register_vcpu_info<H: Hardware>(
     }
     let at = FrameAddr::new(mapping.mfn, offset).ok_or(Errno::Einval)?;
     machine.frames.table.reference(mapping.mfn, domain.id).map_err(|_| Errno::Einval)?;
-    if vcpu.number == 0 {
-        machine.hw.copy(at, FrameAddr::start(domain.shared_info), size_of::<VcpuInfo>());
-    } else {
-        machine.hw.write(at, &[0; size_of::<VcpuInfo>()]);
+    match vcpu.info_at() {
+        Some(before) => machine.hw.copy(at, before, size_of::<VcpuInfo>()),
+        None => machine.hw.write(at, &[0; size_of::<VcpuInfo>()]),
     }
     vcpu.info.store(at.pa().get(), Ordering::SeqCst);
     drop(state);

@@ -5,7 +5,7 @@ use pv_abi::event::{AllocUnbound, BindInterdomain, BindIpi, BindVirq, NR_VIRQS, 
 use pv_abi::{DomId, Errno, Port};
 
 use super::deliver;
-use super::port::{self, PortKind, PortWord};
+use super::port::{self, PortKind, PortWord, PortsState};
 use crate::domain::{Domain, lock_two};
 use crate::hardware::Hardware;
 use crate::hypercall::any_domain;
@@ -15,7 +15,7 @@ use crate::machine::{Current, Machine};
 pub(super) fn alloc_unbound<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
-    arg: &AllocUnbound,
+    arg: AllocUnbound,
 ) -> Result<AllocUnbound, Errno> {
     let domain = any_domain(machine, current, arg.dom).ok_or(Errno::Esrch)?;
     if domain.id != current.domain.id {
@@ -23,14 +23,14 @@ pub(super) fn alloc_unbound<H: Hardware>(
     }
     let remote = if arg.remote_dom == DomId::SELF { domain.id } else { arg.remote_dom };
     let port = make(domain, PortWord { kind: PortKind::Unbound(remote), vcpu: 0 })?;
-    Ok(AllocUnbound { port, ..*arg })
+    Ok(AllocUnbound { port, ..arg })
 }
 
 /// Takes the lowest free port of a domain.
 fn make(domain: &Domain, word: PortWord) -> Result<Port, Errno> {
     let mut state = domain.state.lock();
     let port = state.ports.lowest_free(domain)?;
-    state.ports.occupy(domain, port, word);
+    PortsState::occupy(domain, port, word);
     Ok(port)
 }
 
@@ -48,7 +48,7 @@ pub(super) fn bind_interdomain<H: Hardware>(
     if word.kind != PortKind::Unbound(local.id) {
         return Err(Errno::Einval);
     }
-    connect(&mut state.ports, local, port, remote, arg.remote_port, word.vcpu);
+    connect(local, port, remote, arg.remote_port, word.vcpu);
     drop(remote_state);
     drop(state);
     // Events that the remote side sent while its port was unbound went nowhere.
@@ -57,16 +57,13 @@ pub(super) fn bind_interdomain<H: Hardware>(
 }
 
 /// Makes `port` of `local`, which is free, and `remote_port` of `remote`, which waits for it, the two ends of a channel. Both
-/// domains' locks are held; `state` is `local`'s.
-fn connect(
-    state: &mut super::PortsState,
-    local: &Domain,
-    port: Port,
-    remote: &Domain,
-    remote_port: Port,
-    remote_vcpu: u16,
-) {
-    state.occupy(local, port, PortWord { kind: PortKind::Interdomain(remote.id, remote_port), vcpu: 0 });
+/// domains' locks are held.
+fn connect(local: &Domain, port: Port, remote: &Domain, remote_port: Port, remote_vcpu: u16) {
+    PortsState::occupy(
+        local,
+        port,
+        PortWord { kind: PortKind::Interdomain(remote.id, remote_port), vcpu: 0 },
+    );
     let back = PortWord { kind: PortKind::Interdomain(local.id, port), vcpu: remote_vcpu };
     port::store(remote, remote_port, back);
 }
@@ -94,15 +91,15 @@ pub(super) fn bind_virq(current: &Current<'_>, arg: &BindVirq) -> Result<BindVir
         return Err(Errno::Eexist);
     }
     let port = state.ports.lowest_free(domain)?;
-    state.ports.occupy(domain, port, PortWord { kind: PortKind::Virq(virq), vcpu });
+    PortsState::occupy(domain, port, PortWord { kind: PortKind::Virq(virq), vcpu });
     Ok(BindVirq { port, ..*arg })
 }
 
 /// Makes a port that notifies one of the caller's own vCPUs.
-pub(super) fn bind_ipi(current: &Current<'_>, arg: &BindIpi) -> Result<BindIpi, Errno> {
+pub(super) fn bind_ipi(current: &Current<'_>, arg: BindIpi) -> Result<BindIpi, Errno> {
     let vcpu = vcpu_number(current.domain, arg.vcpu)?;
     let port = make(current.domain, PortWord { kind: PortKind::Ipi, vcpu })?;
-    Ok(BindIpi { port, ..*arg })
+    Ok(BindIpi { port, ..arg })
 }
 
 /// Chooses the vCPU that a port notifies. The next event goes there; one that is pending already stays where it is.
@@ -137,16 +134,15 @@ pub fn bind_static<H: Hardware>(
     two: &Domain,
     two_port: Port,
 ) -> Result<(), Errno> {
-    let (mut state, mut other) = lock_two(one, two);
+    let _locks = lock_two(one, two);
     check_static(one, one_port)?;
     check_static(two, two_port)?;
     if one.id == two.id && one_port == two_port {
         return Err(Errno::Ebusy);
     }
     let waits = PortWord { kind: PortKind::Unbound(two.id), vcpu: 0 };
-    state.ports.occupy(one, one_port, waits);
-    let two_state = other.as_mut().map_or(&mut state.ports, |other| &mut other.ports);
-    connect(two_state, two, two_port, one, one_port, 0);
+    PortsState::occupy(one, one_port, waits);
+    connect(two, two_port, one, one_port, 0);
     deliver::set_pending_at_boot(hw, two, two_port);
     Ok(())
 }

@@ -41,6 +41,8 @@ pub(super) fn close<H: Hardware>(
         (PortKind::Interdomain(dom, remote_port), Some(peer)) if peer.id == dom => {
             disconnect(domain, port, peer, remote_port);
         }
+        // The configuration connected it to a domain that could not be built.
+        (PortKind::Interdomain(dom, _), _) if machine.domain(dom).is_none() => {}
         (PortKind::Interdomain(..), _) => return Ok(Closed::Again),
     }
     // Before anybody can make the port anew and get an event that is meant.

@@ -4,6 +4,10 @@
 //! The order of the steps is the 2-level ABI's, and each is one atomic operation with a full barrier: a guest that clears the
 //! upcall byte, then takes the selector, then takes the pending words misses nothing.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+#![expect(
+    clippy::inline_always,
+    reason = "on the path of every hypercall: a call more would be seen in the numbers"
+)]
 
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
@@ -29,9 +33,10 @@ const UPCALL: usize = offset_of!(VcpuInfo, evtchn_upcall_pending);
 struct Bit {
     pending: FrameAddr,
     mask: FrameAddr,
-    /// The word's bit in the selector.
+    /// In both words.
+    flag: u64,
+    /// The words' bit in the selector.
     selector: u64,
-    bit: u64,
 }
 
 #[inline(always)]
@@ -45,19 +50,8 @@ fn bit_of(domain: &Domain, port: Port) -> Option<Bit> {
         )?,
         mask: FrameAddr::new(domain.shared_info, offset.wrapping_add(offset_of!(SharedInfo, evtchn_mask)))?,
         selector: 1u64.wrapping_shl(word),
-        bit: 1u64.wrapping_shl(port.0 & 63),
+        flag: 1u64.wrapping_shl(port.0 & 63),
     })
-}
-
-/// Where a vCPU's `vcpu_info` is: registered, in the shared-info page for vCPU 0, else nowhere. A vCPU without one misses
-/// nothing: registering marks everything pending.
-#[inline(always)]
-fn info_of(domain: &Domain, vcpu: &Vcpu) -> Option<FrameAddr> {
-    match vcpu.info_at() {
-        Some(at) => Some(at),
-        None if vcpu.number == 0 => Some(FrameAddr::start(domain.shared_info)),
-        None => None,
-    }
 }
 
 #[inline(always)]
@@ -75,22 +69,23 @@ pub(super) fn set_pending<H: Hardware>(
     vcpu: u16,
 ) {
     let Some(at) = bit_of(domain, port) else { return };
-    match machine.hw.or_u64(at.pending, at.bit) {
-        Ok(before) if before & at.bit != 0 => return,
+    match machine.hw.or_u64(at.pending, at.flag) {
+        Ok(before) if before & at.flag != 0 => return,
         Ok(_) => {}
         Err(Contended) => return word_contended(machine, current, domain),
     }
-    if machine.hw.load_u64(at.mask) & at.bit == 0 {
+    if machine.hw.load_u64(at.mask) & at.flag == 0 {
         select(machine, current, domain, u32::from(vcpu), at.selector);
     }
     wake_pollers(machine, current, domain, port);
 }
 
-/// Sets bits of a vCPU's selector; if they were clear, marks its upcall.
+/// Sets bits of a vCPU's selector; if they were clear, marks its upcall. A vCPU without a `vcpu_info` misses nothing: registering one
+/// marks everything pending.
 #[inline]
 fn select<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, vcpu: u32, bits: u64) {
     let Some(vcpu) = domain.vcpu(vcpu) else { return };
-    let Some(info) = info_of(domain, vcpu) else { return };
+    let Some(info) = vcpu.info_at() else { return };
     let Some(selector) = field(info, SELECTOR) else { return };
     match machine.hw.or_u64(selector, bits) {
         Ok(before) if before & bits == bits => {}
@@ -123,7 +118,7 @@ pub(crate) fn resend_all<H: Hardware>(
     domain: &Domain,
     vcpu: &Vcpu,
 ) {
-    let Some(info) = info_of(domain, vcpu) else { return };
+    let Some(info) = vcpu.info_at() else { return };
     let Some(selector) = field(info, SELECTOR) else { return };
     match machine.hw.or_u64(selector, u64::MAX) {
         Ok(_) => mark_upcall(machine, current, domain, vcpu, info),
@@ -140,9 +135,9 @@ pub(super) fn unmask<H: Hardware>(
     vcpu: u16,
 ) {
     let Some(at) = bit_of(domain, port) else { return };
-    match machine.hw.clear_u64(at.mask, at.bit) {
+    match machine.hw.clear_u64(at.mask, at.flag) {
         Ok(before) => {
-            if before & at.bit != 0 && machine.hw.load_u64(at.pending) & at.bit != 0 {
+            if before & at.flag != 0 && machine.hw.load_u64(at.pending) & at.flag != 0 {
                 select(machine, current, domain, u32::from(vcpu), at.selector);
             }
         }
@@ -158,19 +153,19 @@ pub(super) fn clear_pending<H: Hardware>(
     port: Port,
 ) {
     let Some(at) = bit_of(domain, port) else { return };
-    if machine.hw.clear_u64(at.pending, at.bit) == Err(Contended) {
+    if machine.hw.clear_u64(at.pending, at.flag) == Err(Contended) {
         word_contended(machine, current, domain);
     }
 }
 
 /// Whether a port is pending.
 pub(crate) fn is_pending<H: Hardware>(machine: &Machine<H>, domain: &Domain, port: Port) -> bool {
-    bit_of(domain, port).is_some_and(|at| machine.hw.load_u64(at.pending) & at.bit != 0)
+    bit_of(domain, port).is_some_and(|at| machine.hw.load_u64(at.pending) & at.flag != 0)
 }
 
 /// Whether a vCPU has an upcall to take.
-pub(crate) fn upcall_pending<H: Hardware>(machine: &Machine<H>, domain: &Domain, vcpu: &Vcpu) -> bool {
-    let Some(info) = info_of(domain, vcpu) else { return false };
+pub(crate) fn upcall_pending<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
+    let Some(info) = vcpu.info_at() else { return false };
     // The word that holds the upcall byte: `vcpu_info` is aligned to 8, the byte is its first.
     machine.hw.load_u32(info) & 0xFF != 0
 }
@@ -200,7 +195,7 @@ pub(super) fn set_pending_at_boot<H: Hardware>(hw: &H, domain: &Domain, port: Po
     let info = FrameAddr::start(domain.shared_info);
     let (Some(selector), Some(upcall)) = (field(info, SELECTOR), field(info, UPCALL)) else { return };
     // Nobody else can reach these words yet: none is contended.
-    let _ = hw.or_u64(at.pending, at.bit);
+    let _ = hw.or_u64(at.pending, at.flag);
     let _ = hw.or_u64(selector, at.selector);
     let _ = hw.swap_u8(upcall, 1);
     if let Some(mailbox) = domain.gic.first() {

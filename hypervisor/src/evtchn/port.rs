@@ -1,5 +1,9 @@
 //! A port as one word, so that a sender reads it at once and without a lock; and which ports are free.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+#![expect(
+    clippy::inline_always,
+    reason = "on the path of every hypercall: a call more would be seen in the numbers"
+)]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -166,7 +170,7 @@ impl PortsState {
     }
 
     /// Puts a free port to use, and makes its group known.
-    pub(super) fn occupy(&self, domain: &Domain, port: Port, word: PortWord) {
+    pub(super) fn occupy(domain: &Domain, port: Port, word: PortWord) {
         let group = (port.0 / GROUP).saturating_mul(GROUP);
         // Groups before it are known too: Xen's are made in order.
         for number in (0..group.saturating_add(GROUP)).rev() {

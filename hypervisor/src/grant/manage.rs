@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::map::has_mapped;
 use super::table::GrantState;
-use crate::addr::Pa;
+use crate::addr::{Gfn, Pa};
 use crate::domain::Domain;
 use crate::frame::Role;
 use crate::frame_alloc::Frames;
@@ -105,7 +105,7 @@ pub(super) fn setup_table<H: Hardware>(
     }
     for index in 0..op.nr_frames {
         let home = state.grants.frame(index).and_then(|mfn| machine.frames.table.home(mfn));
-        let gfn = home.map_or(NO_GFN, |gfn| gfn.get());
+        let gfn = home.map_or(NO_GFN, Gfn::get);
         let written = guest_memory::element::<u64>(op.frame_list, u64::from(index))
             .and_then(|at| guest_memory::write(machine, current, at, &gfn));
         if written.is_err() {

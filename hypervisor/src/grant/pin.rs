@@ -48,9 +48,9 @@ pub(super) fn pin<H: Hardware>(
             let taken = machine.frames.table.reference(mfn, granter.id);
             taken.map(|()| mfn).map_err(|_| GrantStatus::BadPage)
         }),
-        Some(used) if marks && purpose == Purpose::Copy => named(machine, granter, at)
-            .and_then(|mfn| if mfn == used { Ok(used) } else { Err(GrantStatus::GeneralError) }),
-        Some(used) => Ok(used),
+        Some(held) if marks && purpose == Purpose::Copy => named(machine, granter, at)
+            .and_then(|mfn| if mfn == held { Ok(held) } else { Err(GrantStatus::GeneralError) }),
+        Some(held) => Ok(held),
     };
     match (found, state.grants.active_mut(gref)) {
         (Ok(mfn), Some(active)) => {

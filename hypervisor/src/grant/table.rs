@@ -47,7 +47,7 @@ impl GrantState {
 
     /// Frames that it may have.
     pub fn max_frames(&self) -> u32 {
-        let by_active = self.tables.active.len() / ENTRIES_PER_FRAME as usize;
+        let by_active = self.tables.active.len().wrapping_shr(ENTRIES_PER_FRAME.trailing_zeros());
         u32::try_from(self.tables.shared.len().min(by_active)).unwrap_or(u32::MAX)
     }
 
