@@ -28,7 +28,7 @@ use crate::domain::Domain;
 use crate::frame::Role;
 use crate::frame_alloc::Frames;
 use crate::hardware::{Hardware, Vmid};
-use crate::stage2::{Kind, Stage2};
+use crate::stage2::{Kind, ROOT_TABLES, Stage2};
 use image::KernelImage;
 use place::Placement;
 use ram::Ram;
@@ -128,11 +128,12 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         let ram = Ram::of_kib(config.memory_kib)?;
         let ramdisk = config.ramdisk.map_or(0, |range| range.size());
         let placement = Placement::find(&image, ramdisk, ram.first_bank())?;
+        let out_of_memory = ram.out_of_memory(self.frames);
 
         let limit = u32::try_from(config.quotas.stage2_frames).unwrap_or(u32::MAX);
-        let mut stage2 = Stage2::new(self.hw, self.frames, config.id, vmid, limit)
-            .ok_or_else(|| ram.out_of_memory(self.frames))?;
-        ram.allocate(self.hw, self.frames, config.id, &mut stage2)?;
+        let stage2 = Stage2::new(self.hw, self.frames, config.id, vmid, limit);
+        let mut stage2 = stage2.ok_or(if limit < ROOT_TABLES { Refusal::TooFewTables } else { out_of_memory })?;
+        ram.allocate(self.hw, self.frames, config.id, &mut stage2, out_of_memory)?;
         self.map_gic(&mut stage2)?;
 
         let initrd = config.ramdisk.and_then(|range| {
@@ -161,10 +162,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         }
         load::bytes(self.hw, &stage2, placement.tree, tree)?;
 
-        let shared_info = self
-            .frames
-            .allocate_clear(self.hw, 0, config.id, Role::Shared)
-            .ok_or_else(|| ram.out_of_memory(self.frames))?;
+        let shared_info = self.frames.allocate_clear(self.hw, 0, config.id, Role::Shared).ok_or(out_of_memory)?;
         Ok(Contents {
             stage2,
             shared_info,

@@ -11,6 +11,7 @@
 
 mod memory;
 mod mmu;
+mod world;
 
 use std::boxed::Box;
 use std::collections::BTreeMap;
@@ -24,9 +25,10 @@ use crate::frame_alloc::Frames;
 use crate::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
 use crate::log::Event;
 use crate::vgic::PrivateIntid;
-use memory::Ram;
+use memory::Ram as Memory;
 use mmu::Tlb;
 pub use mmu::{Stage2Fault, Stale};
+pub use world::{MEMORY_KIB, RAM, World};
 
 /// What RAM holds that nobody has written.
 pub const GARBAGE: u8 = 0xA5;
@@ -54,7 +56,7 @@ pub enum Op {
 
 #[derive(Debug, Default)]
 struct Inner {
-    ram: Ram,
+    ram: Memory,
     tlb: Tlb,
     ops: Vec<Op>,
     pages: BTreeMap<u64, (Ipa, bool)>,
@@ -75,7 +77,7 @@ pub struct FakeHardware {
 impl FakeHardware {
     /// A machine with `frames` frames of RAM from `base`.
     pub fn new(base: Mfn, frames: u64) -> Self {
-        let inner = Inner { ram: Ram::new(base.get()..base.get() + frames), ..Inner::default() };
+        let inner = Inner { ram: Memory::new(base.get()..base.get() + frames), ..Inner::default() };
         Self { inner: Mutex::new(inner) }
     }
 
@@ -165,7 +167,7 @@ impl FakeHardware {
         bytes
     }
 
-    fn atomic<T>(&self, at: FrameAddr, change: impl FnOnce(&mut Ram) -> T) -> Result<T, Contended> {
+    fn atomic<T>(&self, at: FrameAddr, change: impl FnOnce(&mut Memory) -> T) -> Result<T, Contended> {
         let inner = &mut *self.inner();
         inner.ops.push(Op::Atomic(at));
         match inner.contend_after {

@@ -56,15 +56,15 @@ impl Ram {
         }
     }
 
-    /// Takes the frames, in the largest blocks there are, clears and maps them.
+    /// Takes the frames, in the largest blocks there are, clears and maps them; refuses with `out_of_memory`.
     pub(super) fn allocate<H: Hardware>(
         &self,
         hw: &H,
         frames: &Frames,
         owner: DomId,
         stage2: &mut Stage2,
+        out_of_memory: Refusal,
     ) -> Result<(), Refusal> {
-        let out_of_memory = self.out_of_memory(frames);
         if frames.free_frames() < self.frames {
             return Err(out_of_memory);
         }

@@ -1,0 +1,141 @@
+//! Whole domains on the fake machine, for tests of hypercalls.
+use core::cell::Cell;
+use std::boxed::Box;
+use std::vec::Vec;
+
+use pv_abi::DomId;
+
+use super::{FakeHardware, LeakedStorage};
+use crate::addr::{FrameAddr, Ipa, Mfn};
+use crate::devicetree::{DomainConfig, Enhanced, GuestGic, Paging, PhysRange, Quotas};
+use crate::domain::Domain;
+use crate::domain_build::{Builder, Host, Shape};
+use crate::hardware::{CpuId, Hardware, Vmid};
+use crate::machine::{Current, Machine};
+use crate::sched::Scheduler;
+use crate::selfcheck::{Violation, check};
+use crate::vcpu::VcpuIndex;
+
+/// RAM of each domain of a [`World`], KiB: a block of 2 MiB, and pages.
+pub const MEMORY_KIB: u64 = (4 << 10) + 128;
+/// Where a domain's RAM starts.
+pub const RAM: u64 = pv_abi::layout::RAM0_BASE;
+
+/// A machine with one to eight domains of two vCPUs each, nothing run yet. Stage 1 of whoever calls is the identity.
+pub struct World {
+    /// The machine.
+    pub machine: Machine<FakeHardware>,
+    reschedule: Cell<bool>,
+}
+
+impl World {
+    /// A machine with so many domains, ids from 1.
+    ///
+    /// # Panics
+    /// There are too many.
+    pub fn new(domains: u16) -> Self {
+        let image_base = Mfn::new(0x4_0000).unwrap();
+        let free_base = Mfn::new(0x4_0001).unwrap();
+        let free = u64::from(domains) * 2048 + 1024;
+        let hw = FakeHardware::new(image_base, free + 1);
+        hw.clear(image_base);
+        hw.write(FrameAddr::new(image_base, 56).unwrap(), b"ARM\x64");
+        let frames = super::free_frames(free_base, free);
+        let host = Host {
+            cpu_compatible: b"arm,armv8\0",
+            cpu_clock_hz: None,
+            timer_clock_hz: None,
+            gic: GuestGic::V3,
+            virtual_interface: None,
+        };
+        let builder = Builder { hw: &hw, frames: &frames, host, storage: &LeakedStorage };
+        let build = |id: u16| {
+            let shape = Shape {
+                vmid: Vmid(id),
+                first_vcpu: VcpuIndex((id - 1) * 2),
+                first_cpu: CpuId(0),
+                cpus: 2,
+                spis: 32,
+            };
+            let kernel = PhysRange::new(image_base.base().get(), 4096).unwrap();
+            builder.build(&config(DomId(id), kernel), &shape, &mut [0; 8192]).expect("a small domain").domain
+        };
+        let domains: Vec<Domain> = (1..=domains).map(build).collect();
+        let vcpus = (0..u16::try_from(domains.len()).unwrap()).flat_map(|domain| [(domain, 0), (domain, 1)]);
+        let machine = Machine {
+            domains: Box::leak(domains.into_boxed_slice()),
+            vcpus: Box::leak(vcpus.collect::<Box<[_]>>()),
+            sched: Scheduler::new(),
+            hw,
+            frames,
+        };
+        machine.hw.set_identity(true);
+        machine.hw.take_ops();
+        Self { machine, reschedule: Cell::new(false) }
+    }
+
+    /// A domain.
+    pub fn domain(&self, id: u16) -> &Domain {
+        self.machine.domain(DomId(id)).unwrap()
+    }
+
+    /// vCPU `vcpu` of a domain as the caller, on CPU 0.
+    pub fn current(&self, id: u16, vcpu: u32) -> Current<'_> {
+        let domain = self.domain(id);
+        Current { domain, vcpu: domain.vcpu(vcpu).unwrap(), cpu: CpuId(0), reschedule: &self.reschedule }
+    }
+
+    /// Whether a call asked for another vCPU to run, since the last time.
+    pub fn take_reschedule(&self) -> bool {
+        self.reschedule.take()
+    }
+
+    /// Writes a domain's memory as the domain would.
+    ///
+    /// # Panics
+    /// It may not write there.
+    pub fn guest_write(&self, id: u16, ipa: u64, bytes: &[u8]) {
+        let domain = self.domain(id);
+        let at = Ipa::new(ipa).unwrap();
+        self.machine.hw.guest_write(domain.vmid, domain.stage2_root, at, bytes).unwrap();
+    }
+
+    /// Reads a domain's memory as the domain would.
+    ///
+    /// # Panics
+    /// It may not read there.
+    pub fn guest_read<const N: usize>(&self, id: u16, ipa: u64) -> [u8; N] {
+        let (domain, mut bytes) = (self.domain(id), [0; N]);
+        let at = Ipa::new(ipa).unwrap();
+        self.machine.hw.guest_read(domain.vmid, domain.stage2_root, at, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// Checks the whole machine, the TLB included.
+    ///
+    /// # Panics
+    /// Something is wrong.
+    pub fn check(&self) {
+        assert_eq!(check(&self.machine), Ok::<(), Violation>(()));
+        assert_eq!(self.machine.hw.stale_translation(), None, "the TLB remembers what is not there");
+    }
+}
+
+fn config(id: DomId, kernel: PhysRange) -> DomainConfig<'static> {
+    DomainConfig {
+        id,
+        name: "test",
+        memory_kib: MEMORY_KIB,
+        vcpus: 2,
+        vpl011: false,
+        enhanced: Enhanced::NoXenstore,
+        paging: Paging::Nested,
+        isolated: false,
+        kernel,
+        bootargs: b"",
+        ramdisk: None,
+        device_tree: None,
+        channels: heapless::Vec::new(),
+        quotas: Quotas { max_ports: 1024, grant_frames: 4, maptrack_frames: 1, stage2_frames: 32 },
+    }
+}
