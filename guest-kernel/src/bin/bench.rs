@@ -1,6 +1,6 @@
 //! What operations cost, in instructions: `bench NAME instructions N` (the median), or `bench NAME unsupported WHY`.
-//! Meant for QEMU with `-icount shift=0,sleep=off -cpu max`, where a tick of the virtual counter is an instruction; anywhere else the
-//! numbers are ticks. `n=` on the command line sets how often each operation is measured.
+//! Meant for QEMU with `-icount shift=0,sleep=off -cpu max`, where a tick of the virtual counter is an instruction; where the
+//! counter does not run at 1 GHz the unit is `ticks`. `n=` on the command line sets how often each operation is measured.
 #![no_std]
 #![no_main]
 extern crate alloc;
@@ -11,7 +11,7 @@ use guest_kernel::event::{self, Channel};
 use guest_kernel::frame::Frame;
 use guest_kernel::grant::{Access, Grant};
 use guest_kernel::interrupt::{self, Intid};
-use guest_kernel::{Guest, measure, println, timer};
+use guest_kernel::{Guest, measure, println, time, timer};
 use pv_abi::{DomId, Errno};
 
 guest_kernel::main!(main);
@@ -26,6 +26,7 @@ struct NoInterrupt;
 struct Bench {
     times: u64,
     pair: u64,
+    unit: &'static str,
 }
 
 impl Bench {
@@ -35,7 +36,7 @@ impl Bench {
             Ok(mut samples) => {
                 samples.sort_unstable();
                 let median = samples.get(samples.len() / 2).copied().unwrap_or(0);
-                println!("bench {name} instructions {}", median.saturating_sub(self.pair));
+                println!("bench {name} {} {}", self.unit, median.saturating_sub(self.pair));
             }
             Err(why) => println!("bench {name} unsupported {why:?}"),
         }
@@ -43,7 +44,10 @@ impl Bench {
 }
 
 fn main(guest: &Guest) -> Result<(), Errno> {
-    let mut bench = Bench { times: guest.args().number("n").unwrap_or(1000).max(1), pair: 0 };
+    let mut bench = Bench { times: guest.args().number("n").unwrap_or(1000).max(1), pair: 0, unit: "ticks" };
+    if time::frequency() == 1_000_000_000 {
+        bench.unit = "instructions";
+    }
     bench.pair = measure::nothing();
     bench.run("null_hypercall", measure::null_hypercall);
     bench.run("invalid_hypercall", measure::invalid_hypercall);

@@ -1,0 +1,86 @@
+//! Calls with arguments that a well-behaved guest would never make.
+//!
+//! 1. A number that is passed as a plain argument never lies in mapped memory, so that a call that takes it for an address is refused.
+//! 2. Structures are passed by `&mut`: what the hypervisor writes back lands in them.
+#![expect(unsafe_code, reason = "hypercalls with arbitrary arguments are what is tested")]
+use guest_kernel::hypercall;
+use pv_abi::grant::{GrantOp, GrantStatus};
+use pv_abi::{Errno, Hypercall};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// An address that this guest does not map.
+pub(crate) const NOWHERE: u64 = 0x1000;
+/// A domain that does not exist.
+pub(crate) const NOBODY: pv_abi::DomId = pv_abi::DomId(777);
+/// Lowest address that this guest maps as memory, and the first that it cannot have with 1 GiB or less.
+const MAPPED: core::ops::Range<u64> = 0x3800_0000..0x8000_0000;
+
+/// What a call answers.
+pub(crate) type Answer = Result<u64, Errno>;
+
+/// A call by number with plain arguments.
+pub(crate) fn call(number: u64, args: &[u64]) -> Answer {
+    let mut registers = [0; 5];
+    for (register, value) in registers.iter_mut().zip(args) {
+        assert!(!MAPPED.contains(value), "a plain argument is no address");
+        *register = *value;
+    }
+    // SAFETY: no argument is the address of mapped memory (invariant 1).
+    Errno::check(unsafe { hypercall::raw(number, registers) })
+}
+
+/// A call of the form (cmd, structure).
+pub(crate) fn with<T: IntoBytes + FromBytes>(call: Hypercall, cmd: u64, argument: &mut T) -> Answer {
+    at(u64::from(call.number()), cmd, core::ptr::from_mut(argument).expose_provenance() as u64)
+}
+
+/// A call of the form (cmd, structure) whose structure is nowhere.
+pub(crate) fn without(call: Hypercall, cmd: u64) -> Answer {
+    at(u64::from(call.number()), cmd, NOWHERE)
+}
+
+fn at(number: u64, cmd: u64, address: u64) -> Answer {
+    // SAFETY: the address is a structure that lives during the call, or nowhere.
+    Errno::check(unsafe { hypercall::raw(number, [cmd, address, 0, 0, 0]) })
+}
+
+/// A call of the form (cmd, bytes, count).
+pub(crate) fn bytes(call: Hypercall, cmd: u64, count: u64, buffer: &mut [u8]) -> Answer {
+    assert!(count <= buffer.len() as u64, "the buffer is as long as said");
+    let address = buffer.as_mut_ptr().expose_provenance() as u64;
+    // SAFETY: the buffer lives during the call and is as long as said.
+    Errno::check(unsafe { hypercall::raw(u64::from(call.number()), [cmd, count, address, 0, 0]) })
+}
+
+/// A grant-table call on `elements`.
+pub(crate) fn grants<T: IntoBytes + FromBytes>(op: u64, elements: &mut [T]) -> Answer {
+    let address = elements.as_mut_ptr().expose_provenance() as u64;
+    let args = [op, address, elements.len() as u64, 0, 0];
+    // SAFETY: the elements live during the call; frames that they name are this guest's own or none.
+    Errno::check(unsafe { hypercall::raw(u64::from(Hypercall::GrantTableOp.number()), args) })
+}
+
+/// A grant-table call on one element; its status by `read`.
+pub(crate) fn grant<T: IntoBytes + FromBytes>(op: GrantOp, element: &mut T, read: impl Fn(&T) -> i16) -> Result<GrantStatus, Errno> {
+    grants(u64::from(op.number()), core::slice::from_mut(element))?;
+    Ok(GrantStatus::from_value(read(element)))
+}
+
+/// `vcpu_op`.
+pub(crate) fn vcpu<T: IntoBytes + FromBytes>(op: u64, vcpu: u64, argument: &mut T) -> Answer {
+    let address = core::ptr::from_mut(argument).expose_provenance() as u64;
+    // SAFETY: the argument lives during the call; memory that it names is leaked atomics or refused.
+    Errno::check(unsafe { hypercall::raw(u64::from(Hypercall::VcpuOp.number()), [op, vcpu, address, 0, 0]) })
+}
+
+/// `multicall`.
+pub(crate) fn multicall(entries: &mut [pv_abi::multicall::MulticallEntry]) -> Answer {
+    // SAFETY: the entries hold plain arguments only.
+    unsafe { hypercall::multicall(entries) }
+}
+
+/// A PSCI or SMCCC function.
+pub(crate) fn smccc(function: u32, argument: u64) -> i64 {
+    // SAFETY: only functions that answer questions are called.
+    unsafe { hypercall::smccc(function, [argument, 0, 0]) }
+}

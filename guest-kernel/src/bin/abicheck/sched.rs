@@ -1,0 +1,85 @@
+//! `sched_op`.
+use core::time::Duration;
+
+use guest_kernel::event::{Channel, Wake};
+use guest_kernel::interrupt::{self, Intid};
+use guest_kernel::{Guest, hypercall, time, timer};
+use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, ShutdownReason, Watchdog};
+use pv_abi::{DomId, Errno, GuestHandle, Hypercall, Port};
+
+use crate::raw::{Answer, NOBODY, NOWHERE, call, with, without};
+use crate::tap::Tap;
+
+fn op(op: SchedOp) -> u64 {
+    u64::from(op.number())
+}
+
+pub(crate) fn check(tap: &mut Tap, guest: &Guest) {
+    tap.is("yield", call(u64::from(Hypercall::SchedOp.number()), &[op(SchedOp::Yield)]), Ok(0));
+    poll(tap);
+    watchdog(tap);
+    let mut remote = RemoteShutdown { domain: NOBODY, pad: 0, reason: ShutdownReason::Poweroff.number() };
+    tap.is("remote_shutdown of nobody", with(Hypercall::SchedOp, op(SchedOp::RemoteShutdown), &mut remote), Err(Errno::Esrch));
+    remote.domain = DomId::SELF;
+    tap.is("remote_shutdown takes no DOMID_SELF", with(Hypercall::SchedOp, op(SchedOp::RemoteShutdown), &mut remote), Err(Errno::Esrch));
+    for (what, which) in [
+        ("shutdown with a bad address", SchedOp::Shutdown),
+        ("shutdown_code with a bad address", SchedOp::ShutdownCode),
+        ("remote_shutdown with a bad address", SchedOp::RemoteShutdown),
+        ("poll with a bad address", SchedOp::Poll),
+        ("watchdog with a bad address", SchedOp::Watchdog),
+    ] {
+        tap.is(what, without(Hypercall::SchedOp, op(which)), Err(Errno::Efault));
+    }
+    tap.is("pin_override is not for guests", without(Hypercall::SchedOp, op(SchedOp::PinOverride)), Err(Errno::Eperm));
+    tap.is("an unknown operation", without(Hypercall::SchedOp, 99), Err(Errno::Enosys));
+    tap.that("the interrupt controller starts", interrupt::start(guest.tree.gic).is_ok());
+    block(tap);
+}
+
+fn poll_with(ports: GuestHandle, nr_ports: u32, timeout: u64) -> Answer {
+    with(Hypercall::SchedOp, op(SchedOp::Poll), &mut Poll { ports, nr_ports, pad: 0, timeout })
+}
+
+fn poll(tap: &mut Tap) {
+    let nowhere = GuestHandle(NOWHERE);
+    tap.is("poll of too many ports", poll_with(nowhere, POLL_PORTS_MAX + 1, 1), Err(Errno::Einval));
+    tap.is("poll of ports at a bad address", poll_with(nowhere, 1, 1), Err(Errno::Efault));
+    tap.is("poll of no port until a time that is past", poll_with(nowhere, 0, 1), Ok(0));
+    tap.is("poll of a port that cannot be", hypercall::poll(&[Port(1 << 20)], 1), Err(Errno::Einval));
+    let Ok(end) = Channel::unbound(DomId::SELF) else {
+        return tap.that("a channel to oneself", false);
+    };
+    let Ok(other) = Channel::bind(DomId::SELF, end.port()) else {
+        return tap.that("a bound channel to oneself", false);
+    };
+    tap.is("an event is sent", other.notify(), Ok(()));
+    tap.is("poll of a pending port returns at once", hypercall::poll(&[end.port()], 0), Ok(()));
+    tap.that("and leaves it pending", end.take());
+    let began = time::now();
+    tap.is("a wait ends in time", end.wait_for(Duration::from_millis(20)), Ok(Wake::TimedOut));
+    let took = began.elapsed();
+    tap.that("neither early nor late", (Duration::from_millis(20)..Duration::from_millis(200)).contains(&took));
+}
+
+fn watchdog(tap: &mut Tap) {
+    let dog = |id, timeout| with(Hypercall::SchedOp, op(SchedOp::Watchdog), &mut Watchdog { id, timeout });
+    // Not tried: a new watchdog of no seconds, which ends the domain at once.
+    tap.is("a watchdog number that cannot be", dog(3, 1000), Err(Errno::Einval));
+    tap.is("a watchdog that is not set", dog(1, 1000), Err(Errno::Einval));
+    tap.is("the first watchdog is 1", dog(0, 1000), Ok(1));
+    tap.is("the second is 2", dog(0, 1000), Ok(2));
+    tap.is("there is no third", dog(0, 1000), Err(Errno::Enospc));
+    tap.is("1 is set again", dog(1, 1000), Ok(0));
+    tap.is("1 is cancelled", dog(1, 0), Ok(0));
+    tap.is("2 is cancelled", dog(2, 0), Ok(0));
+}
+
+fn block(tap: &mut Tap) {
+    tap.that("the timer's interrupt is enabled", interrupt::enable(Intid::TIMER, timer::disarm).is_ok());
+    let began = time::now();
+    timer::arm(began.after(Duration::from_millis(5)));
+    tap.is("block returns", hypercall::sched_block(), Ok(()));
+    tap.that("sleep works", timer::sleep(Duration::from_millis(5)).is_ok());
+    tap.that("after the time", began.elapsed() >= Duration::from_millis(5));
+}

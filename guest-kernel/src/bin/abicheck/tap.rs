@@ -1,0 +1,56 @@
+//! The Test Anything Protocol, version 13: one line a case, the plan at the end.
+use core::fmt::Debug;
+
+use guest_kernel::println;
+
+/// At least one case failed.
+#[derive(Debug)]
+#[expect(dead_code, reason = "shown when the guest ends")]
+pub(crate) struct Failed(u32);
+
+/// What was checked so far.
+pub(crate) struct Tap {
+    only: Option<&'static str>,
+    family: &'static str,
+    cases: u32,
+    failed: u32,
+}
+
+impl Tap {
+    /// None yet; `only` names the one family to check.
+    pub(crate) fn new(only: Option<&'static str>) -> Self {
+        println!("TAP version 13");
+        Self { only, family: "", cases: 0, failed: 0 }
+    }
+
+    /// Checks a family.
+    pub(crate) fn family(&mut self, name: &'static str, check: impl FnOnce(&mut Self)) {
+        if self.only.is_none_or(|only| only == name) {
+            self.family = name;
+            check(self);
+        }
+    }
+
+    /// One case: what it is, what came, what is expected.
+    pub(crate) fn is<T: PartialEq + Debug>(&mut self, what: &str, got: T, expected: T) {
+        self.cases += 1;
+        let (number, family) = (self.cases, self.family);
+        if got == expected {
+            println!("ok {number} - {family}: {what}");
+        } else {
+            self.failed += 1;
+            println!("not ok {number} - {family}: {what} # got {got:?}, expected {expected:?}");
+        }
+    }
+
+    /// One case that is true or not.
+    pub(crate) fn that(&mut self, what: &str, holds: bool) {
+        self.is(what, holds, true);
+    }
+
+    /// The plan and the verdict.
+    pub(crate) fn end(self) -> Result<(), Failed> {
+        println!("1..{}", self.cases);
+        if self.failed == 0 { Ok(()) } else { Err(Failed(self.failed)) }
+    }
+}
