@@ -23,7 +23,9 @@ pub use refusal::Refusal;
 use pv_abi::layout;
 
 use crate::addr::{Gfn, Ipa, Mfn, Pa};
-use crate::devicetree::{DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, guest_tree};
+use crate::devicetree::{
+    DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, PhysRange, guest_tree,
+};
 use crate::domain::Domain;
 use crate::frame::Role;
 use crate::frame_alloc::Frames;
@@ -109,10 +111,15 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
     ///
     /// # Errors
     /// Why it cannot be; every frame is back then.
-    pub fn build(&self, config: &DomainConfig<'_>, shape: &Shape, scratch: &mut [u8]) -> Result<Built, Refusal> {
-        let built = self
-            .contents(config, shape.vmid, scratch)
-            .and_then(|contents| Ok(Built { boot: contents.boot, domain: self.make(config, shape, contents)? }));
+    pub fn build(
+        &self,
+        config: &DomainConfig<'_>,
+        shape: &Shape,
+        scratch: &mut [u8],
+    ) -> Result<Built, Refusal> {
+        let built = self.contents(config, shape.vmid, scratch).and_then(|contents| {
+            Ok(Built { boot: contents.boot, domain: self.make(config, shape, contents)? })
+        });
         if built.is_err() {
             self.hw.flush_all(shape.vmid);
             self.frames.free_owner(config.id);
@@ -120,19 +127,25 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         built
     }
 
-    fn contents(&self, config: &DomainConfig<'_>, vmid: Vmid, scratch: &mut [u8]) -> Result<Contents, Refusal> {
+    fn contents(
+        &self,
+        config: &DomainConfig<'_>,
+        vmid: Vmid,
+        scratch: &mut [u8],
+    ) -> Result<Contents, Refusal> {
         if config.device_tree.is_some() {
             return Err(Refusal::PartialTree);
         }
         let image = KernelImage::read(self.hw, config.kernel)?;
         let ram = Ram::of_kib(config.memory_kib)?;
-        let ramdisk = config.ramdisk.map_or(0, |range| range.size());
+        let ramdisk = config.ramdisk.map_or(0, PhysRange::size);
         let placement = Placement::find(&image, ramdisk, ram.first_bank())?;
         let out_of_memory = ram.out_of_memory(self.frames);
 
         let limit = u32::try_from(config.quotas.stage2_frames).unwrap_or(u32::MAX);
         let stage2 = Stage2::new(self.hw, self.frames, config.id, vmid, limit);
-        let mut stage2 = stage2.ok_or(if limit < ROOT_TABLES { Refusal::TooFewTables } else { out_of_memory })?;
+        let mut stage2 =
+            stage2.ok_or(if limit < ROOT_TABLES { Refusal::TooFewTables } else { out_of_memory })?;
         ram.allocate(self.hw, self.frames, config.id, &mut stage2, out_of_memory)?;
         self.map_gic(&mut stage2)?;
 
@@ -154,7 +167,10 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             hypervisor: config.enhanced != Enhanced::None,
         };
         let length = guest_tree(&input, scratch).map_err(|_| Refusal::TreeTooLarge)?;
-        let tree = scratch.get(..length).filter(|tree| tree.len() <= place::TREE_ROOM).ok_or(Refusal::TreeTooLarge)?;
+        let tree = scratch
+            .get(..length)
+            .filter(|tree| tree.len() <= place::TREE_ROOM)
+            .ok_or(Refusal::TreeTooLarge)?;
 
         load::module(self.hw, &stage2, placement.kernel, config.kernel)?;
         if let Some(range) = config.ramdisk {
@@ -162,7 +178,8 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         }
         load::bytes(self.hw, &stage2, placement.tree, tree)?;
 
-        let shared_info = self.frames.allocate_clear(self.hw, 0, config.id, Role::Shared).ok_or(out_of_memory)?;
+        let shared_info =
+            self.frames.allocate_clear(self.hw, 0, config.id, Role::Shared).ok_or(out_of_memory)?;
         Ok(Contents {
             stage2,
             shared_info,
@@ -175,7 +192,8 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
     fn map_gic(&self, stage2: &mut Stage2) -> Result<(), Refusal> {
         let Some(interface) = self.host.virtual_interface else { return Ok(()) };
         for page in 0..layout::GICV2_GICC_SIZE >> pv_abi::PAGE_SHIFT {
-            let gfn = Gfn::new(layout::GICV2_GICC_BASE >> pv_abi::PAGE_SHIFT).and_then(|gfn| gfn.checked_add(page));
+            let gfn =
+                Gfn::new(layout::GICV2_GICC_BASE >> pv_abi::PAGE_SHIFT).and_then(|gfn| gfn.checked_add(page));
             let (gfn, mfn) = gfn.zip(interface.frame().checked_add(page)).ok_or(Refusal::Misplaced)?;
             stage2.map_blocks(self.hw, self.frames, gfn, mfn, 0, Kind::Device)?;
         }

@@ -7,7 +7,13 @@
 //! 1. RAM that nobody has written or cleared reads as [`GARBAGE`], never as zero: a missing clear is seen.
 //! 2. A use that real hardware would answer with a fault at EL2 (an address that is not RAM, a misaligned word) panics, and so
 //!    does a table write that breaks the rules of break-before-make. In a test, that is a failure with a name.
-#![allow(clippy::missing_panics_doc, clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "panics are its failures")]
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "panics are its failures"
+)]
 
 mod memory;
 mod mmu;
@@ -81,7 +87,7 @@ impl FakeHardware {
         Self { inner: Mutex::new(inner) }
     }
 
-    /// A machine with `frames` frames of RAM from 0x4000_0000, all of them free, its frame table beside it.
+    /// A machine with `frames` frames of RAM from 1 GiB, all of them free, its frame table beside it.
     pub fn with_frames(frames: u64) -> (Self, Frames) {
         let base = Mfn::new(0x4_0000).unwrap();
         (Self::new(base, frames), free_frames(base, frames))
@@ -222,7 +228,11 @@ impl Random {
 pub struct LeakedStorage;
 
 impl Storage for LeakedStorage {
-    fn slice<T: Send + Sync + 'static>(&self, n: usize, make: impl FnMut(usize) -> T) -> Option<&'static mut [T]> {
+    fn slice<T: Send + Sync + 'static>(
+        &self,
+        n: usize,
+        make: impl FnMut(usize) -> T,
+    ) -> Option<&'static mut [T]> {
         Some(Box::leak((0..n).map(make).collect::<Box<[_]>>()))
     }
 }

@@ -122,7 +122,7 @@ impl FrameState {
     }
 
     /// owner `[63:48]`, role `[47:40]`, order `[39:32]`, count `[31:0]`.
-    #[inline(always)]
+    #[inline]
     fn pack(self) -> u64 {
         u64::from(self.owner.0) << 48
             | u64::from(self.role.bits()) << 40
@@ -130,7 +130,7 @@ impl FrameState {
             | u64::from(self.count)
     }
 
-    #[inline(always)]
+    #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "each field is cut to its width")]
     const fn unpack(word: u64) -> Self {
         Self {
@@ -165,7 +165,7 @@ impl FrameEntry {
     }
 
     /// The entry as it is now.
-    #[inline(always)]
+    #[inline]
     pub fn state(&self) -> FrameState {
         FrameState::unpack(self.word.load(Ordering::Acquire))
     }
@@ -218,7 +218,7 @@ impl FrameTable {
         let count = u64::try_from(entries.len()).ok()?;
         let end = base.get().checked_add(count)?;
         let fits = end <= 1 << MACHINE_BITS.wrapping_sub(pv_abi::PAGE_SHIFT) && count < u64::from(NO_LINK);
-        (fits && count != 0).then(|| Self {
+        (fits && count != 0).then_some(Self {
             base,
             entries,
             totals: [const { [const { AtomicU64::new(0) }; Role::ALL.len()] }; OWNERS],
@@ -236,7 +236,7 @@ impl FrameTable {
     }
 
     /// The entry of a frame.
-    #[inline(always)]
+    #[inline]
     pub fn entry(&self, mfn: Mfn) -> Option<&FrameEntry> {
         self.entries.get(usize::try_from(mfn.get().checked_sub(self.base.get())?).ok()?)
     }
@@ -295,7 +295,10 @@ impl FrameTable {
         let entry = self.entry(mfn)?;
         match (entry.state().role, entry.next()) {
             (Role::Data | Role::Shared, link) if link != NO_LINK => Gfn::new(u64::from(link)),
-            (Role::NotRam | Role::Free | Role::Hypervisor | Role::Stage2Table | Role::Data | Role::Shared, _) => None,
+            (
+                Role::NotRam | Role::Free | Role::Hypervisor | Role::Stage2Table | Role::Data | Role::Shared,
+                _,
+            ) => None,
         }
     }
 

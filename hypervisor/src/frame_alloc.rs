@@ -207,10 +207,13 @@ impl FreeLists {
 
     fn link(&mut self, table: &FrameTable, start: u64, order: u32) {
         let Some(entry) = Mfn::new(start).and_then(|mfn| table.entry(mfn)) else { return };
-        let Some(index) = start.checked_sub(table.base().get()).and_then(|index| u32::try_from(index).ok()) else {
+        let Some(index) = start.checked_sub(table.base().get()).and_then(|index| u32::try_from(index).ok())
+        else {
             return;
         };
-        let Some(first) = usize::try_from(order).ok().and_then(|order| self.heads.get_mut(order)) else { return };
+        let Some(first) = usize::try_from(order).ok().and_then(|order| self.heads.get_mut(order)) else {
+            return;
+        };
         entry.change(FREE, head(order));
         entry.set_prev(NO_LINK);
         entry.set_next(*first);

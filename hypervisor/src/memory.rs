@@ -7,7 +7,9 @@
 //! 3. A frame of RAM that is replaced or removed here stays the domain's until the domain ends.
 //! 4. Every call plans first: after the first change to stage 2 it cannot fail.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use pv_abi::memory::{AddToPhysmap, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, MapSpace, MemoryOp, RemoveFromPhysmap};
+use pv_abi::memory::{
+    AddToPhysmap, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, MapSpace, MemoryOp, RemoveFromPhysmap,
+};
 use pv_abi::{DomId, Errno, GuestHandle};
 
 use crate::addr::{Gfn, Mfn};
@@ -118,7 +120,11 @@ fn first_time(progress: u64) -> Result<(), Errno> {
 }
 
 /// The domain that the caller names, which must be its own: `-ESRCH` when there is none, `-EPERM` when it is another.
-fn own<'m, H: Hardware>(machine: &'m Machine<H>, current: &Current<'m>, id: DomId) -> Result<&'m Domain, Errno> {
+fn own<'m, H: Hardware>(
+    machine: &'m Machine<H>,
+    current: &Current<'m>,
+    id: DomId,
+) -> Result<&'m Domain, Errno> {
     let domain = any_domain(machine, current, id).ok_or(Errno::Esrch)?;
     if domain.id == current.domain.id { Ok(domain) } else { Err(Errno::Eperm) }
 }
@@ -234,9 +240,9 @@ fn place<H: Hardware>(
     machine: &Machine<H>,
     state: &mut DomainState,
     frame: Mfn,
-    gpfn: u64,
+    number: u64,
 ) -> Result<(), Errno> {
-    let gfn = Gfn::new(gpfn).ok_or(Errno::Einval)?;
+    let gfn = Gfn::new(number).ok_or(Errno::Einval)?;
     let home = machine.frames.table.home(frame);
     let mapped = home.and_then(|home| state.stage2.lookup(&machine.hw, home));
     if mapped.is_some_and(|mapping| mapping.mfn == frame) {

@@ -76,7 +76,9 @@ fn frames(table: &FrameTable) -> impl Iterator<Item = (Mfn, crate::frame::FrameS
 fn totals<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
     let table = &machine.frames.table;
     for (mfn, state) in frames(table) {
-        if (state.role != Role::Free && state.order != NO_ORDER) || (state.role != Role::Data && state.count != 0) {
+        if (state.role != Role::Free && state.order != NO_ORDER)
+            || (state.role != Role::Data && state.count != 0)
+        {
             return Err(Violation::Entry(mfn));
         }
     }
@@ -117,13 +119,11 @@ fn stage2<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &DomainStat
         violation = match entry {
             Entry::Table { table, .. } => (!is_table(table)).then_some(Violation::Tables(domain.id)),
             Entry::Malformed { gfn, .. } => Some(Violation::Malformed(domain.id, gfn)),
-            Entry::Leaf { gfn, order, mapping, .. } => {
-                (0..1u64.wrapping_shl(order)).find_map(|offset| {
-                    let gfn = gfn.checked_add(offset)?;
-                    let mapping = Mapping { mfn: mapping.mfn.checked_add(offset)?, ..mapping };
-                    leaf(table, domain, state, gfn, mapping)
-                })
-            }
+            Entry::Leaf { gfn, order, mapping, .. } => (0..1u64.wrapping_shl(order)).find_map(|offset| {
+                let gfn = gfn.checked_add(offset)?;
+                let mapping = Mapping { mfn: mapping.mfn.checked_add(offset)?, ..mapping };
+                leaf(table, domain, state, gfn, mapping)
+            }),
         };
         violation.is_none()
     });
@@ -139,7 +139,13 @@ fn stage2<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &DomainStat
 }
 
 /// Whether a domain may map one frame as it does.
-fn leaf(table: &FrameTable, domain: &Domain, state: &DomainState, gfn: Gfn, mapping: Mapping) -> Option<Violation> {
+fn leaf(
+    table: &FrameTable,
+    domain: &Domain,
+    state: &DomainState,
+    gfn: Gfn,
+    mapping: Mapping,
+) -> Option<Violation> {
     let found = table.state(mapping.mfn);
     let has = |role: Role| found.is_some_and(|found| found.role == role && found.owner == domain.id);
     let home = table.home(mapping.mfn) == Some(gfn);
@@ -165,10 +171,13 @@ fn leaf(table: &FrameTable, domain: &Domain, state: &DomainState, gfn: Gfn, mapp
 fn grants<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
     for n in 0..usize::MAX {
         // One at a time, since the granter may be the domain itself and locks are not taken twice.
-        let Some(track) = domain.state.lock().grants.mappings().nth(n).map(|(_, track)| *track) else { break };
+        let Some(track) = domain.state.lock().grants.mappings().nth(n).map(|(_, track)| *track) else {
+            break;
+        };
         let Track::Mapped { granter, gref, gfn, writable } = track else { continue };
         let violation = Violation::Grant(domain.id, gfn);
-        let active = machine.domain(granter).and_then(|granter| granter.state.lock().grants.active(gref).copied());
+        let active =
+            machine.domain(granter).and_then(|granter| granter.state.lock().grants.active(gref).copied());
         let active = active.filter(Active::is_pinned).ok_or(violation)?;
         let (_, writes) = active.pins();
         if writable && writes == 0 {

@@ -101,7 +101,7 @@ struct Place {
 
 impl Place {
     /// The entry of level 1 for a guest frame.
-    #[inline(always)]
+    #[inline]
     fn first(root: Mfn, gfn: Gfn) -> Option<Self> {
         if gfn.get() >= GFN_LIMIT {
             return None;
@@ -112,13 +112,13 @@ impl Place {
     }
 
     /// The entry for the same guest frame in the table of the next level.
-    #[inline(always)]
+    #[inline]
     fn below(self, table: Mfn, gfn: Gfn) -> Self {
         let level = self.level.wrapping_add(1);
         Self { table, index: index(gfn.get() >> level_order(level)), level }
     }
 
-    #[inline(always)]
+    #[inline]
     fn read<H: Hardware>(self, hw: &H) -> Descriptor {
         Descriptor::from_raw(hw.table_read(self.table, self.index))
     }
@@ -128,8 +128,7 @@ impl Place {
     }
 }
 
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "nine bits")]
+#[inline]
 const fn index(number: u64) -> usize {
     (number & 0x1FF) as usize
 }

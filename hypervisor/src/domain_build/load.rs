@@ -7,7 +7,12 @@ use crate::hardware::Hardware;
 use crate::stage2::{Kind, Stage2};
 
 /// Copies a module from the machine's memory, both at any address. At most two turns a frame.
-pub(super) fn module<H: Hardware>(hw: &H, stage2: &Stage2, to: Ipa, module: PhysRange) -> Result<(), Refusal> {
+pub(super) fn module<H: Hardware>(
+    hw: &H,
+    stage2: &Stage2,
+    to: Ipa,
+    module: PhysRange,
+) -> Result<(), Refusal> {
     let mut done: u64 = 0;
     while done < module.size() {
         let target = target(hw, stage2, to, done)?;
@@ -42,7 +47,8 @@ pub(super) fn bytes<H: Hardware>(hw: &H, stage2: &Stage2, to: Ipa, from: &[u8]) 
 /// Where a guest address is, in RAM.
 fn target<H: Hardware>(hw: &H, stage2: &Stage2, to: Ipa, offset: u64) -> Result<FrameAddr, Refusal> {
     let ipa = to.checked_add(offset).ok_or(Refusal::Misplaced)?;
-    let mapping = stage2.lookup(hw, ipa.frame()).filter(|found| found.kind == Kind::Ram).ok_or(Refusal::Misplaced)?;
+    let mapping =
+        stage2.lookup(hw, ipa.frame()).filter(|found| found.kind == Kind::Ram).ok_or(Refusal::Misplaced)?;
     FrameAddr::new(mapping.mfn, ipa.page_offset()).ok_or(Refusal::Misplaced)
 }
 

@@ -30,7 +30,11 @@ const PORT_GROUP: usize = 64;
 /// Memory for what lives as long as the hypervisor, carved at boot and never given back.
 pub trait Storage {
     /// `n` values, made by their index; `None` when there is no room.
-    fn slice<T: Send + Sync + 'static>(&self, n: usize, make: impl FnMut(usize) -> T) -> Option<&'static mut [T]>;
+    fn slice<T: Send + Sync + 'static>(
+        &self,
+        n: usize,
+        make: impl FnMut(usize) -> T,
+    ) -> Option<&'static mut [T]>;
 }
 
 /// A domain's place among the others.
@@ -52,7 +56,8 @@ impl Shape {
     fn vcpu(&self, config: &DomainConfig<'_>, number: usize) -> Vcpu {
         // vCPUs of the machine are far fewer than 65536, those of a domain than 256.
         let number = u16::try_from(number).unwrap_or(u16::MAX);
-        let turn = u16::from(self.first_cpu.0).wrapping_add(number).checked_rem(u16::from(self.cpus)).unwrap_or(0);
+        let turn =
+            u16::from(self.first_cpu.0).wrapping_add(number).checked_rem(u16::from(self.cpus)).unwrap_or(0);
         let home = CpuId(u8::try_from(turn).unwrap_or(0));
         Vcpu::new(config.id, u32::from(number), VcpuIndex(self.first_vcpu.0.wrapping_add(number)), home)
     }

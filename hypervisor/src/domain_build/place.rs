@@ -33,7 +33,8 @@ impl Placement {
         let kernel = start.saturating_add(image.text_offset);
         let kernel_end = kernel.saturating_add(image.size);
         let ram_end = start.saturating_add(size);
-        let modules = ramdisk.checked_next_multiple_of(STEP).and_then(|room| room.checked_add(TREE_ROOM as u64));
+        let modules =
+            ramdisk.checked_next_multiple_of(STEP).and_then(|room| room.checked_add(TREE_ROOM as u64));
         let refused = Refusal::RamdiskTooLarge {
             needs_kib: modules.unwrap_or(u64::MAX).div_ceil(1024),
             has_kib: size >> 10,
@@ -80,7 +81,10 @@ mod tests {
 
     #[test]
     fn with_enough_memory_the_tree_is_at_128_mib_and_the_ramdisk_behind() {
-        assert_eq!(place(0x8_0000, 10 * MIB, 5 * MIB, 512 * MIB), Ok((0x4008_0000, 0x4800_0000, 0x4820_0000)));
+        assert_eq!(
+            place(0x8_0000, 10 * MIB, 5 * MIB, 512 * MIB),
+            Ok((0x4008_0000, 0x4800_0000, 0x4820_0000))
+        );
     }
 
     #[test]

@@ -81,12 +81,12 @@ impl Ram {
                 };
                 let count = 1u64.wrapping_shl(order);
                 prepare(hw, frames, gfn, mfn, count);
-                stage2.map_blocks(hw, frames, gfn, mfn, order, Kind::Ram).map_err(|error| {
-                    match Refusal::from(error) {
+                stage2.map_blocks(hw, frames, gfn, mfn, order, Kind::Ram).map_err(
+                    |error| match Refusal::from(error) {
                         Refusal::OutOfMemory { .. } => out_of_memory,
                         other => other,
-                    }
-                })?;
+                    },
+                )?;
                 left = left.saturating_sub(count);
                 match gfn.checked_add(count) {
                     Some(next) => gfn = next,

@@ -81,7 +81,12 @@ impl fmt::Display for Refusal {
                 write!(f, "kernel too large: {} needed, {} of memory", Size(needs_kib), Size(has_kib))
             }
             Self::RamdiskTooLarge { needs_kib, has_kib } => {
-                write!(f, "ramdisk too large: {} needed beside the kernel, {} of memory", Size(needs_kib), Size(has_kib))
+                write!(
+                    f,
+                    "ramdisk too large: {} needed beside the kernel, {} of memory",
+                    Size(needs_kib),
+                    Size(has_kib)
+                )
             }
             Self::TreeTooLarge => f.write_str("device tree too large: shorten bootargs"),
             Self::PartialTree => f.write_str("multiboot,device-tree: not supported"),

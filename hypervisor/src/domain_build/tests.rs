@@ -4,7 +4,7 @@ use std::vec::Vec;
 use pv_abi::{DomId, Port};
 
 use super::*;
-use crate::devicetree::{Paging, PhysRange, Quotas, StaticChannel};
+use crate::devicetree::{Paging, Quotas, StaticChannel};
 use crate::evtchn::{PortKind, PortWord};
 use crate::fake::{FakeHardware, LeakedStorage, Op};
 use crate::hardware::CpuId;
@@ -13,7 +13,8 @@ use crate::vcpu::VcpuIndex;
 const ONE: DomId = DomId(1);
 const MIB: u64 = 1 << 20;
 const RAM: u64 = 0x4000_0000;
-const SHAPE: Shape = Shape { vmid: Vmid(3), first_vcpu: VcpuIndex(5), first_cpu: CpuId(1), cpus: 2, spis: 32 };
+const SHAPE: Shape =
+    Shape { vmid: Vmid(3), first_vcpu: VcpuIndex(5), first_cpu: CpuId(1), cpus: 2, spis: 32 };
 
 const HOST: Host<'_> = Host {
     cpu_compatible: b"arm,cortex-a72\0",
@@ -70,7 +71,12 @@ fn config(kernel: PhysRange, memory_kib: u64) -> DomainConfig<'static> {
     }
 }
 
-fn build(hw: &FakeHardware, frames: &Frames, host: Host<'_>, config: &DomainConfig<'_>) -> Result<Built, Refusal> {
+fn build(
+    hw: &FakeHardware,
+    frames: &Frames,
+    host: Host<'_>,
+    config: &DomainConfig<'_>,
+) -> Result<Built, Refusal> {
     Builder { hw, frames, host, storage: &LeakedStorage }.build(config, &SHAPE, &mut [0; 8192])
 }
 
@@ -227,7 +233,8 @@ fn each_refusal_says_why_and_gives_everything_back() {
     let none = range(RAM + 2 * MIB, 4096);
     put(&hw, RAM + 2 * MIB, &[0; 64]);
     let ok = config(image, 8 << 10);
-    let with_quota = |stage2_frames| DomainConfig { quotas: Quotas { stage2_frames, ..ok.quotas }, ..ok.clone() };
+    let with_quota =
+        |stage2_frames| DomainConfig { quotas: Quotas { stage2_frames, ..ok.quotas }, ..ok.clone() };
     let mut channel = ok.clone();
     let far = StaticChannel { local_port: Port(128), peer: DomId(2), peer_port: Port(3) };
     channel.channels.push(far).unwrap();
@@ -246,7 +253,10 @@ fn each_refusal_says_why_and_gives_everything_back() {
         (DomainConfig { bootargs: &long, ..ok.clone() }, "device tree too large: shorten bootargs"),
         (DomainConfig { device_tree: Some(image), ..ok.clone() }, "multiboot,device-tree: not supported"),
         (channel, "static channel: port beyond pavo,max-ports"),
-        (DomainConfig { kernel: range((1 << 52) + 4, 4096), ..ok.clone() }, "a module lies outside of memory"),
+        (
+            DomainConfig { kernel: range((1 << 52) + 4, 4096), ..ok.clone() },
+            "a module lies outside of memory",
+        ),
     ];
     for (config, text) in cases {
         let refusal = build(&hw, &frames, HOST, &config).err().unwrap();
@@ -260,7 +270,11 @@ fn each_refusal_says_why_and_gives_everything_back() {
 struct Few(core::sync::atomic::AtomicU32);
 
 impl Storage for Few {
-    fn slice<T: Send + Sync + 'static>(&self, n: usize, make: impl FnMut(usize) -> T) -> Option<&'static mut [T]> {
+    fn slice<T: Send + Sync + 'static>(
+        &self,
+        n: usize,
+        make: impl FnMut(usize) -> T,
+    ) -> Option<&'static mut [T]> {
         let left = self.0.fetch_sub(1, core::sync::atomic::Ordering::SeqCst);
         if left == 0 { None } else { LeakedStorage.slice(n, make) }
     }

@@ -37,7 +37,9 @@ impl Ram {
         self.check(at.frame());
         let len = from.len().min(at.left());
         let frame = match self.touched.entry(at.frame().get()) {
-            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut().get_or_insert_with(|| Box::new([0; 4096])),
+            std::collections::hash_map::Entry::Occupied(entry) => {
+                entry.into_mut().get_or_insert_with(|| Box::new([0; 4096]))
+            }
             std::collections::hash_map::Entry::Vacant(entry) => {
                 entry.insert(None).get_or_insert_with(|| Box::new([GARBAGE; 4096]))
             }

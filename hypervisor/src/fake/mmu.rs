@@ -105,14 +105,23 @@ impl Tlb {
     pub(super) fn table_written(&mut self, table: Mfn, index: usize, old: u64, new: u64) {
         let at = (table.get(), index);
         if old & VALID != 0 {
-            assert!(new & VALID == 0 || new == old, "entry {index} of {:#x}: {old:#x} to {new:#x} without a break", at.0);
+            assert!(
+                new & VALID == 0 || new == old,
+                "entry {index} of {:#x}: {old:#x} to {new:#x} without a break",
+                at.0
+            );
             if new & VALID == 0 {
                 self.broken.insert(at, Broken { old, ordered: false });
             }
         } else if new & VALID != 0
             && let Some(broken) = self.broken.remove(&at)
         {
-            assert!(broken.old == new, "entry {index} of {:#x}: {:#x} to {new:#x} without a flush", at.0, broken.old);
+            assert!(
+                broken.old == new,
+                "entry {index} of {:#x}: {:#x} to {new:#x} without a flush",
+                at.0,
+                broken.old
+            );
         }
     }
 

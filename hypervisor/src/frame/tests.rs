@@ -105,7 +105,8 @@ fn the_hypervisors_frames_are_claimed_once_and_can_be_given_later() {
 
 #[test]
 fn a_table_beyond_48_bits_does_not_exist() {
-    let entries: &'static [FrameEntry] = std::boxed::Box::leak(std::boxed::Box::new([const { FrameEntry::new() }; 2]));
+    let entries: &'static [FrameEntry] =
+        std::boxed::Box::leak(std::boxed::Box::new([const { FrameEntry::new() }; 2]));
     assert!(FrameTable::new(mfn((1 << 36) - 2), entries).is_some());
     assert!(FrameTable::new(mfn((1 << 36) - 1), entries).is_none());
     assert!(FrameTable::new(mfn(0), &[]).is_none());

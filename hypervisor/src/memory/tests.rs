@@ -37,6 +37,7 @@ fn at(world: &World, gfn: u64) -> Option<Mapping> {
     crate::stage2::lookup(&world.machine.hw, world.domain(1).stage2_root, Gfn::new(gfn).unwrap())
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what lookups give")]
 fn shared(mfn: Mfn) -> Option<Mapping> {
     Some(Mapping { mfn, kind: Kind::Shared })
 }
@@ -87,7 +88,8 @@ fn the_grant_table_grows_to_the_frame_that_is_mapped_and_no_further() {
     let world = World::new(1);
     assert_eq!(world.domain(1).state.lock().grants.frames(), 1);
     assert_eq!(add(&world, &request(1, 2, GRANT_GFN)), Ok(0));
-    let frames: std::vec::Vec<_> = (0..3).map(|n| world.domain(1).state.lock().grants.frame(n).unwrap()).collect();
+    let frames: std::vec::Vec<_> =
+        (0..3).map(|n| world.domain(1).state.lock().grants.frame(n).unwrap()).collect();
     assert_eq!(at(&world, GRANT_GFN), shared(frames[2]));
     assert_eq!(world.guest_read::<8>(1, GRANT_GFN << 12), [0; 8]);
     assert_eq!(add(&world, &request(1, 0, GRANT_GFN + 1)), Ok(0));
@@ -104,7 +106,9 @@ fn the_grant_table_grows_to_the_frame_that_is_mapped_and_no_further() {
 fn each_space_answers_as_xen_on_arm_does() {
     let world = World::new(2);
     // Numbers of XENMAPSPACE_*: 2 gmfn, 3 gmfn_range, 4 gmfn_foreign, 5 dev_mmio.
-    for (space, errno) in [(2, Errno::Enosys), (3, Errno::Enosys), (4, Errno::Enosys), (5, Errno::Eacces), (6, Errno::Enosys)] {
+    for (space, errno) in
+        [(2, Errno::Enosys), (3, Errno::Enosys), (4, Errno::Enosys), (5, Errno::Eacces), (6, Errno::Enosys)]
+    {
         assert_eq!(add(&world, &request(space, 0, GRANT_GFN)), Err(errno), "space {space}");
     }
     assert_eq!(add(&world, &AddToPhysmap { size: 0, ..request(3, 0, GRANT_GFN) }), Ok(0), "nothing to do");
@@ -131,7 +135,11 @@ fn without_a_table_nothing_is_placed() {
         assert_eq!(placed, if nth < 2 { Err(Errno::Enomem) } else { Ok(0) });
         assert_eq!(at(&world, far).is_some(), nth == 2);
         world.machine.frames.fail_after(u32::MAX);
-        assert_eq!(add(&world, &request(0, 0, far + 1)).is_ok(), nth < 2, "a refused page is free to be placed");
+        assert_eq!(
+            add(&world, &request(0, 0, far + 1)).is_ok(),
+            nth < 2,
+            "a refused page is free to be placed"
+        );
     }
 }
 
@@ -178,7 +186,11 @@ fn what_this_machine_does_not_do_is_not_implemented() {
     for cmd in [0, 1, 5, 6, 8, 9, 11, 16, 22, 23, 28, 63] {
         assert_eq!(call(&world, cmd, &[0; 64]), Err(Errno::Enosys), "operation {cmd}");
     }
-    assert_eq!((call(&world, 18, &[]), call(&world, 19, &[])), (Ok(0), Ok(0)), "pages shared by deduplication");
+    assert_eq!(
+        (call(&world, 18, &[]), call(&world, 19, &[])),
+        (Ok(0), Ok(0)),
+        "pages shared by deduplication"
+    );
 }
 
 #[test]

@@ -25,7 +25,8 @@ impl Stage2 {
         if order >= GFN_LIMIT.trailing_zeros() || !gfn.is_aligned(order) || !mfn.is_aligned(order) {
             return Err(MapError::BadGfn);
         }
-        let level = (FIRST_LEVEL..LAST_LEVEL).find(|level| level_order(*level) <= order).unwrap_or(LAST_LEVEL);
+        let level =
+            (FIRST_LEVEL..LAST_LEVEL).find(|level| level_order(*level) <= order).unwrap_or(LAST_LEVEL);
         let blocks = 1u64.wrapping_shl(order.saturating_sub(level_order(level)));
         for block in 0..blocks {
             let offset = block.wrapping_shl(level_order(level));
@@ -36,7 +37,8 @@ impl Stage2 {
                 return Err(MapError::Occupied);
             }
             place.write(hw, Descriptor::leaf(mfn, kind, level));
-            let last = gfn.checked_add((1u64 << level_order(level)).wrapping_sub(1)).ok_or(MapError::BadGfn)?;
+            let last =
+                gfn.checked_add((1u64 << level_order(level)).wrapping_sub(1)).ok_or(MapError::BadGfn)?;
             self.highest = self.highest.max(last);
         }
         hw.tables_written();

@@ -9,9 +9,9 @@ use crate::addr::{Mfn, Pa};
 /// Entries in a table.
 pub const ENTRIES: usize = 512;
 /// Bits of a frame number that select an entry at each level.
-pub const INDEX_BITS: u32 = 9;
+pub(super) const INDEX_BITS: u32 = 9;
 /// Deepest level, where leaves are pages.
-pub const LAST_LEVEL: u32 = 3;
+pub(super) const LAST_LEVEL: u32 = 3;
 
 /// Bit 0: the walker may use the entry (D8.3.1).
 const VALID: u64 = 1;
@@ -55,7 +55,7 @@ pub enum Kind {
 
 impl Kind {
     /// Whether this is memory that the guest may read: all but devices.
-    #[inline(always)]
+    #[inline]
     pub const fn is_readable_memory(self) -> bool {
         match self {
             Self::Ram | Self::Shared | Self::GrantWritable | Self::GrantReadOnly => true,
@@ -64,7 +64,7 @@ impl Kind {
     }
 
     /// Whether this is memory that the guest may write.
-    #[inline(always)]
+    #[inline]
     pub const fn is_writable_memory(self) -> bool {
         match self {
             Self::Ram | Self::Shared | Self::GrantWritable => true,
@@ -72,7 +72,7 @@ impl Kind {
         }
     }
 
-    #[inline(always)]
+    #[inline]
     const fn from_bits(bits: u64) -> Option<Self> {
         match bits {
             1 => Some(Self::Ram),
@@ -106,13 +106,13 @@ impl Descriptor {
     pub const INVALID: Self = Self(0);
 
     /// What the table holds.
-    #[inline(always)]
+    #[inline]
     pub const fn from_raw(raw: u64) -> Self {
         Self(raw)
     }
 
     /// What the table is to hold.
-    #[inline(always)]
+    #[inline]
     pub const fn raw(self) -> u64 {
         self.0
     }
@@ -130,30 +130,31 @@ impl Descriptor {
     }
 
     /// The same leaf for software, nothing for the walker (1).
+    #[must_use]
     pub const fn in_transit(self) -> Self {
         Self(self.0 & !VALID)
     }
 
     /// Whether the walker may use it.
-    #[inline(always)]
+    #[inline]
     pub const fn is_valid(self) -> bool {
         self.0 & VALID != 0
     }
 
     /// The next table, when this entry of level 1 or 2 links one.
-    #[inline(always)]
+    #[inline]
     pub fn as_table(self) -> Option<Mfn> {
         if self.0 & (TABLE_OR_PAGE | VALID) == TABLE_OR_PAGE | VALID { Some(self.frame()) } else { None }
     }
 
     /// The kind, when this entry is a leaf.
-    #[inline(always)]
+    #[inline]
     pub const fn kind(self) -> Option<Kind> {
         Kind::from_bits(self.0 >> KIND_SHIFT & KIND_MASK)
     }
 
     /// The frame that the entry names.
-    #[inline(always)]
+    #[inline]
     pub fn frame(self) -> Mfn {
         // 48 bits are always an address.
         Pa::new(self.0 & ADDRESS).map_or(Mfn::default(), Pa::frame)
@@ -168,15 +169,32 @@ mod tests {
         Descriptor::leaf(Mfn::new(0x12_3456).unwrap(), kind, level).raw()
     }
 
+    /// AF 10, SH 9:8, S2AP 7:6, `MemAttr` 5:2, type 1:0.
+    fn bits(shareability: u64, permission: u64, memory: u64, kind: u64) -> u64 {
+        1 << 10 | shareability << 8 | permission << 6 | memory << 2 | kind
+    }
+
     #[test]
     fn descriptors_are_those_of_the_architecture() {
-        // Written down from the field positions of D8.3 and D8.4: kind 58:55, XN 54, AF 10, SH 9:8, S2AP 7:6, MemAttr 5:2, type 1:0.
-        assert_eq!(leaf(Kind::Ram, 3), (1 << 55) | 0x1_2345_6000 | 0b1_11_11_1111_11);
-        assert_eq!(leaf(Kind::Ram, 2), (1 << 55) | 0x1_2345_6000 | 0b1_11_11_1111_01);
-        assert_eq!(leaf(Kind::Shared, 3), (2 << 55) | (1 << 54) | 0x1_2345_6000 | 0b1_11_11_1111_11);
-        assert_eq!(leaf(Kind::GrantWritable, 3), (3 << 55) | (1 << 54) | 0x1_2345_6000 | 0b1_11_11_1111_11);
-        assert_eq!(leaf(Kind::GrantReadOnly, 3), (4 << 55) | (1 << 54) | 0x1_2345_6000 | 0b1_11_01_1111_11);
-        assert_eq!(leaf(Kind::Device, 3), (5 << 55) | (1 << 54) | 0x1_2345_6000 | 0b1_00_11_0001_11);
+        // Kind 58:55, XN 54, and the low bits.
+        assert_eq!(leaf(Kind::Ram, 3), (1 << 55) | 0x1_2345_6000 | bits(0b11, 0b11, 0b1111, 0b11));
+        assert_eq!(leaf(Kind::Ram, 2), (1 << 55) | 0x1_2345_6000 | bits(0b11, 0b11, 0b1111, 0b01));
+        assert_eq!(
+            leaf(Kind::Shared, 3),
+            (2 << 55) | (1 << 54) | 0x1_2345_6000 | bits(0b11, 0b11, 0b1111, 0b11)
+        );
+        assert_eq!(
+            leaf(Kind::GrantWritable, 3),
+            (3 << 55) | (1 << 54) | 0x1_2345_6000 | bits(0b11, 0b11, 0b1111, 0b11)
+        );
+        assert_eq!(
+            leaf(Kind::GrantReadOnly, 3),
+            (4 << 55) | (1 << 54) | 0x1_2345_6000 | bits(0b11, 0b01, 0b1111, 0b11)
+        );
+        assert_eq!(
+            leaf(Kind::Device, 3),
+            (5 << 55) | (1 << 54) | 0x1_2345_6000 | bits(0b00, 0b11, 0b0001, 0b11)
+        );
         assert_eq!(Descriptor::table(Mfn::new(0x12_3456).unwrap()).raw(), 0x1_2345_6000 | 0b11);
     }
 
@@ -194,6 +212,9 @@ mod tests {
         let block = Descriptor::leaf(Mfn::new(0x200).unwrap(), Kind::Ram, 2);
         let transit = block.in_transit();
         assert!(!transit.is_valid());
-        assert_eq!((transit.kind(), transit.frame(), transit.as_table()), (block.kind(), block.frame(), None));
+        assert_eq!(
+            (transit.kind(), transit.frame(), transit.as_table()),
+            (block.kind(), block.frame(), None)
+        );
     }
 }

@@ -20,6 +20,7 @@ fn setup(frames: u64, limit: u32) -> (FakeHardware, Frames, Stage2) {
     (hw, frames, stage2)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what lookups give")]
 fn at(mfn: Mfn, kind: Kind) -> Option<Mapping> {
     Some(Mapping { mfn, kind })
 }
