@@ -131,7 +131,8 @@ impl Channel {
     /// What the hypervisor says.
     pub fn wait_for(&self, timeout: Duration) -> Result<Wake, Errno> {
         let end = time::now().after(timeout);
-        let deadline = time::system_time().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
+        let deadline =
+            time::system_time().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
         loop {
             if self.take() {
                 return Ok(Wake::Event);
@@ -171,7 +172,8 @@ impl Channel {
     /// [`HandlerError`].
     pub fn handle(&self, handler: Handler) -> Result<(), HandlerError> {
         interrupt::enable(Intid::EVENTS, upcall).map_err(|_| HandlerError::NoController)?;
-        cpu::without_interrupts(|| HANDLERS.lock().insert(self.port.0, handler)).map_err(|_| HandlerError::TooMany)?;
+        cpu::without_interrupts(|| HANDLERS.lock().insert(self.port.0, handler))
+            .map_err(|_| HandlerError::TooMany)?;
         self.unmask().map_err(HandlerError::Refused)
     }
 

@@ -4,8 +4,8 @@ use pv_abi::layout::{EVTCHN_PPI, TIMER_VIRT_PPI};
 use crate::gicv2::GicV2;
 use crate::gicv3::GicV3;
 use crate::mmio::Registers;
-use crate::tree::{self, Region};
 use crate::paging;
+use crate::tree::{self, Region};
 
 /// A private interrupt: an SGI (0-15) or a PPI (16-31).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

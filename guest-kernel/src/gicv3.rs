@@ -84,7 +84,9 @@ impl GicV3 {
     pub(crate) fn acknowledge() -> u32 {
         let intid: u64;
         // SAFETY: ICC_IAR1_EL1; reading it activates the interrupt that is then handled.
-        unsafe { asm!("mrs {0}, S3_0_C12_C12_0", "dsb sy", out(reg) intid, options(nostack, preserves_flags)) }
+        unsafe {
+            asm!("mrs {0}, S3_0_C12_C12_0", "dsb sy", out(reg) intid, options(nostack, preserves_flags))
+        }
         (intid & 0xff_ffff) as u32
     }
 

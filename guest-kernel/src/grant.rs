@@ -10,7 +10,8 @@ use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 
 use pv_abi::grant::{
-    CopyFlags, CopyPtr, ENTRIES_PER_FRAME, GrantCopy, GrantOp, GrantStatus, MapFlags, MapGrantRef, UnmapGrantRef,
+    CopyFlags, CopyPtr, ENTRIES_PER_FRAME, GrantCopy, GrantOp, GrantStatus, MapFlags, MapGrantRef,
+    UnmapGrantRef,
 };
 use pv_abi::layout::{GRANT_TABLE_BASE, GRANT_TABLE_SIZE};
 use pv_abi::memory::{AddToPhysmap, MapSpace};
@@ -50,8 +51,13 @@ struct Table {
     next_slot: u32,
 }
 
-static TABLE: Mutex<Table> =
-    Mutex::new(Table { references: References::new(), frames: 0, limit: 0, free_slots: Vec::new(), next_slot: 0 });
+static TABLE: Mutex<Table> = Mutex::new(Table {
+    references: References::new(),
+    frames: 0,
+    limit: 0,
+    free_slots: Vec::new(),
+    next_slot: 0,
+});
 
 /// Slots in the mapping window.
 const SLOTS: u32 = (GRANT_TABLE_SIZE / 2 / PAGE_SIZE as u64) as u32;
@@ -64,7 +70,8 @@ impl Table {
     fn start(&mut self) -> Result<(), GrantError> {
         if self.limit == 0 {
             let size = hypercall::grant_query_size()?;
-            paging::map_memory(Region { start: GRANT_TABLE_BASE, size: GRANT_TABLE_SIZE }).map_err(|_| GrantError::Exhausted)?;
+            paging::map_memory(Region { start: GRANT_TABLE_BASE, size: GRANT_TABLE_SIZE })
+                .map_err(|_| GrantError::Exhausted)?;
             self.limit = size.max_nr_frames.min(MAX_FRAMES);
         }
         Ok(())
@@ -197,7 +204,9 @@ impl MappedGrant {
     /// [`GrantError::Status`] with [`GrantStatus::BadGntref`] while the peer has not granted it.
     pub fn map(peer: DomId, reference: GrantRef, access: Access) -> Result<Self, GrantError> {
         // SAFETY: `map_with` names a free slot of the window, to which nothing refers.
-        Self::map_with(peer, reference, access, |element| unsafe { hypercall::grant(GrantOp::MapGrantRef, element) })
+        Self::map_with(peer, reference, access, |element| unsafe {
+            hypercall::grant(GrantOp::MapGrantRef, element)
+        })
     }
 
     /// [`MappedGrant::map`] with the call itself left to `call`.
@@ -212,8 +221,13 @@ impl MappedGrant {
             Access::ReadOnly => MapFlags::HOST_MAP.union(MapFlags::READONLY),
             Access::ReadWrite => MapFlags::HOST_MAP,
         };
-        let mut element =
-            MapGrantRef { host_addr: address(slot), flags: flags.bits(), gref: reference, dom: peer, ..Default::default() };
+        let mut element = MapGrantRef {
+            host_addr: address(slot),
+            flags: flags.bits(),
+            gref: reference,
+            dom: peer,
+            ..Default::default()
+        };
         let outcome = call(&mut element).map_err(GrantError::Refused).and_then(|_| status(element.status));
         match outcome {
             Ok(()) => Ok(Self { slot, handle: element.handle, access }),
@@ -252,7 +266,10 @@ impl MappedGrant {
     }
 
     /// [`MappedGrant::unmap`] with the call itself left to `call`.
-    pub(crate) fn unmap_with(self, call: impl FnOnce(&mut UnmapGrantRef) -> Result<u64, Errno>) -> Result<(), GrantError> {
+    pub(crate) fn unmap_with(
+        self,
+        call: impl FnOnce(&mut UnmapGrantRef) -> Result<u64, Errno>,
+    ) -> Result<(), GrantError> {
         ManuallyDrop::new(self).release(call)
     }
 

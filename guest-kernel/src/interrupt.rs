@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::{Mutex, Once};
 
-pub use crate::gic::Intid;
 use crate::gic::Gic;
+pub use crate::gic::Intid;
 use crate::mmio::Registers;
 use crate::{cpu, tree};
 

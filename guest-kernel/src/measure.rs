@@ -3,7 +3,10 @@
 //!
 //! 1. Only the trapping instruction stands between the two reads; arguments are loaded before.
 //! 2. Costs include the second counter read itself; [`nothing`] measures what to subtract.
-#![expect(unsafe_code, reason = "timed instruction sequences, and another vector table while one is measured")]
+#![expect(
+    unsafe_code,
+    reason = "timed instruction sequences, and another vector table while one is measured"
+)]
 use core::arch::asm;
 
 use aarch64_cpu::registers::{CNTV_CTL_EL0, CNTV_CVAL_EL0, Readable, VBAR_EL1, Writeable};
@@ -80,7 +83,9 @@ fn lapse(start: u64, vector: u64) -> Option<u64> {
 pub fn nothing() -> u64 {
     let (start, end): (u64, u64);
     // SAFETY: the counter reads have no effect.
-    unsafe { asm!("isb", "mrs {0}, cntvct_el0", "mrs {1}, cntvct_el0", out(reg) start, out(reg) end, options(nomem, nostack)) }
+    unsafe {
+        asm!("isb", "mrs {0}, cntvct_el0", "mrs {1}, cntvct_el0", out(reg) start, out(reg) end, options(nomem, nostack))
+    }
     end.wrapping_sub(start)
 }
 
@@ -250,5 +255,6 @@ pub fn grant_unmap(mapped: MappedGrant) -> Result<u64, GrantError> {
 /// Copying from a peer's page.
 pub fn grant_copy(peer: DomId, reference: GrantRef, to: &Frame, length: u16) -> Result<u64, GrantError> {
     let mut ticks = 0;
-    grant::copy_with(peer, reference, to, length, |element| timed_grant(GrantOp::Copy, element, &mut ticks)).map(|()| ticks)
+    grant::copy_with(peer, reference, to, length, |element| timed_grant(GrantOp::Copy, element, &mut ticks))
+        .map(|()| ticks)
 }

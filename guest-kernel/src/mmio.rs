@@ -20,7 +20,11 @@ impl Registers {
 
     /// `size` bytes of them from `offset`, if they are that large.
     pub(crate) const fn part(self, offset: usize, size: usize) -> Option<Self> {
-        if size <= self.size && offset <= self.size - size { Some(Self { base: self.base + offset, size }) } else { None }
+        if size <= self.size && offset <= self.size - size {
+            Some(Self { base: self.base + offset, size })
+        } else {
+            None
+        }
     }
 
     /// Address of the register at `offset`, if there is one of 32 bits.
@@ -36,7 +40,9 @@ impl Registers {
             return 0;
         }
         // SAFETY: invariant 1, and the offset was checked and is aligned.
-        unsafe { asm!("ldr {0:w}, [{1}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags)) }
+        unsafe {
+            asm!("ldr {0:w}, [{1}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags))
+        }
         value
     }
 
@@ -45,7 +51,9 @@ impl Registers {
     pub fn write32(self, offset: usize, value: u32) {
         if self.holds(offset, 4) {
             // SAFETY: invariant 1, and the offset was checked and is aligned.
-            unsafe { asm!("str {0:w}, [{1}]", in(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags)) }
+            unsafe {
+                asm!("str {0:w}, [{1}]", in(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags))
+            }
         }
     }
 
@@ -56,7 +64,9 @@ impl Registers {
             return 0;
         }
         // SAFETY: invariant 1, and the offset was checked and is aligned.
-        unsafe { asm!("ldr {0}, [{1}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags)) }
+        unsafe {
+            asm!("ldr {0}, [{1}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags))
+        }
         value
     }
 
@@ -64,7 +74,9 @@ impl Registers {
     pub fn write8(self, offset: usize, value: u8) {
         if self.holds(offset, 1) {
             // SAFETY: invariant 1, and the offset was checked.
-            unsafe { asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) self.base + offset, options(nostack, preserves_flags)) }
+            unsafe {
+                asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) self.base + offset, options(nostack, preserves_flags))
+            }
         }
     }
 

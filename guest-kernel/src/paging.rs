@@ -6,7 +6,7 @@
 //! 1. Tables are written only here and only before the register that names them is set.
 //! 2. The final tables are used under ASID 1; the boot tables under 0: their entries never meet in the TLB.
 #![expect(unsafe_code, reason = "addresses of linker symbols")]
-use aarch64_cpu::registers::{SCTLR_EL1, TTBR0_EL1, ReadWriteable, Writeable};
+use aarch64_cpu::registers::{ReadWriteable, SCTLR_EL1, TTBR0_EL1, Writeable};
 use bitflags::bitflags;
 use spin::Mutex;
 
@@ -46,7 +46,8 @@ pub(crate) enum Access {
 
 impl Access {
     const fn leaf(self) -> Entry {
-        let common = Entry::VALID.union(Entry::ACCESSED).union(Entry::NOT_GLOBAL).union(Entry::USER_NEVER_EXECUTES);
+        let common =
+            Entry::VALID.union(Entry::ACCESSED).union(Entry::NOT_GLOBAL).union(Entry::USER_NEVER_EXECUTES);
         let never = common.union(Entry::PRIVILEGED_NEVER_EXECUTES);
         match self {
             Self::Text => common.union(Entry::READ_ONLY).union(Entry::INNER_SHARED),
@@ -77,7 +78,8 @@ struct Tables {
     used_beyond_root: usize,
 }
 
-static TABLES_LOCK: Mutex<Tables> = Mutex::new(Tables { pool: [const { Table([0; ENTRIES]) }; TABLES], used_beyond_root: 0 });
+static TABLES_LOCK: Mutex<Tables> =
+    Mutex::new(Tables { pool: [const { Table([0; ENTRIES]) }; TABLES], used_beyond_root: 0 });
 
 /// Why a range cannot be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,7 +119,11 @@ impl Tables {
         let entry = self.pool[table].0[index];
         if entry == 0 {
             let fresh = self.used_beyond_root + 1;
-            let address = self.pool.get(fresh).map(|table| core::ptr::from_ref(table).addr() as u64).ok_or(MapError::OutOfTables)?;
+            let address = self
+                .pool
+                .get(fresh)
+                .map(|table| core::ptr::from_ref(table).addr() as u64)
+                .ok_or(MapError::OutOfTables)?;
             self.used_beyond_root += 1;
             self.pool[table].0[index] = address | Entry::VALID.union(Entry::TABLE).bits();
             return Ok(fresh);

@@ -48,7 +48,9 @@ impl<'a> Shape<'a> {
     fn over(memory: &'a [AtomicU32], slots: usize) -> Result<Self, RingError> {
         let count = u32::try_from(slots).map_err(|_| RingError::BadShape)?;
         match memory {
-            [produced, consumed, rest @ ..] if slots.is_power_of_two() && rest.len() >= slots * SLOT_WORDS => {
+            [produced, consumed, rest @ ..]
+                if slots.is_power_of_two() && rest.len() >= slots * SLOT_WORDS =>
+            {
                 Ok(Self { produced, consumed, slots: &rest[..slots * SLOT_WORDS], count })
             }
             _ => Err(RingError::BadShape),

@@ -20,7 +20,9 @@ pub struct SharedPage {
 }
 
 const _: () = {
-    assert!(core::mem::offset_of!(SharedPage, selector) == core::mem::offset_of!(VcpuInfo, evtchn_pending_sel));
+    assert!(
+        core::mem::offset_of!(SharedPage, selector) == core::mem::offset_of!(VcpuInfo, evtchn_pending_sel)
+    );
     assert!(core::mem::offset_of!(SharedPage, pending) == core::mem::offset_of!(SharedInfo, evtchn_pending));
     assert!(core::mem::offset_of!(SharedPage, mask) == core::mem::offset_of!(SharedInfo, evtchn_mask));
     assert!(size_of::<SharedPage>() == pv_abi::PAGE_SIZE);
@@ -64,7 +66,12 @@ impl SharedPage {
         self.change(&self.pending, port, |word, _| word.load(Ordering::Acquire))
     }
 
-    fn change(&self, map: &[AtomicU64; EVTCHN_WORDS], port: Port, with: impl FnOnce(&AtomicU64, u64) -> u64) -> bool {
+    fn change(
+        &self,
+        map: &[AtomicU64; EVTCHN_WORDS],
+        port: Port,
+        with: impl FnOnce(&AtomicU64, u64) -> u64,
+    ) -> bool {
         let bit = 1u64 << (port.0 % 64);
         map.get(port.0 as usize / 64).is_some_and(|word| with(word, bit) & bit != 0)
     }

@@ -65,7 +65,9 @@ impl Message for Down {
 
     fn decode(words: [u32; SLOT_WORDS]) -> Option<Self> {
         match words {
-            [1, reference, length @ 1..=4096, ..] => Some(Self::Page { reference: GrantRef(reference), length }),
+            [1, reference, length @ 1..=4096, ..] => {
+                Some(Self::Page { reference: GrantRef(reference), length })
+            }
             [2, low, high, ..] => Some(Self::End { bytes: u64::from(low) | u64::from(high) << 32 }),
             _ => None,
         }

@@ -69,11 +69,16 @@ struct RunState {
 
 const _: () = {
     assert!(size_of::<RunState>() == 64 && size_of::<RunstateInfo>() == 48);
-    assert!(core::mem::offset_of!(RunState, entry_time) == core::mem::offset_of!(RunstateInfo, state_entry_time));
+    assert!(
+        core::mem::offset_of!(RunState, entry_time) == core::mem::offset_of!(RunstateInfo, state_entry_time)
+    );
 };
 
-static RUN_STATE: RunState =
-    RunState { state: AtomicU64::new(0), entry_time: AtomicU64::new(0), time: [const { AtomicU64::new(0) }; 4] };
+static RUN_STATE: RunState = RunState {
+    state: AtomicU64::new(0),
+    entry_time: AtomicU64::new(0),
+    time: [const { AtomicU64::new(0) }; 4],
+};
 
 /// System time minus counter time, nanoseconds, wrapping; 0 if the hypervisor does not tell.
 fn system_offset() -> u64 {

@@ -5,9 +5,9 @@ use core::time::Duration;
 
 use aarch64_cpu::registers::{CNTV_CTL_EL0, CNTV_CVAL_EL0, Writeable};
 
+use crate::cpu;
 use crate::interrupt::{self, Intid, NoController};
 use crate::time::{self, Instant};
-use crate::cpu;
 
 /// Makes the timer's interrupt come at `deadline`, once.
 pub fn arm(deadline: Instant) {
@@ -31,7 +31,11 @@ pub fn sleep(duration: Duration) -> Result<(), NoController> {
     interrupt::enable(Intid::TIMER, disarm)?;
     interrupt::wait_until(|| {
         let done = time::now() >= deadline;
-        if done { disarm() } else { arm(deadline) }
+        if done {
+            disarm()
+        } else {
+            arm(deadline)
+        }
         done
     });
     Ok(())

@@ -109,7 +109,9 @@ impl<'a> Tree<'a> {
 
     fn read_device(&mut self, node: &UnalignedFallibleNode<'a>) {
         let Some(compatible) = property(node, "compatible") else { return };
-        let is = |names: &[&str]| compatible.split(|byte| *byte == 0).any(|one| names.iter().any(|name| one == name.as_bytes()));
+        let is = |names: &[&str]| {
+            compatible.split(|byte| *byte == 0).any(|one| names.iter().any(|name| one == name.as_bytes()))
+        };
         let mut frames = regions(node);
         if is(&["arm,gic-v3"]) {
             if let (Some(distributor), Some(redistributors)) = (frames.next(), frames.next()) {
@@ -142,7 +144,9 @@ fn text(value: &[u8]) -> Option<&str> {
 /// A number of one or two cells.
 fn number(value: &[u8]) -> Option<u64> {
     match value {
-        [_, _, _, _] | [_, _, _, _, _, _, _, _] => Some(value.iter().fold(0, |sum, byte| (sum << 8) | u64::from(*byte))),
+        [_, _, _, _] | [_, _, _, _, _, _, _, _] => {
+            Some(value.iter().fold(0, |sum, byte| (sum << 8) | u64::from(*byte)))
+        }
         _ => None,
     }
 }

@@ -89,7 +89,9 @@ fn events(bench: &Bench, own: DomId) -> Result<(), Errno> {
     });
     unbound.take();
     match unbound.handle(|_| {}) {
-        Ok(()) => bench.run("event_send_vector", || measure::event_send_to_vector(bound.port()).ok_or(NoInterrupt)),
+        Ok(()) => {
+            bench.run("event_send_vector", || measure::event_send_to_vector(bound.port()).ok_or(NoInterrupt))
+        }
         Err(why) => println!("bench event_send_vector unsupported {why:?}"),
     }
     Ok(())
@@ -102,7 +104,9 @@ fn grants(bench: &Bench, own: DomId) {
     };
     let reference = grant.reference();
     bench.run("grant_map", || measure::grant_map(own, reference).map(|(_mapped, ticks)| ticks));
-    bench.run("grant_unmap", || measure::grant_map(own, reference).and_then(|(mapped, _)| measure::grant_unmap(mapped)));
+    bench.run("grant_unmap", || {
+        measure::grant_map(own, reference).and_then(|(mapped, _)| measure::grant_unmap(mapped))
+    });
     let target = Frame::boxed();
     bench.run("grant_copy_4096", || measure::grant_copy(own, reference, &target, 4096));
 }

@@ -40,7 +40,9 @@ fn find_ring(peer: DomId, reference: GrantRef, channel: &Channel) -> Result<Mapp
     while began.elapsed() < PATIENCE {
         match MappedGrant::map(peer, reference, Access::ReadWrite) {
             Ok(ring) => return Ok(ring),
-            Err(GrantError::Status(GrantStatus::BadGntref | GrantStatus::BadDomain | GrantStatus::GeneralError)) => {}
+            Err(GrantError::Status(
+                GrantStatus::BadGntref | GrantStatus::BadDomain | GrantStatus::GeneralError,
+            )) => {}
             Err(_) => return Err("the ring cannot be mapped"),
         }
         let _ = channel.wait_for(RETRY);
@@ -49,7 +51,11 @@ fn find_ring(peer: DomId, reference: GrantRef, channel: &Channel) -> Result<Mapp
 }
 
 /// Receives everything; returns the digest and how many bytes there were.
-fn receive_file(peer: DomId, ring: &MappedGrant, channel: &Channel) -> Result<([u8; 32], usize), &'static str> {
+fn receive_file(
+    peer: DomId,
+    ring: &MappedGrant,
+    channel: &Channel,
+) -> Result<([u8; 32], usize), &'static str> {
     let page = ring.frame().ok_or("the ring is not writable")?;
     let (mut down, mut up) = stream::receiver_ends(page).map_err(|_| "the sender's ring is not ours")?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, [0; PAGE_SIZE]);
@@ -58,7 +64,8 @@ fn receive_file(peer: DomId, ring: &MappedGrant, channel: &Channel) -> Result<([
         while let Some(message) = down.pop().map_err(|_| "the sender broke the ring")? {
             let answer = match message {
                 Down::Page { reference, length } => {
-                    let data = MappedGrant::map(peer, reference, Access::ReadOnly).map_err(|_| "a page cannot be mapped")?;
+                    let data = MappedGrant::map(peer, reference, Access::ReadOnly)
+                        .map_err(|_| "a page cannot be mapped")?;
                     let piece = buffer.get_mut(..length as usize).ok_or("a page is too long")?;
                     bytes += data.read(piece);
                     data.unmap().map_err(|_| "a page cannot be unmapped")?;

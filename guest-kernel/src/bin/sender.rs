@@ -51,12 +51,19 @@ fn send_file(file: &[u8], peer: DomId, ring: &Grant, channel: &Channel) -> Resul
         while let Some(message) = up.pop().map_err(|_| "the receiver broke the ring")? {
             match message {
                 Up::Done { reference } => {
-                    let index = lent.iter().position(|page| page.reference() == reference).ok_or("no such page is lent")?;
+                    let index = lent
+                        .iter()
+                        .position(|page| page.reference() == reference)
+                        .ok_or("no such page is lent")?;
                     free.push(lent.swap_remove(index).end().map_err(|_| "the receiver still uses a page")?);
                 }
                 Up::Digest { sha256 } => {
                     let own: [u8; 32] = hash.finalize().into();
-                    return if lent.is_empty() && own == sha256 { Ok(own) } else { Err("the digests differ") };
+                    return if lent.is_empty() && own == sha256 {
+                        Ok(own)
+                    } else {
+                        Err("the digests differ")
+                    };
                 }
             }
         }
@@ -65,7 +72,8 @@ fn send_file(file: &[u8], peer: DomId, ring: &Grant, channel: &Channel) -> Resul
             hash.update(piece);
             let length = u32::try_from(frame.write(piece)).unwrap_or(0);
             let page = Grant::new(frame, peer, Access::ReadOnly).map_err(|_| "a page cannot be granted")?;
-            down.push(&Down::Page { reference: page.reference(), length }).map_err(|_| "the receiver broke the ring")?;
+            down.push(&Down::Page { reference: page.reference(), length })
+                .map_err(|_| "the receiver broke the ring")?;
             lent.push(page);
         }
         if pieces.peek().is_none()

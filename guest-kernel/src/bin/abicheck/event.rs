@@ -27,7 +27,11 @@ pub(crate) fn check(tap: &mut Tap) {
     };
     let own = u32::from(own.0);
     tap.that("ports are not 0 and differ", unbound.port().0 != 0 && unbound.port() != by_number.port());
-    tap.is("an unbound port names who may bind", status(unbound.port()), Ok((PortStatus::Unbound.number(), 0, own, 0)));
+    tap.is(
+        "an unbound port names who may bind",
+        status(unbound.port()),
+        Ok((PortStatus::Unbound.number(), 0, own, 0)),
+    );
     tap.is("sending to an unbound port is silent", unbound.notify(), Ok(()));
     tap.that("and leaves nothing pending", !page.is_pending(unbound.port()));
 
@@ -45,7 +49,11 @@ pub(crate) fn check(tap: &mut Tap) {
     let mut move_it = BindVcpu { port: bound.port(), vcpu: 0 };
     tap.is("bind_vcpu of an interdomain port", hypercall::event_bind_vcpu(&mut move_it), Ok(()));
     drop(bound);
-    tap.is("closing one end makes the other unbound", status(unbound.port()), Ok((PortStatus::Unbound.number(), 0, own, 0)));
+    tap.is(
+        "closing one end makes the other unbound",
+        status(unbound.port()),
+        Ok((PortStatus::Unbound.number(), 0, own, 0)),
+    );
 
     let mut ipi = BindIpi { vcpu: 0, port: Port(0) };
     tap.is("bind_ipi", hypercall::event_bind_ipi(&mut ipi), Ok(()));

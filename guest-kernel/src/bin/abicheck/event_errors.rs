@@ -2,8 +2,8 @@
 use guest_kernel::event::Channel;
 use guest_kernel::hypercall;
 use pv_abi::event::{
-    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, NR_CHANNELS_2L, NR_VIRQS, PortArg,
-    PortStatus, Status, Virq,
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, NR_CHANNELS_2L,
+    NR_VIRQS, PortArg, PortStatus, Status, Virq,
 };
 use pv_abi::{DomId, Errno, Hypercall, Port};
 
@@ -24,13 +24,21 @@ pub(crate) fn check(tap: &mut Tap) {
     bind.remote_dom = DomId::SELF;
     for (what, port) in [("a free port", unused), ("a port that cannot be", far), ("port 0", zero)] {
         bind.remote_port = port;
-        tap.is("bind_interdomain to", (what, hypercall::event_bind_interdomain(&mut bind)), (what, Err(Errno::Einval)));
+        tap.is(
+            "bind_interdomain to",
+            (what, hypercall::event_bind_interdomain(&mut bind)),
+            (what, Err(Errno::Einval)),
+        );
     }
     if let Ok(taken) = Channel::unbound(DomId::SELF)
         && let Ok(_peer) = Channel::bind(DomId::SELF, taken.port())
     {
         bind.remote_port = taken.port();
-        tap.is("bind_interdomain to a bound port", hypercall::event_bind_interdomain(&mut bind), Err(Errno::Einval));
+        tap.is(
+            "bind_interdomain to a bound port",
+            hypercall::event_bind_interdomain(&mut bind),
+            Err(Errno::Einval),
+        );
     }
 
     let mut ipi = BindIpi { vcpu: 1, port: zero };
@@ -38,9 +46,17 @@ pub(crate) fn check(tap: &mut Tap) {
     let mut virq = BindVirq { virq: NR_VIRQS, vcpu: 0, port: zero };
     tap.is("bind_virq of a number that cannot be", hypercall::event_bind_virq(&mut virq), Err(Errno::Einval));
     virq = BindVirq { virq: Virq::Timer.number(), vcpu: 1, port: zero };
-    tap.is("bind_virq to a vCPU that does not exist", hypercall::event_bind_virq(&mut virq), Err(Errno::Enoent));
+    tap.is(
+        "bind_virq to a vCPU that does not exist",
+        hypercall::event_bind_virq(&mut virq),
+        Err(Errno::Enoent),
+    );
     virq = BindVirq { virq: Virq::Console.number(), vcpu: 1, port: zero };
-    tap.is("bind_virq of a global one elsewhere than at vCPU 0", hypercall::event_bind_virq(&mut virq), Err(Errno::Einval));
+    tap.is(
+        "bind_virq of a global one elsewhere than at vCPU 0",
+        hypercall::event_bind_virq(&mut virq),
+        Err(Errno::Einval),
+    );
 
     for (what, port) in [("a free port", unused), ("a port that cannot be", far), ("port 0", zero)] {
         tap.is("send to", (what, hypercall::event_send(port)), (what, Err(Errno::Einval)));
@@ -51,15 +67,27 @@ pub(crate) fn check(tap: &mut Tap) {
     tap.is("status of a free port", status(unused).map(|state| state.0), Ok(PortStatus::Closed.number()));
     tap.is("status of port 0", status(zero).map(|state| state.0), Ok(PortStatus::Closed.number()));
     tap.is("status of a port that cannot be", status(far), Err(Errno::Einval));
-    tap.is("unmask of a port that cannot be", hypercall::event_unmask(&mut PortArg { port: far }), Err(Errno::Einval));
+    tap.is(
+        "unmask of a port that cannot be",
+        hypercall::event_unmask(&mut PortArg { port: far }),
+        Err(Errno::Einval),
+    );
     let mut foreign = Status { dom: NOBODY, port: Port(1), ..Default::default() };
     tap.is("status of nobody's port", hypercall::event_status(&mut foreign), Err(Errno::Esrch));
     let mut elsewhere = BindVcpu { port: unused, vcpu: 1 };
-    tap.is("bind_vcpu to a vCPU that does not exist", hypercall::event_bind_vcpu(&mut elsewhere), Err(Errno::Enoent));
+    tap.is(
+        "bind_vcpu to a vCPU that does not exist",
+        hypercall::event_bind_vcpu(&mut elsewhere),
+        Err(Errno::Enoent),
+    );
     virq = BindVirq { virq: Virq::Timer.number(), vcpu: 0, port: zero };
     if hypercall::event_bind_virq(&mut virq).is_ok() {
         let mut place = BindVcpu { port: virq.port, vcpu: 0 };
-        tap.is("bind_vcpu of a vCPU's own virtual interrupt", hypercall::event_bind_vcpu(&mut place), Err(Errno::Einval));
+        tap.is(
+            "bind_vcpu of a vCPU's own virtual interrupt",
+            hypercall::event_bind_vcpu(&mut place),
+            Err(Errno::Einval),
+        );
         tap.is("the timer's port closes", close(virq.port), Ok(()));
     }
 
@@ -81,13 +109,31 @@ pub(crate) fn check(tap: &mut Tap) {
         let answer = without(Hypercall::EventChannelOp, u64::from(op.number()));
         tap.is("a bad address for", (what, answer), (what, Err(Errno::Efault)));
     }
-    tap.is("bind_pirq", without(Hypercall::EventChannelOp, u64::from(EventOp::BindPirq.number())), Err(Errno::Enosys));
+    let mut pirq = [0u32; 3];
+    let bind_pirq = u64::from(EventOp::BindPirq.number());
+    tap.is(
+        "bind_pirq does not exist",
+        with(Hypercall::EventChannelOp, bind_pirq, &mut pirq),
+        Err(Errno::Eopnotsupp),
+    );
     tap.is("an unknown operation", without(Hypercall::EventChannelOp, 99), Err(Errno::Enosys));
     let mut control = InitControl { control_gfn: 0, offset: 0, vcpu: 1, ..Default::default() };
     let init = u64::from(EventOp::InitControl.number());
-    tap.is("init_control of a vCPU that does not exist", with(Hypercall::EventChannelOp, init, &mut control), Err(Errno::Enoent));
+    tap.is(
+        "init_control of a vCPU that does not exist",
+        with(Hypercall::EventChannelOp, init, &mut control),
+        Err(Errno::Enoent),
+    );
     control = InitControl { control_gfn: 0, offset: 4, vcpu: 0, ..Default::default() };
-    tap.is("init_control off its alignment", with(Hypercall::EventChannelOp, init, &mut control), Err(Errno::Einval));
+    tap.is(
+        "init_control off its alignment",
+        with(Hypercall::EventChannelOp, init, &mut control),
+        Err(Errno::Einval),
+    );
     control = InitControl { control_gfn: 0, offset: 4096, vcpu: 0, ..Default::default() };
-    tap.is("init_control beyond the page", with(Hypercall::EventChannelOp, init, &mut control), Err(Errno::Einval));
+    tap.is(
+        "init_control beyond the page",
+        with(Hypercall::EventChannelOp, init, &mut control),
+        Err(Errno::Einval),
+    );
 }

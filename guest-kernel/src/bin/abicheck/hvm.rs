@@ -13,13 +13,21 @@ fn param(op: HvmOp, domid: DomId, index: u32) -> Answer {
 pub(crate) fn check(tap: &mut Tap) {
     for known in HvmParam::ALL {
         tap.is("a known parameter is read", param(HvmOp::GetParam, DomId::SELF, known.number()), Ok(0));
-        tap.is("and not set by the guest", param(HvmOp::SetParam, DomId::SELF, known.number()), Err(Errno::Eperm));
+        tap.is(
+            "and not set by the guest",
+            param(HvmOp::SetParam, DomId::SELF, known.number()),
+            Err(Errno::Eperm),
+        );
     }
     for index in [3, 4, 16, 19, NR_PARAMS - 1, NR_PARAMS, u32::MAX] {
         tap.is("another is not read", param(HvmOp::GetParam, DomId::SELF, index), Err(Errno::Einval));
         tap.is("and not set", param(HvmOp::SetParam, DomId::SELF, index), Err(Errno::Einval));
     }
     tap.is("of nobody", param(HvmOp::GetParam, NOBODY, 0), Err(Errno::Esrch));
-    tap.is("a bad address", without(Hypercall::HvmOp, u64::from(HvmOp::GetParam.number())), Err(Errno::Efault));
+    tap.is(
+        "a bad address",
+        without(Hypercall::HvmOp, u64::from(HvmOp::GetParam.number())),
+        Err(Errno::Efault),
+    );
     tap.is("an unknown operation", without(Hypercall::HvmOp, 99), Err(Errno::Enosys));
 }

@@ -19,9 +19,17 @@ pub(crate) fn check(tap: &mut Tap) {
         entry(version, u64::from(VersionOp::Pagesize.number())),
     ];
     tap.is("three calls", multicall(&mut calls), Ok(0));
-    tap.is("have three results", calls.map(|call| call.result), [i64::from(XEN_VERSION), Errno::Enosys.to_result(), 4096]);
+    tap.is(
+        "have three results",
+        calls.map(|call| call.result),
+        [i64::from(XEN_VERSION), Errno::Enosys.to_result(), 4096],
+    );
     tap.is("no call", call(number, &[NOWHERE, 0]), Ok(0));
     tap.is("calls at a bad address", call(number, &[NOWHERE, 1]), Err(Errno::Efault));
     let mut nested = [entry(number, 0)];
-    tap.is("a multicall in a multicall", (multicall(&mut nested), nested[0].result), (Ok(0), Errno::Einval.to_result()));
+    tap.is(
+        "a multicall in a multicall",
+        (multicall(&mut nested), nested[0].result),
+        (Ok(0), Errno::Einval.to_result()),
+    );
 }

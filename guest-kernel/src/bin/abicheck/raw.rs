@@ -44,6 +44,15 @@ fn at(number: u64, cmd: u64, address: u64) -> Answer {
     Errno::check(unsafe { hypercall::raw(number, [cmd, address, 0, 0, 0]) })
 }
 
+/// A call whose one argument is a structure of zeros (the privileged calls, which check its first word).
+pub(crate) fn at_zeros(number: u64) -> Answer {
+    let mut zeros = [0u64; 32];
+    // SAFETY: the zeros live during the call; no interface version is 0, so the call ends there.
+    Errno::check(unsafe {
+        hypercall::raw(number, [zeros.as_mut_ptr().expose_provenance() as u64, 0, 0, 0, 0])
+    })
+}
+
 /// A call of the form (cmd, bytes, count).
 pub(crate) fn bytes(call: Hypercall, cmd: u64, count: u64, buffer: &mut [u8]) -> Answer {
     assert!(count <= buffer.len() as u64, "the buffer is as long as said");
@@ -61,7 +70,11 @@ pub(crate) fn grants<T: IntoBytes + FromBytes>(op: u64, elements: &mut [T]) -> A
 }
 
 /// A grant-table call on one element; its status by `read`.
-pub(crate) fn grant<T: IntoBytes + FromBytes>(op: GrantOp, element: &mut T, read: impl Fn(&T) -> i16) -> Result<GrantStatus, Errno> {
+pub(crate) fn grant<T: IntoBytes + FromBytes>(
+    op: GrantOp,
+    element: &mut T,
+    read: impl Fn(&T) -> i16,
+) -> Result<GrantStatus, Errno> {
     grants(u64::from(op.number()), core::slice::from_mut(element))?;
     Ok(GrantStatus::from_value(read(element)))
 }

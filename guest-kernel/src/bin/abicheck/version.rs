@@ -38,10 +38,17 @@ pub(crate) fn check(tap: &mut Tap) {
     tap.is("platform_parameters are told", answer, Ok(0));
     let mut info = CompileInfo::default();
     tap.is("compile_info is told", with(Hypercall::XenVersion, op(VersionOp::CompileInfo), &mut info), Ok(0));
-    tap.that("compile_info's fields end", ends(&info.compiler) && ends(&info.compile_by) && ends(&info.compile_date));
+    tap.that(
+        "compile_info's fields end",
+        ends(&info.compiler) && ends(&info.compile_by) && ends(&info.compile_date),
+    );
 
     let mut features = FeatureInfo { submap_idx: 0, submap: 0 };
-    tap.is("features are told", with(Hypercall::XenVersion, op(VersionOp::GetFeatures), &mut features), Ok(0));
+    tap.is(
+        "features are told",
+        with(Hypercall::XenVersion, op(VersionOp::GetFeatures), &mut features),
+        Ok(0),
+    );
     // Observed of a Xen 4.20 domU: 0x56005 (research: clients).
     let expected = Features::WRITABLE_PAGE_TABLES
         | Features::AUTO_TRANSLATED_PHYSMAP
@@ -51,7 +58,11 @@ pub(crate) fn check(tap: &mut Tap) {
         | Features::RUNSTATE_PHYS_AREA;
     tap.is("they are a domU's", Features::from_bits(features.submap), Some(expected));
     let mut beyond = FeatureInfo { submap_idx: 1, submap: 0 };
-    tap.is("submap 1 does not exist", with(Hypercall::XenVersion, op(VersionOp::GetFeatures), &mut beyond), Err(Errno::Einval));
+    tap.is(
+        "submap 1 does not exist",
+        with(Hypercall::XenVersion, op(VersionOp::GetFeatures), &mut beyond),
+        Err(Errno::Einval),
+    );
 
     for (what, which) in [
         ("extraversion to a bad address", VersionOp::Extraversion),
@@ -65,6 +76,10 @@ pub(crate) fn check(tap: &mut Tap) {
     ] {
         tap.is(what, without(Hypercall::XenVersion, op(which)), Err(Errno::Efault));
     }
-    tap.is("build_id is not for guests", without(Hypercall::XenVersion, op(VersionOp::BuildId)), Err(Errno::Eperm));
+    tap.is(
+        "build_id is not for guests",
+        without(Hypercall::XenVersion, op(VersionOp::BuildId)),
+        Err(Errno::Eperm),
+    );
     tap.is("an unknown operation", call(number, &[99]), Err(Errno::Enosys));
 }
