@@ -9,8 +9,8 @@ use crate::{build, process, run, setup, workspace};
 /// Starts QEMU with its gdb server on port 1234 and shows the console until it ends.
 pub(crate) fn command(options: &run::Options) -> Outcome<()> {
     let system = options.load()?;
-    build::all(&setup::toolchain()?)?;
-    let qemu = setup::qemu()?;
+    let (toolchain, qemu) = (setup::toolchain()?, setup::qemu()?);
+    build::all(&toolchain)?;
     let elf = workspace::pavo_elf();
     let decoder = Decoder::new(&workspace::read(&elf)?)?;
     let mut prepared = run::prepare(&qemu, &system, options.checking(), options.clock())?;

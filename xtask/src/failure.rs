@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// A guest crashed, a build broke or a test failed: status 1.
     Failed(String),
+    /// As [`Failure::Failed`], and all was said already: status 1.
+    Reported,
     /// The time given was not enough: status 124, as of `timeout(1)`.
     TimedOut(String),
 }
@@ -31,7 +33,7 @@ impl Failure {
     /// The process's exit status.
     pub(crate) fn status(&self) -> u8 {
         match self {
-            Self::Failed(_) => 1,
+            Self::Failed(_) | Self::Reported => 1,
             Self::Usage(_) => 2,
             Self::TimedOut(_) => 124,
         }
@@ -49,6 +51,7 @@ impl fmt::Display for Failure {
             Self::Usage(text) | Self::Failed(text) | Self::TimedOut(text) => {
                 out.write_str(&text.replace('\n', "; "))
             }
+            Self::Reported => Ok(()),
         }
     }
 }

@@ -61,6 +61,7 @@ fn main() -> ExitCode {
     };
     match dispatch(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Reported) => Failure::Reported.exit_code(),
         Err(failure) => {
             eprintln!("error: {failure}");
             failure.exit_code()

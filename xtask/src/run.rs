@@ -110,8 +110,8 @@ impl Options {
 pub(crate) fn command(options: &Options) -> Outcome<()> {
     // Mistakes in the file are told before anything is installed or built.
     let system = options.load()?;
-    build::all(&setup::toolchain()?)?;
-    let qemu = setup::qemu()?;
+    let (toolchain, qemu) = (setup::toolchain()?, setup::qemu()?);
+    build::all(&toolchain)?;
     let colour = if std::io::stdout().is_terminal() { Colour::On } else { Colour::Off };
     let report = boot(&qemu, &system, options, &mut |line| show(&line.render(colour)))?;
     report.result().map(|summary| println!("{summary}"))

@@ -46,7 +46,8 @@ pub(crate) fn qemu() -> Outcome<Qemu> {
         return Ok(qemu.clone());
     }
     let tried = workspace::pavo().join("setup/qemu-tried");
-    let installed = if tried.exists() || !process::exists("apt-get") || !is_root() {
+    let enough = own.as_ref().is_some_and(|qemu| qemu.version >= ENOUGH);
+    let installed = if (tried.exists() && enough) || !process::exists("apt-get") || !is_root() {
         None
     } else {
         let result = install();

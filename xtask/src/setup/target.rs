@@ -20,8 +20,12 @@ impl Toolchain {
     /// Makes a cargo command use this toolchain. The flags go to the target only, not to build scripts.
     pub(crate) fn apply(&self, command: &mut Command) {
         if let Some(sysroot) = &self.sysroot {
-            let flags = format!("--sysroot={}", sysroot.display());
-            command.env("CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_RUSTFLAGS", flags);
+            let flag = format!("--sysroot={}", sysroot.display());
+            // Where the user set RUSTFLAGS, cargo looks nowhere else.
+            match std::env::var("RUSTFLAGS") {
+                Ok(own) => command.env("RUSTFLAGS", format!("{own} {flag}")),
+                Err(_) => command.env("CARGO_TARGET_AARCH64_UNKNOWN_NONE_SOFTFLOAT_RUSTFLAGS", flag),
+            };
         }
     }
 

@@ -61,7 +61,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     match (failed, passed + skipped) {
         (0, 0) => Err(Failure::usage(format!("--filter: no step matches \"{filter}\""))),
         (0, _) => Ok(()),
-        _ => Err(Failure::failed("tests failed: see the lines that start with FAILED")),
+        _ => Err(Failure::Reported),
     }
 }
 
