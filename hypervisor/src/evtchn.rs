@@ -12,11 +12,13 @@
 #![expect(clippy::inline_always, reason = "on the path of every hypercall: a call more would be seen in the numbers")]
 
 mod bind;
+mod check;
 mod close;
 mod deliver;
 mod port;
 
 pub use bind::bind_static;
+pub use check::{OneSided, check_channels};
 pub use port::{PortKind, PortWord, PortsState, find};
 
 pub(crate) use deliver::{is_pending, resend_all, upcall_pending, word_contended};

@@ -1,5 +1,5 @@
 //! Pavo: portable library.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "fake")), no_std)]
 #![forbid(unsafe_code)]
 pub mod devicetree;
 pub mod addr;
