@@ -15,7 +15,7 @@ pub struct Machine<H: Hardware> {
     pub hw: H,
     /// Every frame of RAM: owners, roles, counts, free lists.
     pub frames: Frames,
-    /// The domains, index = id - 1.
+    /// The domains, ascending ids; those that were refused at boot leave a gap.
     pub domains: &'static [Domain],
     /// Every vCPU of the machine, by [`VcpuIndex`]: which domain (index) and number.
     pub vcpus: &'static [(u16, u16)],
@@ -27,7 +27,10 @@ impl<H: Hardware> Machine<H> {
     /// The domain with this id.
     #[inline(always)]
     pub fn domain(&self, id: DomId) -> Option<&Domain> {
-        self.domains.get(usize::from(id.0.wrapping_sub(1)))
+        match self.domains.get(usize::from(id.0.wrapping_sub(1))) {
+            Some(domain) if domain.id == id => Some(domain),
+            _ => self.domains.iter().find(|domain| domain.id == id),
+        }
     }
 
     /// The vCPU with this index, with its domain.

@@ -154,3 +154,26 @@ pub fn block<H: Hardware>(
     }
     current.reschedule.set(true);
 }
+
+/// Wakes the vCPUs of this CPU whose deadline has come.
+pub fn expire<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) {
+    for vcpu in vcpus_of(machine, cpu) {
+        if vcpu.deadline.load(Ordering::Relaxed) <= now && vcpu.run.get() == Run::Blocked {
+            wake_quietly(machine, vcpu);
+        }
+    }
+}
+
+/// When the first of this CPU's blocked vCPUs is to be woken; `u64::MAX` for never.
+pub fn earliest_deadline<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> u64 {
+    vcpus_of(machine, cpu)
+        .filter(|vcpu| vcpu.run.get() == Run::Blocked)
+        .map(|vcpu| vcpu.deadline.load(Ordering::Relaxed))
+        .min()
+        .unwrap_or(u64::MAX)
+}
+
+/// The vCPUs whose home is this CPU: at most [`MAX_VCPUS`].
+fn vcpus_of<'m, H: Hardware>(machine: &'m Machine<H>, cpu: CpuId) -> impl Iterator<Item = &'m Vcpu> {
+    machine.domains.iter().flat_map(|domain| domain.vcpus.iter()).filter(move |vcpu| vcpu.home == cpu)
+}

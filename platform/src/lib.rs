@@ -1,2 +1,9 @@
-//! Boards as data and device drivers.
+//! Devices the EL2 image drives: consoles and interrupt controllers. What board it is comes from the device tree; nothing here
+//! knows an address.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+#[cfg(target_os = "none")]
+pub mod gicv3;
+#[cfg(target_os = "none")]
+pub mod uart;

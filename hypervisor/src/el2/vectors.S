@@ -167,7 +167,7 @@ el2_bug:
     mrs     x2, elr_el2
     mrs     x3, far_el2
     mov     x4, sp
-    ldr     x5, ={BUG_STACK_TOP}        /* the stack itself may be what is broken */
+    ldr     x5, ={STACKS} + {BUG_STACK_TOP}        /* the stack itself may be what is broken */
     mov     sp, x5
     bl      bug_entry
 1:  wfe

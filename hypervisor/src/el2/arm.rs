@@ -1,0 +1,206 @@
+//! The machine as the portable half sees it: [`Hardware`] on registers, the direct map and the drivers. Decides nothing.
+#![expect(unsafe_code, reason = "translation and TLB maintenance instructions")]
+
+use core::arch::asm;
+
+use hypervisor::addr::{FrameAddr, GuestVa, Ipa, Mfn, Pa};
+use hypervisor::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
+use hypervisor::log::Event;
+use hypervisor::vgic::PrivateIntid;
+use tock_registers::LocalRegisterCopy;
+
+use super::regs::{self, PAR, VTTBR};
+use super::{console, direct, gic, log, percpu, timer};
+
+/// The machine this runs on.
+pub struct Arm;
+
+/// `VTTBR_EL2` of an address space.
+pub fn vttbr(root: Mfn, vmid: Vmid) -> u64 {
+    VTTBR::VMID.val(u64::from(vmid.0)).value | root.base().get()
+}
+
+impl Hardware for Arm {
+    #[inline]
+    fn read(&self, at: FrameAddr, into: &mut [u8]) {
+        direct::read(at, into);
+    }
+
+    #[inline]
+    fn write(&self, at: FrameAddr, from: &[u8]) {
+        direct::write(at, from);
+    }
+
+    #[inline]
+    fn copy(&self, to: FrameAddr, from: FrameAddr, len: usize) {
+        direct::copy(to, from, len);
+    }
+
+    fn clear(&self, frame: Mfn) {
+        direct::clear(frame);
+    }
+
+    fn clean_to_memory(&self, frame: Mfn) {
+        direct::clean_to_memory(frame);
+    }
+
+    fn sync_instructions(&self, frame: Mfn) {
+        direct::sync_instructions(frame);
+    }
+
+    #[inline(always)]
+    fn load_u64(&self, at: FrameAddr) -> u64 {
+        direct::load_u64(at)
+    }
+
+    #[inline(always)]
+    fn load_u32(&self, at: FrameAddr) -> u32 {
+        direct::load_u32(at)
+    }
+
+    #[inline(always)]
+    fn or_u64(&self, at: FrameAddr, bits: u64) -> Result<u64, Contended> {
+        direct::or_u64(at, bits)
+    }
+
+    #[inline(always)]
+    fn clear_u64(&self, at: FrameAddr, bits: u64) -> Result<u64, Contended> {
+        direct::clear_u64(at, bits)
+    }
+
+    #[inline(always)]
+    fn swap_u8(&self, at: FrameAddr, value: u8) -> Result<u8, Contended> {
+        direct::swap_u8(at, value)
+    }
+
+    #[inline]
+    fn compare_exchange_u32(&self, at: FrameAddr, old: u32, new: u32) -> Result<u32, Contended> {
+        direct::compare_exchange_u32(at, old, new)
+    }
+
+    #[inline(always)]
+    fn table_read(&self, table: Mfn, index: usize) -> u64 {
+        direct::table_read(table, index)
+    }
+
+    #[inline(always)]
+    fn table_write(&self, table: Mfn, index: usize, entry: u64) {
+        direct::table_write(table, index, entry);
+    }
+
+    /// A store to a table is seen by walkers after a DSB (Arm ARM D8.2.6). No ISB: the guest's own accesses come after an ERET.
+    #[inline]
+    fn tables_written(&self) {
+        // SAFETY: a barrier.
+        unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) };
+    }
+
+    /// Invalidation by IPA removes stage-2 entries only; combined entries go with all stage-1 entries of the VMID (Arm ARM
+    /// D8.14.5), hence both, in this order, each completed.
+    fn flush_page(&self, vmid: Vmid, ipa: Ipa) {
+        with_vmid(vmid, || {
+            // SAFETY: TLB maintenance of the address space that VTTBR_EL2 names.
+            unsafe {
+                asm!(
+                    "dsb ishst",
+                    "tlbi ipas2e1is, {ipa}",
+                    "dsb ish",
+                    "tlbi vmalle1is",
+                    "dsb ish",
+                    "isb",
+                    ipa = in(reg) ipa.get() >> 12,
+                    options(nostack, preserves_flags),
+                );
+            }
+        });
+    }
+
+    fn flush_all(&self, vmid: Vmid) {
+        with_vmid(vmid, || {
+            // SAFETY: TLB maintenance of the address space that VTTBR_EL2 names.
+            unsafe {
+                asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack, preserves_flags));
+            }
+        });
+    }
+
+    /// `AT S1E1*` walks the guest's stage 1 with EL1's rights, without PAN. `PAR_EL1` is the guest's register and is given back:
+    /// its interrupt handler may make hypercalls between an `AT` of its own and the reading. The barriers around the read keep
+    /// Cortex-A77 erratum 1508412 away (XSA-436).
+    #[inline(always)]
+    fn translate(&self, va: GuestVa, access: Access) -> Result<Ipa, Untranslatable> {
+        let saved: u64;
+        let par: u64;
+        match access {
+            // SAFETY: a translation has no effect but on PAR_EL1, which is given back.
+            Access::Read => unsafe {
+                asm!("mrs {s}, par_el1", "at s1e1r, {va}", "isb", "mrs {p}, par_el1", "msr par_el1, {s}",
+                    s = out(reg) saved, p = out(reg) par, va = in(reg) va.get(), options(nostack, preserves_flags));
+            },
+            // SAFETY: as above.
+            Access::Write => unsafe {
+                asm!("mrs {s}, par_el1", "at s1e1w, {va}", "isb", "mrs {p}, par_el1", "msr par_el1, {s}",
+                    s = out(reg) saved, p = out(reg) par, va = in(reg) va.get(), options(nostack, preserves_flags));
+            },
+        }
+        let _ = saved;
+        let par = LocalRegisterCopy::<u64, PAR::Register>::new(par);
+        if par.is_set(PAR::F) {
+            return Err(Untranslatable);
+        }
+        let page = par.get() & (PAR::PA.mask << PAR::PA.shift);
+        Ipa::new(page | va.get() & 0xFFF).ok_or(Untranslatable)
+    }
+
+    #[inline]
+    fn counter(&self) -> u64 {
+        timer::now()
+    }
+
+    fn counter_frequency(&self) -> u64 {
+        regs::cntfrq_el0::read()
+    }
+
+    fn kick(&self, cpu: CpuId) {
+        gic::kick(cpu);
+    }
+
+    #[inline(always)]
+    fn raise_current(&self, irq: PrivateIntid) {
+        gic::raise_loaded(percpu::this(), irq);
+    }
+
+    fn console(&self, text: &[u8]) {
+        console::write(text);
+    }
+
+    fn log(&self, event: Event) {
+        log::event(event);
+    }
+}
+
+/// Runs TLB maintenance with `VTTBR_EL2` naming another address space, and puts it back. EL2 does not use stage 2 itself; a
+/// speculative walk for the guest meanwhile finds the guest's own stage-1 registers under a foreign VMID, so those are told not to
+/// walk by the caller's barrier: the window holds no guest instruction and speculative `AT`s are not issued (A72 erratum 1319367
+/// concerns `AT` at EL1&0 while registers are switched: none is executed here).
+fn with_vmid(vmid: Vmid, work: impl FnOnce()) {
+    let loaded = regs::vttbr_el2::read();
+    let fields = LocalRegisterCopy::<u64, VTTBR::Register>::new(loaded);
+    if fields.read(VTTBR::VMID) == u64::from(vmid.0) {
+        work();
+        return;
+    }
+    regs::vttbr_el2::write(VTTBR::VMID.val(u64::from(vmid.0)).value);
+    // SAFETY: a context synchronisation event.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+    work();
+    regs::vttbr_el2::write(loaded);
+    // SAFETY: as above.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+}
+
+/// The machine address that a place in the image has.
+pub fn image_pa(load: u64, va: usize) -> Option<Pa> {
+    let offset = (va as u64).checked_sub(super::mmu::IMAGE_VA)?;
+    Pa::new(load.checked_add(offset)?)
+}

@@ -1,0 +1,342 @@
+//! The steps of the boot, in the order in which `main.rs` takes them.
+#![expect(unsafe_code, reason = "hands out memory and devices that the device tree names")]
+
+use core::ptr::with_exposed_provenance;
+use core::slice;
+
+use hypervisor::addr::{Mfn, Pa};
+use hypervisor::devicetree::{
+    DomainConfig, Domains, HostGic, HostMachine, PhysRange, PsciConduit, RangeSet, Tree, UartKind, has_dom0_modules,
+};
+use hypervisor::domain::{Domain, MAX_DOMAINS};
+use hypervisor::domain_build::{BootState, Builder, Host, Shape, Storage};
+use hypervisor::frame::{FrameEntry, FrameTable};
+use hypervisor::frame_alloc::Frames;
+use hypervisor::hardware::{CpuId, Vmid};
+use hypervisor::sched::MAX_CPUS;
+use hypervisor::vcpu::VcpuIndex;
+use platform::uart::Console;
+use pv_abi::PAGE_SIZE;
+
+use super::arm::Arm;
+use super::bug::stop;
+use super::carve::Carve;
+use super::finish::{Conduit, cpu_on, set_conduit};
+use super::mmu::{self, Kind};
+use super::percpu::{PerCpu, STACKS};
+use super::{Interrupts, console, direct, gic};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Regions that RAM is in use for at boot: reserved ones, modules, image, tree, storage.
+const MAX_HOLES: usize = 192;
+/// Boot storage besides the frame table: what every domain may need, and what one needs.
+const STORAGE_BASE: u64 = 256 << 10;
+const STORAGE_PER_DOMAIN: u64 = 1152 << 10;
+/// Shared interrupts of a guest's distributor, as Xen gives its dom0less guests without devices.
+const GUEST_SPIS: usize = 32;
+
+/// Maps and checks the device tree at a physical address.
+pub fn tree(pa: u64) -> Tree<'static> {
+    if pa & 7 != 0 || pa >= direct::LIMIT || mmu::map(pa, PAGE, Kind::Memory).is_err() {
+        stop("x0 holds no address of a device tree");
+    }
+    let first = with_exposed_provenance::<u32>(direct::virt(pa));
+    // SAFETY: mapped just now; the page is RAM by the boot protocol and nobody writes it.
+    let start = unsafe { [first.read(), first.wrapping_add(1).read()] };
+    let Ok(length) = Tree::length(start) else { stop("x0 points to no device tree") };
+    if mmu::map(pa, u64::from(length), Kind::Memory).is_err() {
+        stop("the device tree cannot be mapped");
+    }
+    // SAFETY: mapped, RAM, and kept for ever by `memory`, which reserves the tree's range.
+    let words = unsafe { slice::from_raw_parts(first, length as usize / 4) };
+    match Tree::new(words) {
+        Ok(tree) => tree,
+        Err(_) => stop("the device tree is damaged"),
+    }
+}
+
+/// Reads the machine's description, brings up the console.
+pub fn machine(tree: &Tree<'static>, pa: u64) -> HostMachine<'static> {
+    let host = match HostMachine::read(tree, pa) {
+        Ok(host) => host,
+        Err(_) => stop("the device tree does not describe a machine with memory, CPUs, GIC and timer"),
+    };
+    if let Some(uart) = host.uart {
+        let registers = uart.registers;
+        if mmu::map(registers.start(), registers.size(), Kind::Device).is_ok() && uart.kind == UartKind::Pl011 {
+            // SAFETY: the tree says that a PL011 is there; it is mapped as a device and given to no guest.
+            if let Some(console) = unsafe { Console::pl011(direct::virt(registers.start())) } {
+                console::init(console);
+            }
+        }
+    }
+    if let Some(conduit) = host.psci {
+        set_conduit(match conduit {
+            PsciConduit::Smc => Conduit::Smc,
+            PsciConduit::Hvc => Conduit::Hvc,
+        });
+    }
+    host
+}
+
+/// Sets the interrupt controller up; returns the interrupts that EL2 serves.
+pub fn interrupt_controller(host: &HostMachine<'_>) -> Interrupts {
+    let HostGic::V3 { distributor, redistributors, maintenance, .. } = &host.gic else {
+        stop("a GICv2 is not supported yet: use a machine with a GICv3");
+    };
+    for range in core::iter::once(distributor).chain(redistributors) {
+        if mmu::map(range.start(), range.size(), Kind::Device).is_err() {
+            stop("the interrupt controller cannot be mapped");
+        }
+    }
+    // SAFETY: mapped as a device; nothing else uses the distributor.
+    if unsafe { platform::gicv3::init_distributor(direct::virt(distributor.start())) }.is_err() {
+        stop("the interrupt controller does not respond");
+    }
+    Interrupts {
+        virtual_timer: host.timer.virtual_,
+        hypervisor_timer: host.timer.hypervisor,
+        maintenance: *maintenance,
+    }
+}
+
+/// Sets this CPU's part of the interrupt controller up.
+pub fn cpu_interrupts(host: &HostMachine<'_>, interrupts: Interrupts, cpu: &PerCpu) {
+    let HostGic::V3 { redistributors, .. } = &host.gic else { return };
+    let mpidr = super::regs::mpidr_el1::read();
+    let found = redistributors.iter().find_map(|region| {
+        // SAFETY: `interrupt_controller` mapped the region as a device.
+        unsafe { platform::gicv3::find_redistributor(direct::virt(region.start()), region.size() as usize, mpidr) }
+    });
+    let Some(address) = found else { stop("this CPU has no redistributor") };
+    let enabled = [gic::KICK, interrupts.virtual_timer, interrupts.hypervisor_timer, interrupts.maintenance];
+    // SAFETY: it is this CPU's.
+    if unsafe { platform::gicv3::init_redistributor(address, &enabled) }.is_err() {
+        stop("a redistributor does not respond");
+    }
+    cpu.redistributor.set(address);
+    gic::init_cpu(cpu);
+}
+
+/// RAM as the boot leaves it: what is free, and storage for ever.
+pub struct Memory {
+    /// Every frame.
+    pub frames: Frames,
+    /// Storage for the domains.
+    pub carve: Carve,
+    /// Bytes of the image, of storage and of the frame table.
+    pub resident: u64,
+}
+
+/// Maps all RAM, makes the frame table, and frees what nothing uses.
+pub fn memory(tree: &Tree<'static>, host: &HostMachine<'static>) -> Memory {
+    let mut holes = RangeSet::<MAX_HOLES>::new();
+    let mut keep = |range: Option<PhysRange>| {
+        if range.is_some_and(|range| holes.insert(pages(range)).is_err()) {
+            stop("the device tree reserves too many regions");
+        }
+    };
+    let image = PhysRange::new(mmu::load_address(), super::image_size());
+    keep(image);
+    keep(Some(host.tree));
+    for range in host.reserved.as_slice() {
+        keep(Some(*range));
+    }
+    let mut domains = 0_u64;
+    for config in configs(tree).flatten() {
+        domains = domains.saturating_add(1);
+        keep(Some(config.kernel));
+        keep(config.ramdisk);
+        keep(config.device_tree);
+    }
+    for bank in host.ram.as_slice() {
+        if mmu::map(bank.start(), bank.size(), Kind::Memory).is_err() {
+            stop("RAM is scattered over more regions than EL2's tables can map");
+        }
+    }
+    let banks = || host.ram.as_slice().iter().filter(|bank| bank.end() <= direct::LIMIT);
+    let lowest = banks().map(|bank| bank.start()).min().unwrap_or(0) / PAGE;
+    let highest = banks().map(|bank| bank.end()).max().unwrap_or(0) / PAGE;
+    let count = highest.saturating_sub(lowest);
+    let size = count
+        .saturating_mul(size_of::<FrameEntry>() as u64)
+        .next_power_of_two()
+        .saturating_add(STORAGE_BASE)
+        .saturating_add(domains.saturating_mul(STORAGE_PER_DOMAIN));
+    let size = size.saturating_add(PAGE - 1) & !(PAGE - 1);
+    let place = banks().find_map(|bank| last_gap(*bank, holes.as_slice(), size));
+    let Some(place) = place else { stop("no room for the frame table in RAM") };
+    // SAFETY: RAM that nothing uses, mapped; it becomes a hole below, so nobody else gets it.
+    let carve = unsafe { Carve::new(place.start(), place.size() as usize) };
+    let entries = carve.slice(count as usize, |_| FrameEntry::new());
+    let table = entries.and_then(|entries| FrameTable::new(Mfn::new(lowest)?, entries));
+    let Some(table) = table else { stop("no room for the frame table in RAM") };
+    for range in [Some(place), image].into_iter().flatten() {
+        for frame in range.start() / PAGE..range.end() / PAGE {
+            let _ = Mfn::new(frame).map(|mfn| table.claim(mfn));
+        }
+    }
+    if holes.insert(place).is_err() {
+        stop("the device tree reserves too many regions");
+    }
+    let frames = Frames::new(table);
+    for bank in banks() {
+        give(&frames, *bank, holes.as_slice());
+    }
+    let resident = super::image_size().saturating_add(place.size());
+    Memory { frames, carve, resident }
+}
+
+/// A range widened to whole pages.
+fn pages(range: PhysRange) -> PhysRange {
+    let start = range.start() & !(PAGE - 1);
+    let end = range.end().saturating_add(PAGE - 1) & !(PAGE - 1);
+    PhysRange::new(start, end.saturating_sub(start)).unwrap_or(range)
+}
+
+/// The highest gap of `size` bytes in a bank, which `holes` (sorted) leave.
+fn last_gap(bank: PhysRange, holes: &[PhysRange], size: u64) -> Option<PhysRange> {
+    let mut end = bank.end();
+    for hole in holes.iter().rev().filter(|hole| hole.overlaps(bank)) {
+        if end.saturating_sub(hole.end()) >= size {
+            break;
+        }
+        end = end.min(hole.start());
+    }
+    let start = end.checked_sub(size)?;
+    PhysRange::new(start, size).filter(|gap| start >= bank.start() && !holes.iter().any(|hole| hole.overlaps(*gap)))
+}
+
+/// Frees the frames of a bank that no hole covers.
+fn give(frames: &Frames, bank: PhysRange, holes: &[PhysRange]) {
+    let mut at = bank.start();
+    for hole in holes.iter().filter(|hole| hole.overlaps(bank)) {
+        give_range(frames, at, hole.start());
+        at = at.max(hole.end());
+    }
+    give_range(frames, at, bank.end());
+}
+
+fn give_range(frames: &Frames, start: u64, end: u64) {
+    let first = Mfn::new(start.saturating_add(PAGE - 1) / PAGE);
+    let last = Mfn::new(end / PAGE);
+    if let (Some(first), Some(last)) = (first, last) {
+        if first < last {
+            frames.give(first..last);
+        }
+    }
+}
+
+/// The domains' configurations, without the refused ones' reasons.
+fn configs(tree: &Tree<'static>) -> impl Iterator<Item = Result<DomainConfig<'static>, ()>> {
+    let domains = match Domains::new(tree) {
+        Ok(domains) => Some(domains),
+        Err(_) => None,
+    };
+    domains.into_iter().flatten().take(MAX_DOMAINS).map(|config| config.map_err(|_| ()))
+}
+
+/// The domains, and how each starts.
+pub struct Guests {
+    /// Domains in order of ids.
+    pub domains: &'static [Domain],
+    /// For each domain, how its first vCPU starts.
+    pub starts: heapless::Vec<BootState, MAX_DOMAINS>,
+    /// For each vCPU of the machine: domain (index) and number.
+    pub vcpus: &'static [(u16, u16)],
+}
+
+/// Builds every domain that the tree describes; each that cannot be is one line in the log.
+pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memory, cpus: u8) -> Guests {
+    match has_dom0_modules(tree) {
+        Ok(false) => {}
+        Ok(true) => defmt::warn!("d0: refused: there is no dom0 here, its modules are ignored"),
+        Err(_) => stop("the device tree is damaged"),
+    }
+    let Ok(found) = Domains::new(tree) else { stop("the device tree is damaged") };
+    let builder = Builder { hw: &Arm, frames: &memory.frames, host: Host::of(host), storage: &memory.carve };
+    let mut built = heapless::Vec::<Domain, MAX_DOMAINS>::new();
+    let mut starts = heapless::Vec::new();
+    let mut vcpus = heapless::Vec::<(u16, u16), { MAX_DOMAINS * 8 }>::new();
+    for config in found {
+        let config = match config {
+            Ok(config) => config,
+            Err(refusal) => {
+                let id = refusal.id.map_or(0, |id| id.0);
+                defmt::error!("d{=u16}: refused: {}", id, defmt::Display2Format(&refusal.reason));
+                continue;
+            }
+        };
+        let id = config.id.0;
+        if built.is_full() {
+            defmt::error!("d{=u16}: refused: more domains than {=usize}", id, MAX_DOMAINS);
+            continue;
+        }
+        let shape = Shape {
+            vmid: Vmid(id),
+            first_vcpu: VcpuIndex(vcpus.len() as u16),
+            first_cpu: CpuId((built.len() % usize::from(cpus.max(1))) as u8),
+            cpus,
+            spis: GUEST_SPIS,
+        };
+        let scratch = super::scratch();
+        match builder.build(&config, &shape, scratch) {
+            Ok(ready) => {
+                for number in 0..config.vcpus {
+                    let _ = vcpus.push((built.len() as u16, number as u16));
+                }
+                defmt::info!("d{=u16}: {=str}, {=u64} KiB, {=u32} vCPUs", id, config.name, config.memory_kib, config.vcpus);
+                let _ = starts.push(ready.boot);
+                let _ = built.push(ready.domain);
+            }
+            Err(refusal) => defmt::error!("d{=u16}: refused: {}", id, defmt::Display2Format(&refusal)),
+        }
+    }
+    let mut built = built.into_iter();
+    let count = built.len();
+    let domains = memory.carve.slice(count, |_| built.next()).and_then(|slots| all_present(slots, &memory.carve));
+    let vcpus = memory.carve.slice(vcpus.len(), |n| vcpus.get(n).copied().unwrap_or((0, 0)));
+    match (domains, vcpus) {
+        (Some(domains), Some(vcpus)) => Guests { domains, starts, vcpus },
+        _ => stop("no room for the domains"),
+    }
+}
+
+/// Takes the domains out of their slots.
+fn all_present(slots: &'static mut [Option<Domain>], carve: &Carve) -> Option<&'static [Domain]> {
+    let count = slots.len();
+    let mut slots = slots.iter_mut();
+    carve.slice(count, |_| match slots.next().and_then(Option::take) {
+        Some(domain) => domain,
+        None => stop("a domain got lost"),
+    }).map(|domains| &*domains)
+}
+
+/// Starts the other CPUs that the tree names; returns how many run.
+pub fn start_cpus(host: &HostMachine<'_>) -> u8 {
+    unsafe extern "C" {
+        fn secondary_start();
+    }
+    let entry = mmu::image_pa(secondary_start as *const () as usize);
+    let own = super::regs::mpidr_el1::read() & AFFINITY;
+    let mut running = 1_u8;
+    for cpu in host.cpus.iter().filter(|cpu| cpu.mpidr & AFFINITY != own).take(MAX_CPUS - 1) {
+        let top = STACKS.top(usize::from(running));
+        let slot = core::ptr::with_exposed_provenance_mut::<u64>(top.wrapping_sub(16));
+        // SAFETY: the top of a stack that no CPU uses yet.
+        unsafe { slot.write_volatile(u64::from(running)) };
+        if cpu_on(cpu.mpidr, entry, top as u64) {
+            running = running.saturating_add(1);
+        } else {
+            defmt::warn!("CPU {=u64:#x} does not start", cpu.mpidr);
+        }
+    }
+    running
+}
+
+const AFFINITY: u64 = 0xFF_00FF_FFFF;
+
+/// Where an image address lies in the machine.
+pub fn place(pa: u64) -> Option<Pa> {
+    Pa::new(pa)
+}

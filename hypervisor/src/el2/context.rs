@@ -1,0 +1,323 @@
+//! A vCPU's registers: where they are while it does not run, and how they get into the CPU.
+//!
+//! Invariants
+//! 1. An [`ArchVcpu`] is touched by the vCPU's home CPU only, except before the vCPU is started (PSCI CPU_ON writes its first
+//!    registers while it is off; the scheduler's lock hands it over).
+//! 2. EL1 state is in the CPU from [`load`] to [`save`]; floating point longer, until another vCPU uses it.
+//! 3. While EL1's registers are mixed from two vCPUs, walks with them are off (`TCR_EL1.EPD0/1` with the MMU on): a speculative `AT`
+//!    must not fill the TLB from a mixture (Cortex-A72 erratum 1319367).
+#![expect(unsafe_code, reason = "system registers and floating-point registers")]
+
+use core::arch::{asm, global_asm};
+use core::cell::{Cell, UnsafeCell};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use hypervisor::domain::Domain;
+use hypervisor::vcpu::{Run, Vcpu};
+use hypervisor::vgic::{VcpuGic, VcpuShared};
+
+use super::gic::{self, HardwareLrs};
+use super::percpu::PerCpu;
+use super::regs;
+
+/// What an exception entry puts on the stack (vectors.S): x0 to x30.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(16))]
+pub struct Frame {
+    /// General-purpose registers.
+    pub x: [u64; 31],
+    pad: u64,
+}
+const _: () = assert!(size_of::<Frame>() == 256);
+
+impl Frame {
+    /// A register by its number in a syndrome; 31 is the zero register.
+    pub fn get(&self, register: u64) -> u64 {
+        self.x.get(register as usize).copied().unwrap_or(0)
+    }
+
+    /// Sets a register by its number in a syndrome.
+    pub fn set(&mut self, register: u64, value: u64) {
+        if let Some(slot) = self.x.get_mut(register as usize) {
+            *slot = value;
+        }
+    }
+}
+
+macro_rules! el1_registers {
+    ($($name:ident),*) => {
+        /// EL1's system registers.
+        #[derive(Clone, Copy, Default)]
+        struct El1 { $($name: u64,)* }
+
+        impl El1 {
+            #[inline]
+            fn save(&mut self) {
+                $(self.$name = regs::$name::read();)*
+            }
+
+            #[inline]
+            fn load(&self) {
+                $(regs::$name::write(self.$name);)*
+            }
+        }
+    };
+}
+// Not TCR_EL1 and SCTLR_EL1: invariant 3.
+el1_registers!(
+    ttbr0_el1, ttbr1_el1, mair_el1, amair_el1, vbar_el1, contextidr_el1, cpacr_el1, esr_el1, far_el1, afsr0_el1, afsr1_el1,
+    elr_el1, spsr_el1, sp_el1, sp_el0, tpidr_el0, tpidrro_el0, tpidr_el1, csselr_el1, cntkctl_el1, par_el1
+);
+
+/// `TCR_EL1`: walks disabled for both tables.
+const TCR_NO_WALKS: u64 = 1 << 7 | 1 << 23;
+/// `SCTLR_EL1.M`.
+const SCTLR_M: u64 = 1;
+
+/// Floating-point and SIMD registers.
+#[repr(C, align(16))]
+struct Fp {
+    v: [u128; 32],
+    fpcr: u64,
+    fpsr: u64,
+}
+
+struct Saved {
+    frame: Frame,
+    elr: u64,
+    spsr: u64,
+    el1: El1,
+    sctlr: u64,
+    tcr: u64,
+    vmcr: u64,
+    ap0r: u64,
+    ap1r: u64,
+    cntv_ctl: u64,
+    cntv_cval: u64,
+}
+
+/// One vCPU's registers.
+pub struct ArchVcpu {
+    /// Its domain.
+    pub domain: &'static Domain,
+    /// Its portable half.
+    pub vcpu: &'static Vcpu,
+    /// The shared part of its interrupt state.
+    pub shared: &'static VcpuShared,
+    vttbr: u64,
+    vmpidr: u64,
+    saved: UnsafeCell<Saved>,
+    fp: UnsafeCell<Fp>,
+    gic: UnsafeCell<VcpuGic>,
+    gic_busy: Cell<bool>,
+    /// A CPU_ON is on its way; cleared when the vCPU is loaded.
+    starting: AtomicBool,
+}
+
+// SAFETY: invariant 1.
+unsafe impl Sync for ArchVcpu {}
+// SAFETY: made by one CPU at boot, used by another.
+unsafe impl Send for ArchVcpu {}
+
+impl ArchVcpu {
+    /// A vCPU that is off, with every register at its reset value.
+    pub fn new(domain: &'static Domain, vcpu: &'static Vcpu, shared: &'static VcpuShared, gic: VcpuGic, vmpidr: u64) -> Self {
+        Self {
+            domain,
+            vcpu,
+            shared,
+            vttbr: super::arm::vttbr(domain.stage2_root, domain.vmid),
+            vmpidr,
+            saved: UnsafeCell::new(Saved {
+                frame: Frame::default(),
+                elr: 0,
+                spsr: regs::SPSR_RESET,
+                el1: El1::default(),
+                sctlr: regs::SCTLR_EL1_RESET,
+                tcr: 0,
+                vmcr: 0,
+                ap0r: 0,
+                ap1r: 0,
+                cntv_ctl: 0,
+                cntv_cval: 0,
+            }),
+            fp: UnsafeCell::new(Fp { v: [0; 32], fpcr: 0, fpsr: 0 }),
+            gic: UnsafeCell::new(gic),
+            gic_busy: Cell::new(false),
+            starting: AtomicBool::new(false),
+        }
+    }
+
+    /// Says where it starts. It is off (invariant 1).
+    pub fn set_entry(&self, pc: u64, x0: u64) {
+        // SAFETY: invariant 1: off, so nobody else looks.
+        let saved = unsafe { &mut *self.saved.get() };
+        saved.frame = Frame::default();
+        saved.frame.set(0, x0);
+        saved.elr = pc;
+        saved.spsr = regs::SPSR_RESET;
+        saved.el1 = El1::default();
+        saved.sctlr = regs::SCTLR_EL1_RESET;
+        saved.tcr = 0;
+        saved.cntv_ctl = 0;
+    }
+
+    /// [`Self::set_entry`] by another vCPU: only if this one is off, and by one caller at a time (invariant 1).
+    pub fn claim_entry(&self, pc: u64, x0: u64) -> bool {
+        let state = self.domain.state.lock();
+        let off = self.vcpu.run.get() == Run::Offline && !self.starting.swap(true, Ordering::AcqRel);
+        if off {
+            self.set_entry(pc, x0);
+        }
+        drop(state);
+        off
+    }
+
+    /// Works on the private half of its interrupt state, on its home CPU.
+    #[inline(always)]
+    pub fn with_gic<R: Default>(&self, work: impl FnOnce(&mut VcpuGic) -> R) -> R {
+        if self.gic_busy.replace(true) {
+            return R::default();
+        }
+        // SAFETY: invariant 1, and `gic_busy` excludes a second reference on this CPU.
+        let result = work(unsafe { &mut *self.gic.get() });
+        self.gic_busy.set(false);
+        result
+    }
+
+    /// Its timer as saved: control and deadline. Not while it is loaded.
+    pub fn saved_timer(&self) -> (u64, u64) {
+        // SAFETY: invariant 1: the home CPU asks, and it does not write meanwhile.
+        let saved = unsafe { &*self.saved.get() };
+        (saved.cntv_ctl, saved.cntv_cval)
+    }
+}
+
+/// Sets this CPU's controls of EL1 as they stay for ever.
+pub fn init_cpu() {
+    let parange = {
+        let value: u64;
+        // SAFETY: reads an identification register.
+        unsafe { asm!("mrs {}, id_aa64mmfr0_el1", out(reg) value, options(nomem, nostack, preserves_flags)) };
+        (value & 0xF).min(5)
+    };
+    regs::vtcr_el2::write(regs::VTCR | regs::vtcr_ps(parange));
+    regs::hcr_el2::write(regs::HCR_GUEST);
+    regs::mdcr_el2::write(regs::mdcr_guest(regs::mdcr_el2::read()));
+    regs::cptr_el2::write(regs::CPTR_GUEST | regs::CPTR_TFP);
+    regs::hstr_el2::write(0);
+    regs::cnthctl_el2::write(regs::CNTHCTL);
+    regs::cntvoff_el2::write(super::timer::offset());
+    regs::vpidr_el2::write(regs::midr_el1::read());
+    regs::cnthp_ctl_el2::write(0);
+    regs::cntv_ctl_el0::write(0);
+    isb();
+}
+
+/// Keeps the general registers of the loaded vCPU, which `frame` holds, and where it goes on.
+pub fn keep(arch: &ArchVcpu, frame: &Frame) {
+    // SAFETY: invariant 1.
+    let saved = unsafe { &mut *arch.saved.get() };
+    saved.frame = *frame;
+    saved.elr = regs::elr_el2::read();
+    saved.spsr = regs::spsr_el2::read();
+}
+
+/// Gives back what [`keep`] kept.
+pub fn recall(arch: &ArchVcpu, frame: &mut Frame) {
+    // SAFETY: invariant 1.
+    let saved = unsafe { &*arch.saved.get() };
+    *frame = saved.frame;
+    regs::elr_el2::write(saved.elr);
+    regs::spsr_el2::write(saved.spsr);
+}
+
+/// Takes a vCPU out of the CPU, after [`keep`].
+pub fn save(arch: &ArchVcpu) {
+    // SAFETY: invariant 1.
+    let saved = unsafe { &mut *arch.saved.get() };
+    saved.el1.save();
+    saved.sctlr = regs::sctlr_el1::read();
+    saved.tcr = regs::tcr_el1::read();
+    saved.cntv_ctl = regs::cntv_ctl_el0::read();
+    saved.cntv_cval = regs::cntv_cval_el0::read();
+    regs::cntv_ctl_el0::write(0);
+    super::run::note_timer(arch.vcpu, saved.cntv_ctl, saved.cntv_cval);
+    let active = arch.with_gic(|gic| {
+        let active = gic.hw_in_flight(&HardwareLrs);
+        gic.save(&mut HardwareLrs);
+        active
+    });
+    saved.vmcr = regs::ich_vmcr_el2::read();
+    saved.ap0r = regs::ich_ap0r0_el2::read();
+    saved.ap1r = regs::ich_ap1r0_el2::read();
+    for intid in 0..32_u32 {
+        if active >> intid & 1 != 0 {
+            gic::deactivate(intid);
+        }
+    }
+}
+
+/// Puts a vCPU into the CPU; `frame` gets its general registers.
+pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
+    arch.starting.store(false, Ordering::Relaxed);
+    // SAFETY: invariant 1.
+    let saved = unsafe { &*arch.saved.get() };
+    // Invariant 3.
+    regs::tcr_el1::write(regs::tcr_el1::read() | TCR_NO_WALKS);
+    regs::sctlr_el1::write(regs::sctlr_el1::read() | SCTLR_M);
+    isb();
+    regs::vttbr_el2::write(arch.vttbr);
+    regs::vmpidr_el2::write(arch.vmpidr);
+    saved.el1.load();
+    isb();
+    regs::sctlr_el1::write(saved.sctlr | SCTLR_M);
+    isb();
+    regs::tcr_el1::write(saved.tcr);
+    regs::sctlr_el1::write(saved.sctlr);
+    regs::ich_vmcr_el2::write(saved.vmcr);
+    regs::ich_ap0r0_el2::write(saved.ap0r);
+    regs::ich_ap1r0_el2::write(saved.ap1r);
+    let active = arch.with_gic(|gic| {
+        gic.restore(&mut HardwareLrs);
+        gic.hw_in_flight(&HardwareLrs)
+    });
+    gic::activate(cpu, active);
+    regs::cntv_cval_el0::write(saved.cntv_cval);
+    regs::cntv_ctl_el0::write(saved.cntv_ctl);
+    let fp = if core::ptr::eq(cpu.fp_owner.get(), arch) { 0 } else { regs::CPTR_TFP };
+    regs::cptr_el2::write(regs::CPTR_GUEST | fp);
+    regs::elr_el2::write(saved.elr);
+    regs::spsr_el2::write(saved.spsr);
+    *frame = saved.frame;
+}
+
+/// Gives the loaded vCPU the floating-point registers, after it trapped on one.
+pub fn take_fp(cpu: &PerCpu, arch: &'static ArchVcpu) {
+    regs::cptr_el2::write(regs::CPTR_GUEST);
+    isb();
+    let owner = cpu.fp_owner.get();
+    if core::ptr::eq(owner, arch) {
+        return;
+    }
+    // SAFETY: an owner is a vCPU of this CPU (homes do not change), and vCPUs are never freed.
+    if let Some(owner) = unsafe { owner.as_ref() } {
+        // SAFETY: invariant 1; the assembly stores 32 quad words and the two control registers.
+        unsafe { fp_save(owner.fp.get()) };
+    }
+    // SAFETY: as above.
+    unsafe { fp_load(arch.fp.get()) };
+    cpu.fp_owner.set(arch);
+}
+
+unsafe extern "C" {
+    fn fp_save(to: *mut Fp);
+    fn fp_load(from: *mut Fp);
+}
+global_asm!(include_str!("fp.S"));
+
+#[inline(always)]
+fn isb() {
+    // SAFETY: a barrier.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+}

@@ -1,0 +1,309 @@
+//! The direct map: every byte of RAM at a fixed distance, except the image's own; and where devices are mapped.
+//!
+//! Invariants
+//! 1. [`at`] gives a pointer for any place in RAM that the frame table knows; the mapping is writable, never executable, Normal
+//!    write-back inner-shareable, and stays for ever.
+//! 2. Guests write the same bytes at any time, so nothing here makes a reference: volatile and atomic accesses only, through
+//!    instructions chosen here.
+#![expect(unsafe_code, reason = "the one place that touches guest memory")]
+
+use core::arch::asm;
+
+use hypervisor::addr::{FrameAddr, Mfn};
+use hypervisor::hardware::Contended;
+use pv_abi::PAGE_SIZE;
+
+/// EL2 virtual address of physical address 0.
+pub const BASE: usize = 0x40_0000_0000;
+/// Physical addresses below this are in the direct map.
+pub const LIMIT: u64 = 0x40_0000_0000;
+
+/// How often an exclusive pair is tried: the other side wins that often only on purpose (XSA-295).
+const TRIES: u32 = 256;
+
+/// The virtual address of a physical one.
+#[inline(always)]
+pub fn virt(pa: u64) -> usize {
+    // Both are far below 2^63.
+    BASE.wrapping_add(pa as usize)
+}
+
+#[inline(always)]
+fn at(place: FrameAddr) -> usize {
+    virt(place.pa().get())
+}
+
+/// Copies bytes of a frame into `into`, at most to the frame's end.
+#[inline]
+pub fn read(place: FrameAddr, into: &mut [u8]) {
+    let len = into.len().min(place.left());
+    // SAFETY: `place` is in RAM (invariant 1), `len` stays in its frame and in `into`.
+    unsafe { copy_bytes(into.as_mut_ptr().expose_provenance(), at(place), len) };
+}
+
+/// Copies `from` into a frame, at most to its end.
+#[inline]
+pub fn write(place: FrameAddr, from: &[u8]) {
+    let len = from.len().min(place.left());
+    // SAFETY: as in `read`.
+    unsafe { copy_bytes(at(place), from.as_ptr().expose_provenance(), len) };
+}
+
+/// Copies between frames, at most to the end of either.
+#[inline]
+pub fn copy(to: FrameAddr, from: FrameAddr, len: usize) {
+    let len = len.min(to.left()).min(from.left());
+    // SAFETY: both are in RAM and `len` stays in both frames.
+    unsafe { copy_bytes(at(to), at(from), len) };
+}
+
+/// Copies `len` bytes that a guest may change meanwhile: each byte is read once.
+///
+/// 64 bytes a turn where both sides are 16-byte aligned alike, which whole pages are; else words, else bytes.
+///
+/// # Safety
+/// Both ranges are mapped and the destination is writable; they do not overlap, or only as a forward copy allows.
+#[inline]
+unsafe fn copy_bytes(to: usize, from: usize, len: usize) {
+    let mut to = to;
+    let mut from = from;
+    let mut left = len;
+    if (to | from) & 7 == 0 {
+        while left >= 64 {
+            // SAFETY: 64 bytes are left on both sides, both 8-byte aligned.
+            unsafe {
+                asm!(
+                    "ldp {a}, {b}, [{from}], #16",
+                    "ldp {c}, {d}, [{from}], #16",
+                    "ldp {e}, {f}, [{from}], #16",
+                    "ldp {g}, {h}, [{from}], #16",
+                    "stp {a}, {b}, [{to}], #16",
+                    "stp {c}, {d}, [{to}], #16",
+                    "stp {e}, {f}, [{to}], #16",
+                    "stp {g}, {h}, [{to}], #16",
+                    a = out(reg) _, b = out(reg) _, c = out(reg) _, d = out(reg) _,
+                    e = out(reg) _, f = out(reg) _, g = out(reg) _, h = out(reg) _,
+                    from = inout(reg) from, to = inout(reg) to,
+                    options(nostack, preserves_flags),
+                );
+            }
+            left = left.wrapping_sub(64);
+        }
+        while left >= 8 {
+            // SAFETY: 8 bytes are left on both sides, both 8-byte aligned.
+            unsafe {
+                asm!("ldr {a}, [{from}], #8", "str {a}, [{to}], #8", a = out(reg) _,
+                    from = inout(reg) from, to = inout(reg) to, options(nostack, preserves_flags));
+            }
+            left = left.wrapping_sub(8);
+        }
+    } else if (to | from) & 3 == 0 {
+        while left >= 4 {
+            // SAFETY: 4 bytes are left on both sides, both 4-byte aligned.
+            unsafe {
+                asm!("ldr {a:w}, [{from}], #4", "str {a:w}, [{to}], #4", a = out(reg) _,
+                    from = inout(reg) from, to = inout(reg) to, options(nostack, preserves_flags));
+            }
+            left = left.wrapping_sub(4);
+        }
+    }
+    while left > 0 {
+        // SAFETY: a byte is left on both sides.
+        unsafe {
+            asm!("ldrb {a:w}, [{from}], #1", "strb {a:w}, [{to}], #1", a = out(reg) _,
+                from = inout(reg) from, to = inout(reg) to, options(nostack, preserves_flags));
+        }
+        left = left.wrapping_sub(1);
+    }
+}
+
+/// Zeroes a frame with the cache-line instruction where the CPU allows it.
+pub fn clear(frame: Mfn) {
+    let mut place = at(FrameAddr::start(frame));
+    let end = place.wrapping_add(PAGE_SIZE);
+    let zva: u64;
+    // SAFETY: reads an identification register.
+    unsafe { asm!("mrs {}, dczid_el0", out(reg) zva, options(nomem, nostack, preserves_flags)) };
+    // Bit 4: prohibited; bits 3:0: binary logarithm of the words a block has. A block of 16 bytes to a page divides the frame.
+    let block = 4_usize << (zva & 0xF);
+    if zva & 0x10 == 0 && (16..=PAGE_SIZE).contains(&block) {
+        while place < end {
+            // SAFETY: the block is inside the frame: both are powers of two and the frame is the larger.
+            unsafe { asm!("dc zva, {}", in(reg) place, options(nostack, preserves_flags)) };
+            place = place.wrapping_add(block);
+        }
+        return;
+    }
+    while place < end {
+        // SAFETY: 16 bytes inside the frame.
+        unsafe { asm!("stp xzr, xzr, [{}]", in(reg) place, options(nostack, preserves_flags)) };
+        place = place.wrapping_add(16);
+    }
+}
+
+/// Smallest data cache line in bytes (`CTR_EL0.DminLine`).
+fn line() -> usize {
+    let ctr: u64;
+    // SAFETY: reads an identification register.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
+    4_usize << ((ctr >> 16) & 0xF)
+}
+
+/// Cleans and invalidates a frame to the point of coherency and waits for it.
+pub fn clean_to_memory(frame: Mfn) {
+    let mut place = at(FrameAddr::start(frame));
+    let end = place.wrapping_add(PAGE_SIZE);
+    let step = line();
+    while place < end {
+        // SAFETY: maintenance by address of mapped memory.
+        unsafe { asm!("dc civac, {}", in(reg) place, options(nostack, preserves_flags)) };
+        place = place.wrapping_add(step);
+    }
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
+}
+
+/// Makes instruction fetches of every CPU see a frame's bytes (Arm ARM B2.7.4.2). The instruction cache is invalidated as a whole:
+/// guests fetch through other virtual addresses than this one.
+pub fn sync_instructions(frame: Mfn) {
+    clean_to_memory(frame);
+    // SAFETY: cache maintenance and barriers.
+    unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Loads an aligned word with acquire.
+#[inline(always)]
+pub fn load_u64(place: FrameAddr) -> u64 {
+    let value: u64;
+    // SAFETY: in RAM; the callers' offsets are multiples of eight (`FrameAddr` of a shared structure).
+    unsafe { asm!("ldar {}, [{}]", out(reg) value, in(reg) at(place) & !7, options(nostack, preserves_flags)) };
+    value
+}
+
+/// Loads an aligned word with acquire.
+#[inline(always)]
+pub fn load_u32(place: FrameAddr) -> u32 {
+    let value: u32;
+    // SAFETY: in RAM and aligned.
+    unsafe { asm!("ldar {:w}, [{}]", out(reg) value, in(reg) at(place) & !3, options(nostack, preserves_flags)) };
+    value
+}
+
+/// Full barrier around an exclusive: what came before is seen before, what comes after after.
+#[inline(always)]
+fn barrier() {
+    // SAFETY: a barrier.
+    unsafe { asm!("dmb ish", options(nostack, preserves_flags)) };
+}
+
+macro_rules! exclusive {
+    ($(#[$doc:meta])* $name:ident, $T:ty, $op:literal) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name(place: FrameAddr, bits: $T) -> Result<$T, Contended> {
+            let address = at(place) & !7;
+            for _ in 0..TRIES {
+                let old: $T;
+                let failed: u32;
+                // SAFETY: an exclusive pair on an aligned word of RAM, which is cacheable (invariant 1).
+                unsafe {
+                    asm!(
+                        "ldaxr {old}, [{at}]",
+                        concat!($op, " {new}, {old}, {bits}"),
+                        "stlxr {failed:w}, {new}, [{at}]",
+                        old = out(reg) old, new = out(reg) _, failed = out(reg) failed,
+                        bits = in(reg) bits, at = in(reg) address,
+                        options(nostack, preserves_flags),
+                    );
+                }
+                if failed == 0 {
+                    barrier();
+                    return Ok(old);
+                }
+            }
+            Err(Contended)
+        }
+    };
+}
+
+exclusive! {
+    /// Sets bits.
+    or_u64, u64, "orr"
+}
+exclusive! {
+    /// Clears bits.
+    clear_u64, u64, "bic"
+}
+
+/// Exchanges a byte.
+#[inline(always)]
+pub fn swap_u8(place: FrameAddr, value: u8) -> Result<u8, Contended> {
+    for _ in 0..TRIES {
+        let old: u32;
+        let failed: u32;
+        // SAFETY: an exclusive pair on a byte of cacheable RAM.
+        unsafe {
+            asm!(
+                "ldaxrb {old:w}, [{at}]",
+                "stlxrb {failed:w}, {value:w}, [{at}]",
+                old = out(reg) old, failed = out(reg) failed,
+                value = in(reg) u32::from(value), at = in(reg) at(place),
+                options(nostack, preserves_flags),
+            );
+        }
+        if failed == 0 {
+            barrier();
+            return Ok(old as u8);
+        }
+    }
+    Err(Contended)
+}
+
+/// Replaces a word if it is `old`; returns what was there.
+#[inline]
+pub fn compare_exchange_u32(place: FrameAddr, old: u32, new: u32) -> Result<u32, Contended> {
+    let address = at(place) & !3;
+    for _ in 0..TRIES {
+        let seen: u32;
+        let failed: u32;
+        // SAFETY: an exclusive pair on an aligned word of cacheable RAM, with nothing between; the monitor is given back when the
+        // word is another.
+        unsafe {
+            asm!(
+                "ldaxr {seen:w}, [{at}]",
+                "cmp {seen:w}, {old:w}",
+                "b.ne 2f",
+                "stlxr {failed:w}, {new:w}, [{at}]",
+                "b 3f",
+                "2: clrex",
+                "mov {failed:w}, wzr",
+                "3:",
+                seen = out(reg) seen, failed = out(reg) failed, old = in(reg) old, new = in(reg) new, at = in(reg) address,
+                options(nostack),
+            );
+        }
+        if failed == 0 {
+            barrier();
+            return Ok(seen);
+        }
+    }
+    Err(Contended)
+}
+
+/// Reads a translation table entry.
+#[inline(always)]
+pub fn table_read(table: Mfn, index: usize) -> u64 {
+    let address = virt(table.base().get()) | ((index & 0x1FF) << 3);
+    let value: u64;
+    // SAFETY: inside a frame of RAM.
+    unsafe { asm!("ldr {}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags, readonly)) };
+    value
+}
+
+/// Writes a translation table entry with one store.
+#[inline(always)]
+pub fn table_write(table: Mfn, index: usize, entry: u64) {
+    let address = virt(table.base().get()) | ((index & 0x1FF) << 3);
+    // SAFETY: inside a frame of RAM that the frame table says is a table.
+    unsafe { asm!("str {}, [{}]", in(reg) entry, in(reg) address, options(nostack, preserves_flags)) };
+}

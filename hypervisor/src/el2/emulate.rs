@@ -1,0 +1,100 @@
+//! Emulated devices: which addresses of a guest are the distributor and the redistributors.
+use hypervisor::addr::Ipa;
+use hypervisor::vgic::{self, AccessSize, Handling, Serviced};
+use pv_abi::layout;
+use tock_registers::LocalRegisterCopy;
+
+use super::context::{ArchVcpu, Frame};
+use super::gic::{self, HardwareLrs};
+use super::percpu::PerCpu;
+use super::regs::ESR;
+use super::run;
+
+/// Serves an access to an emulated device; false when there is none at the address.
+pub fn access(
+    cpu: &'static PerCpu,
+    arch: &'static ArchVcpu,
+    frame: &mut Frame,
+    syndrome: LocalRegisterCopy<u64, ESR::Register>,
+    ipa: Ipa,
+) -> bool {
+    let Some((device, offset)) = device(ipa.get()) else { return false };
+    let size = match syndrome.read(ESR::SAS) {
+        0 => AccessSize::Byte,
+        1 => AccessSize::Half,
+        2 => AccessSize::Word,
+        _ => AccessSize::Double,
+    };
+    let access = vgic::Access { frame: device, offset, size };
+    let register = syndrome.read(ESR::SRT);
+    let mut state = arch.domain.state.lock();
+    if syndrome.is_set(ESR::WNR) {
+        let value = frame.get(register) & mask(size);
+        let done = arch.with_gic(|gic| {
+            Some(gic.mmio_write(&mut state.gic, arch.domain.gic, &mut HardwareLrs, access, value))
+        });
+        drop(state);
+        let Some(done) = done else { return true };
+        report(arch, device, offset, done.handling);
+        run::kick_vcpus(cpu, arch, done.kick);
+        after(cpu, arch, done.serviced);
+    } else {
+        let done = arch.with_gic(|gic| {
+            Some(gic.mmio_read(&mut state.gic, arch.domain.gic, &mut HardwareLrs, access))
+        });
+        drop(state);
+        let Some(done) = done else { return true };
+        report(arch, device, offset, done.handling);
+        frame.set(register, extend(done.value, size, syndrome));
+        after(cpu, arch, done.serviced);
+    }
+    true
+}
+
+fn device(ipa: u64) -> Option<(vgic::Frame, u64)> {
+    let within = |base: u64, size: u64| ipa.checked_sub(base).filter(|offset| *offset < size);
+    if let Some(offset) = within(layout::GICV3_GICD_BASE, layout::GICV3_GICD_SIZE) {
+        return Some((vgic::Frame::Distributor, offset));
+    }
+    within(layout::GICV3_GICR_BASE, layout::GICV3_GICR_SIZE)
+        .map(|offset| (vgic::Frame::Redistributor, offset))
+}
+
+const fn mask(size: AccessSize) -> u64 {
+    match size {
+        AccessSize::Byte => 0xFF,
+        AccessSize::Half => 0xFFFF,
+        AccessSize::Word => 0xFFFF_FFFF,
+        AccessSize::Double => u64::MAX,
+    }
+}
+
+/// A loaded value as the instruction puts it into its register.
+fn extend(value: u64, size: AccessSize, syndrome: LocalRegisterCopy<u64, ESR::Register>) -> u64 {
+    let value = value & mask(size);
+    if !syndrome.is_set(ESR::SSE) {
+        return value;
+    }
+    let sign = mask(size) & !(mask(size) >> 1);
+    let extended = if value & sign == 0 { value } else { value | !mask(size) };
+    if syndrome.is_set(ESR::SF) { extended } else { extended & 0xFFFF_FFFF }
+}
+
+fn after(cpu: &'static PerCpu, arch: &'static ArchVcpu, serviced: Option<Serviced>) {
+    if let Some(serviced) = serviced {
+        run::serviced(cpu, arch, &serviced);
+    }
+}
+
+fn report(arch: &ArchVcpu, device: vgic::Frame, offset: u64, handling: Handling) {
+    match handling {
+        Handling::Handled => {}
+        Handling::Unhandled => {
+            let distributor = matches!(device, vgic::Frame::Distributor);
+            if gic::worth_a_line() {
+                defmt::debug!("d{=u16}: GIC (distributor: {=bool}) {=u64:#x}: read as zero, write ignored",
+                    arch.domain.id.0, distributor, offset);
+            }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The end: power off when the last domain has ended (a deliberate difference from Xen, which waits for its console).
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use hypervisor::machine::Machine;
+use smccc::{Hvc, Smc, psci};
+
+use super::arm::Arm;
+use super::bug;
+
+static ENDED: AtomicBool = AtomicBool::new(false);
+static CONDUIT: AtomicU8 = AtomicU8::new(NONE);
+const NONE: u8 = 0;
+const BY_SMC: u8 = 1;
+const BY_HVC: u8 = 2;
+
+/// How to reach the firmware.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Conduit {
+    /// `smc #0`.
+    Smc,
+    /// `hvc #0`: only below another hypervisor.
+    Hvc,
+}
+
+/// Says how the firmware is called.
+pub fn set_conduit(conduit: Conduit) {
+    CONDUIT.store(if conduit == Conduit::Smc { BY_SMC } else { BY_HVC }, Ordering::Relaxed);
+}
+
+/// Powers the machine off when no domain lives any more; the first CPU that sees it does.
+pub fn check(machine: &Machine<Arm>) {
+    if machine.domains.iter().any(|domain| domain.life.is_running()) || ENDED.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    defmt::info!("all domains ended");
+    power_off();
+}
+
+/// Powers the machine off, or stops this CPU for ever where nobody can.
+pub fn power_off() -> ! {
+    match CONDUIT.load(Ordering::Relaxed) {
+        BY_SMC => drop(psci::system_off::<Smc>()),
+        BY_HVC => drop(psci::system_off::<Hvc>()),
+        _ => {}
+    }
+    defmt::warn!("the firmware does not power off: halted");
+    bug::halt()
+}
+
+/// Starts another CPU at a physical address with this in x0; false when the firmware refuses.
+pub fn cpu_on(mpidr: u64, entry: u64, context: u64) -> bool {
+    match CONDUIT.load(Ordering::Relaxed) {
+        BY_SMC => psci::cpu_on::<Smc>(mpidr, entry, context).is_ok(),
+        BY_HVC => psci::cpu_on::<Hvc>(mpidr, entry, context).is_ok(),
+        _ => false,
+    }
+}

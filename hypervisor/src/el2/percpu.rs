@@ -1,0 +1,152 @@
+//! What a physical CPU owns: its block is found through `TPIDR_EL2` and touched by that CPU alone.
+//!
+//! Invariants
+//! 1. `TPIDR_EL2` holds the address of this CPU's [`PerCpu`] from early in its boot for ever; blocks never move.
+//! 2. No reference to a block is handed to another CPU: the type is `!Sync`.
+#![expect(unsafe_code, reason = "reads the block behind TPIDR_EL2, and owns the stacks")]
+
+use core::cell::{Cell, UnsafeCell};
+use core::ptr;
+
+use hypervisor::hardware::CpuId;
+use hypervisor::machine::{Current, Machine};
+use hypervisor::sched::MAX_CPUS;
+
+use super::arm::Arm;
+use super::context::ArchVcpu;
+use super::regs;
+
+/// Bytes of a CPU's stack, without its guard page.
+pub const STACK_SIZE: usize = 16 * 1024;
+const PAGE: usize = pv_abi::PAGE_SIZE;
+
+/// A guard page below a stack: never mapped once the tables are final.
+#[repr(C, align(4096))]
+pub struct GuardedStack {
+    guard: [u8; PAGE],
+    stack: [u8; STACK_SIZE],
+}
+
+/// The stacks: one a CPU, and one more for dying on.
+pub struct Stacks(UnsafeCell<[GuardedStack; MAX_CPUS + 1]>);
+
+// SAFETY: only the CPU whose stack it is touches it; the type gives addresses, never references.
+unsafe impl Sync for Stacks {}
+
+#[unsafe(link_section = ".stacks")]
+pub static STACKS: Stacks = Stacks(UnsafeCell::new(
+    [const { GuardedStack { guard: [0; PAGE], stack: [0; STACK_SIZE] } }; MAX_CPUS + 1],
+));
+
+impl Stacks {
+    /// Address of the guard page of stack `n`.
+    pub fn guard(&self, n: usize) -> usize {
+        self.0.get().addr().wrapping_add(n.wrapping_mul(size_of::<GuardedStack>()))
+    }
+
+    /// Address just past stack `n`.
+    pub fn top(&self, n: usize) -> usize {
+        self.guard(n).wrapping_add(size_of::<GuardedStack>())
+    }
+}
+
+/// Offset of the top of stack `n` from [`STACKS`], for the assembly.
+pub const fn stack_top_offset(n: usize) -> usize {
+    size_of::<GuardedStack>() * (n + 1)
+}
+
+/// One CPU's block.
+#[repr(C)]
+pub struct PerCpu {
+    /// SErrors taken at EL2; the assembly counts.
+    pub serrors: Cell<u64>,
+    /// Its number.
+    pub id: CpuId,
+    /// Set when the running vCPU may have to give way.
+    pub reschedule: Cell<bool>,
+    /// Set when the loaded vCPU's interrupts need the long way ([`hypervisor::vgic`]'s service).
+    pub service: Cell<bool>,
+    /// Where the vCPU's registers are that is loaded; null when none is.
+    loaded: Cell<*const ArchVcpu>,
+    /// Whose floating-point registers are in the CPU; null when nobody's.
+    pub fp_owner: Cell<*const ArchVcpu>,
+    /// The caller of the next hypercall: valid while `loaded` is not null.
+    pub current: Cell<Option<&'static Current<'static>>>,
+    current_at: UnsafeCell<Option<Current<'static>>>,
+    /// The machine; valid from the moment that guests run.
+    pub machine: Cell<Option<&'static Machine<Arm>>>,
+    /// Physical address of the redistributor's mapping, as an EL2 virtual address; 0 with a GICv2.
+    pub redistributor: Cell<usize>,
+}
+
+/// All blocks.
+pub struct Blocks(UnsafeCell<[PerCpu; MAX_CPUS]>);
+
+// SAFETY: each CPU reaches its own element only (invariant 1).
+unsafe impl Sync for Blocks {}
+
+const fn block(id: u8) -> PerCpu {
+    PerCpu {
+        serrors: Cell::new(0),
+        id: CpuId(id),
+        reschedule: Cell::new(false),
+        service: Cell::new(false),
+        loaded: Cell::new(ptr::null()),
+        fp_owner: Cell::new(ptr::null()),
+        current: Cell::new(None),
+        current_at: UnsafeCell::new(None),
+        machine: Cell::new(None),
+        redistributor: Cell::new(0),
+    }
+}
+
+static BLOCKS: Blocks = Blocks(UnsafeCell::new([
+    block(0),
+    block(1),
+    block(2),
+    block(3),
+    block(4),
+    block(5),
+    block(6),
+    block(7),
+]));
+
+/// Claims block `n` for the CPU that executes this; once a CPU, before anything else of this module.
+pub fn claim(n: usize) {
+    let blocks = BLOCKS.0.get().cast::<PerCpu>();
+    regs::tpidr_el2::write(blocks.wrapping_add(n % MAX_CPUS).addr() as u64);
+}
+
+/// This CPU's block.
+#[inline(always)]
+pub fn this() -> &'static PerCpu {
+    let address = regs::tpidr_el2::read();
+    // SAFETY: invariant 1; the address was made from `BLOCKS` by `claim`, and only this CPU reads it.
+    unsafe { &*ptr::with_exposed_provenance::<PerCpu>(address as usize) }
+}
+
+impl PerCpu {
+    /// The vCPU that is loaded.
+    #[inline(always)]
+    pub fn loaded(&self) -> Option<&'static ArchVcpu> {
+        // SAFETY: `set_loaded` takes what lives for ever.
+        unsafe { self.loaded.get().as_ref() }
+    }
+
+    /// Says which vCPU is loaded.
+    pub fn set_loaded(&self, arch: &'static ArchVcpu) {
+        self.loaded.set(arch);
+    }
+
+    /// Says who makes the next hypercalls on this CPU.
+    pub fn set_current(&'static self, current: Current<'static>) {
+        self.current.set(None);
+        let at = self.current_at.get();
+        // SAFETY: nobody holds a reference: `current` was the only way to one, was cleared above, and hypercalls of the vCPU that
+        // was loaded before have ended.
+        unsafe { at.write(Some(current)) };
+        // SAFETY: just written; stays until the next call.
+        let current = unsafe { (*at).as_ref() };
+        self.current.set(current);
+    }
+}

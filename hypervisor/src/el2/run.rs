@@ -1,0 +1,201 @@
+//! Which vCPU is in this CPU: the scheduler's decision carried out, and idling.
+#![expect(unsafe_code, reason = "names that the assembly calls, and WFI")]
+
+use core::arch::asm;
+use core::sync::atomic::Ordering;
+
+use hypervisor::machine::{Current, Machine};
+use hypervisor::sched;
+use hypervisor::vcpu::{Run, Vcpu};
+use hypervisor::vgic::{Intid, ListRegisters, LrState, PrivateIntid, Raised, Serviced, VcpuMask};
+use hypervisor::domain::{Fault, Life};
+
+use super::arm::Arm;
+use super::context::{self, ArchVcpu, Frame};
+use super::gic::{self, HardwareLrs};
+use super::percpu::{self, PerCpu};
+use super::regs::ICH_VMCR;
+use super::{finish, regs, timer, trap};
+use tock_registers::LocalRegisterCopy;
+
+/// Chooses who runs next on this CPU and puts its registers into the frame. Idles until there is somebody.
+#[unsafe(no_mangle)]
+extern "C" fn switch_entry(frame: &mut Frame) {
+    let cpu = percpu::this();
+    let Some(machine) = cpu.machine.get() else { return };
+    let mut first = true;
+    // Each turn either returns to a guest or waits for an interrupt.
+    loop {
+        cpu.reschedule.set(false);
+        attend(cpu);
+        sched::expire(machine, cpu.id, timer::now());
+        if let Some(arch) = cpu.loaded() {
+            settle(machine, arch);
+        }
+        if let Some(next) = machine.sched.pick(machine, cpu.id) {
+            switch_to(machine, cpu, next, frame, first);
+            attend(cpu);
+            arm_timer(machine, cpu);
+            return;
+        }
+        // The registers stay on the stack while idling; `loaded` says whose they are.
+        if first {
+            leave_registers(cpu, frame);
+            first = false;
+        }
+        finish::check(machine);
+        idle(machine, cpu);
+    }
+}
+
+/// The loaded vCPU gives the CPU back: to the queue, or nowhere.
+fn settle(machine: &Machine<Arm>, arch: &'static ArchVcpu) {
+    match arch.vcpu.run.get() {
+        Run::Running if arch.domain.life.is_running() => machine.sched.requeue(arch.vcpu),
+        Run::Running => arch.vcpu.run.set(Run::Offline),
+        Run::Blocked => {
+            if due(arch) {
+                sched::wake_quietly(machine, arch.vcpu);
+            }
+        }
+        Run::Runnable | Run::Offline => {}
+    }
+}
+
+/// Whether the loaded vCPU has an interrupt to take, masked or not.
+fn due(arch: &ArchVcpu) -> bool {
+    let mask = LocalRegisterCopy::<u64, ICH_VMCR::Register>::new(regs::ich_vmcr_el2::read()).read(ICH_VMCR::VPMR);
+    arch.with_gic(|gic| gic.has_deliverable(arch.shared, &HardwareLrs, mask as u8))
+}
+
+/// Keeps the guest's registers, which are in the frame, with the vCPU: idling may end with another one.
+fn leave_registers(cpu: &'static PerCpu, frame: &Frame) {
+    if let Some(arch) = cpu.loaded() {
+        context::keep(arch, frame);
+    }
+}
+
+fn switch_to(machine: &'static Machine<Arm>, cpu: &'static PerCpu, next: &'static Vcpu, frame: &mut Frame, fresh: bool) {
+    let Some(arch) = super::arch_vcpu(next.index) else { return };
+    if let Some(loaded) = cpu.loaded() {
+        if core::ptr::eq(loaded, arch) {
+            if !fresh {
+                context::recall(arch, frame);
+            }
+            return;
+        }
+        if fresh {
+            context::keep(loaded, frame);
+        }
+        contain_serror(machine, cpu, loaded);
+        context::save(loaded);
+    }
+    context::load(cpu, arch, frame);
+    cpu.set_loaded(arch);
+    cpu.set_current(Current { domain: arch.domain, vcpu: arch.vcpu, cpu: cpu.id, reschedule: &cpu.reschedule });
+}
+
+/// An SError that the leaving vCPU caused and nobody took yet would be taken for the next one's: take it here, with the vector that
+/// counts, and end the domain that it belongs to. The barrier makes everything it did complete first (Arm ARM D1.3.5).
+fn contain_serror(machine: &Machine<Arm>, cpu: &'static PerCpu, leaving: &ArchVcpu) {
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) };
+    if regs::isr_el1::read() & ISR_A == 0 {
+        return;
+    }
+    let before = cpu.serrors.get();
+    // SAFETY: unmasks SErrors for a moment; vectors.S counts and returns.
+    unsafe { asm!("msr daifclr, #4", "isb", "msr daifset, #4", "isb", options(nostack, preserves_flags)) };
+    if cpu.serrors.get() != before && leaving.domain.life.end(Life::Destroyed(Fault::SystemError)) {
+        hypervisor::hardware::Hardware::log(
+            &machine.hw,
+            hypervisor::log::Event::Ended(leaving.domain.id, Life::Destroyed(Fault::SystemError)),
+        );
+    }
+}
+
+/// `ISR_EL1.A`: an SError is pending.
+const ISR_A: u64 = 1 << 8;
+
+/// Takes what other CPUs raised for the loaded vCPU, and gives its interrupts the long way when that was asked for.
+pub fn attend(cpu: &'static PerCpu) {
+    let Some(arch) = cpu.loaded() else { return };
+    let raised = arch.with_gic(|gic| gic.take_remote(arch.shared, &mut HardwareLrs));
+    let wanted = match raised {
+        Some(Raised::NeedsService) => true,
+        Some(Raised::Placed | Raised::Held) | None => false,
+    };
+    if cpu.service.replace(false) || wanted {
+        let mut state = arch.domain.state.lock();
+        let done = arch.with_gic(|gic| gic.service(&mut state.gic, arch.domain.gic, &mut HardwareLrs));
+        drop(state);
+        serviced(cpu, arch, &done);
+    }
+}
+
+/// Does what a service of the virtual GIC asks the image for.
+pub fn serviced(cpu: &'static PerCpu, arch: &'static ArchVcpu, done: &Serviced) {
+    gic::request_maintenance(done.maintenance);
+    for intid in 0..32_u32 {
+        if done.deactivate >> intid & 1 != 0 {
+            gic::deactivate(intid);
+        }
+    }
+    kick_vcpus(cpu, arch, done.kick);
+}
+
+/// Tells vCPUs of the same domain to look at their interrupts.
+pub fn kick_vcpus(cpu: &'static PerCpu, arch: &'static ArchVcpu, vcpus: VcpuMask) {
+    let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) else { return };
+    for number in vcpus.iter() {
+        let Some(vcpu) = arch.domain.vcpus.get(number.get()) else { continue };
+        sched::wake(machine, current, vcpu);
+        if vcpu.home != cpu.id && vcpu.run.get() == Run::Running {
+            gic::kick(vcpu.home);
+        }
+    }
+}
+
+/// Sends a software-generated interrupt of the loaded vCPU to vCPUs of its domain.
+pub fn send_sgi(cpu: &'static PerCpu, arch: &'static ArchVcpu, irq: PrivateIntid, targets: VcpuMask) {
+    let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) else { return };
+    for number in targets.iter() {
+        if number.get() == arch.vcpu.number as usize {
+            gic::raise_loaded(cpu, irq);
+        } else if let Some(vcpu) = arch.domain.vcpus.get(number.get()) {
+            sched::raise(machine, current, vcpu, irq);
+        }
+    }
+    let _ = Intid::Private(irq);
+}
+
+/// Programs EL2's timer: the end of the turn when others wait, and the first deadline of a blocked vCPU.
+fn arm_timer(machine: &Machine<Arm>, cpu: &PerCpu) {
+    let mut at = sched::earliest_deadline(machine, cpu.id);
+    if machine.sched.has_waiting(cpu.id) {
+        at = at.min(timer::now().saturating_add(timer::ticks(sched::TURN_MICROSECONDS)));
+    }
+    timer::interrupt_at(at);
+}
+
+/// Waits for an interrupt and serves it. Interrupts are masked: WFI ends when one is pending (Arm ARM D1.7.2), so none is lost
+/// between the look at the queue and the wait.
+fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu) {
+    if let Some(arch) = cpu.loaded() {
+        // A loaded vCPU's own timer runs in the hardware; one that is not loaded has its deadline in `deadline`.
+        let _ = arch;
+    }
+    timer::interrupt_at(sched::earliest_deadline(machine, cpu.id));
+    // SAFETY: waits; changes nothing.
+    unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
+    trap::interrupt(cpu);
+}
+
+/// The deadline of a vCPU that is taken out of the CPU while blocked: its own, or its timer's if that is earlier.
+pub fn note_timer(vcpu: &Vcpu, ctl: u64, cval: u64) {
+    if vcpu.run.get() == Run::Blocked {
+        if let Some(at) = timer::guest_deadline(ctl, cval) {
+            vcpu.deadline.fetch_min(at, Ordering::Relaxed);
+        }
+    }
+}

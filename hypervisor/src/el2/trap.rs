@@ -1,0 +1,222 @@
+//! What a guest's exceptions come to: hypercalls, interrupts, aborts, trapped instructions. Called by vectors.S.
+//!
+//! Invariants
+//! 1. No exception of a guest reaches a panic: what is not served is given back to the guest, or ends its domain.
+//! 2. A handler returns 0 to go on with the same guest, 1 to have the scheduler asked.
+//! 3. Only here are the result registers of a guest written.
+#![expect(unsafe_code, reason = "names that the assembly calls")]
+
+use hypervisor::addr::{Gfn, Ipa};
+use hypervisor::domain::{Fault, Life};
+use hypervisor::hypercall::{Outcome, hypercall};
+use hypervisor::vgic::PrivateIntid;
+use hypervisor::{sched, sched_op, stage2};
+use pv_abi::{HYPERCALL_TAG, layout};
+use tock_registers::LocalRegisterCopy;
+
+use super::context::{self, ArchVcpu, Frame};
+use super::inject::{self, Class};
+use super::percpu::{self, PerCpu};
+use super::regs::{self, ESR, HPFAR};
+use super::{emulate, gic, smccc, sysreg};
+
+type Syndrome = LocalRegisterCopy<u64, ESR::Register>;
+
+/// Exception classes (Arm ARM D19.2.41).
+mod class {
+    pub const WFX: u64 = 0x01;
+    pub const FLOATING_POINT: u64 = 0x07;
+    pub const ILLEGAL_STATE: u64 = 0x0E;
+    pub const SMC64: u64 = 0x17;
+    pub const SYSTEM_REGISTER: u64 = 0x18;
+    pub const INSTRUCTION_ABORT: u64 = 0x20;
+    pub const DATA_ABORT: u64 = 0x24;
+    /// Those that are one instruction a guest may not execute: unknown, AArch32 coprocessor accesses, pointer authentication,
+    /// 64-byte stores, SMC from AArch32, SVE, ERET trap, SME.
+    pub const UNDEFINED: [u64; 13] = [0x00, 0x03, 0x04, 0x05, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x13, 0x19, 0x1A, 0x1D];
+}
+
+/// Low bits of a fault status: the level.
+const FSC_LEVEL: u64 = 3;
+const FSC_TRANSLATION: u64 = 0x04;
+const FSC_ADDRESS_SIZE: u64 = 0x00;
+
+/// An `hvc` of a guest; the return address is behind it.
+#[unsafe(no_mangle)]
+extern "C" fn hvc_entry(frame: &mut Frame, esr: u64) -> u64 {
+    let cpu = percpu::this();
+    let syndrome = Syndrome::new(esr);
+    if syndrome.read(ESR::IMM16) != u64::from(HYPERCALL_TAG) {
+        return other_hvc(cpu, frame, syndrome.read(ESR::IMM16));
+    }
+    let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) else { return 1 };
+    let [a0, a1, a2, a3, a4, ..] = frame.x;
+    let number = frame.get(16);
+    match hypercall(machine, current, number, [a0, a1, a2, a3, a4]) {
+        Outcome::Done(value) => frame.set(0, value.cast_unsigned()),
+        Outcome::Restart(args) => {
+            for (slot, value) in frame.x.iter_mut().zip(args) {
+                *slot = value;
+            }
+            regs::elr_el2::write(regs::elr_el2::read().wrapping_sub(4));
+        }
+    }
+    u64::from(cpu.reschedule.get())
+}
+
+#[cold]
+#[inline(never)]
+fn other_hvc(cpu: &'static PerCpu, frame: &mut Frame, immediate: u64) -> u64 {
+    if immediate == 0 {
+        smccc::call(cpu, frame);
+    } else {
+        // The exception is the guest's own, at the instruction.
+        regs::elr_el2::write(regs::elr_el2::read().wrapping_sub(4));
+        inject::undefined();
+    }
+    u64::from(cpu.reschedule.get())
+}
+
+/// An interrupt while a guest runs.
+#[unsafe(no_mangle)]
+extern "C" fn irq_entry(_frame: &mut Frame) -> u64 {
+    let cpu = percpu::this();
+    interrupt(cpu);
+    u64::from(cpu.reschedule.get())
+}
+
+/// Serves the most urgent interrupt, from a guest or from idling.
+pub fn interrupt(cpu: &'static PerCpu) {
+    let intid = gic::acknowledge();
+    if intid >= gic::SPECIAL {
+        return;
+    }
+    gic::drop_priority(intid);
+    let sources = super::interrupts();
+    if intid == sources.virtual_timer {
+        // Deactivated by the guest, through the list register.
+        gic::raise_loaded(cpu, PrivateIntid::VIRTUAL_TIMER);
+        return;
+    }
+    gic::deactivate(intid);
+    if intid == gic::KICK || intid == sources.hypervisor_timer {
+        cpu.reschedule.set(true);
+    } else if intid == sources.maintenance {
+        cpu.service.set(true);
+        cpu.reschedule.set(true);
+    } else {
+        defmt::warn!("interrupt {=u32} that nobody asked for", intid);
+    }
+}
+
+/// Every other synchronous exception of a guest, with all registers in the frame.
+#[unsafe(no_mangle)]
+extern "C" fn sync_entry(frame: &mut Frame, esr: u64) -> u64 {
+    let cpu = percpu::this();
+    let syndrome = Syndrome::new(esr);
+    let Some(arch) = cpu.loaded() else { return 1 };
+    match syndrome.read(ESR::EC) {
+        class::DATA_ABORT => data_abort(cpu, arch, frame, syndrome),
+        class::SYSTEM_REGISTER => sysreg::access(cpu, arch, frame, syndrome),
+        class::WFX => {
+            skip();
+            wait(cpu);
+        }
+        class::FLOATING_POINT => context::take_fp(cpu, arch),
+        class::INSTRUCTION_ABORT => instruction_abort(syndrome),
+        class::SMC64 => {
+            if syndrome.read(ESR::IMM16) == 0 {
+                skip();
+                smccc::call(cpu, frame);
+            } else {
+                inject::undefined();
+            }
+        }
+        // The guest's own illegal return: its state stays illegal until it takes an exception (Arm ARM D1.3.4).
+        class::ILLEGAL_STATE => inject::undefined(),
+        ec if class::UNDEFINED.contains(&ec) => inject::undefined(),
+        ec => {
+            defmt::warn!("d{=u16}: exception class {=u64:#x}, pc {=u64:#x}", arch.domain.id.0, ec, regs::elr_el2::read());
+            end(cpu, arch, Fault::UnknownException);
+        }
+    }
+    u64::from(cpu.reschedule.get())
+}
+
+/// An SError while a guest runs: nobody else can be blamed for it.
+#[unsafe(no_mangle)]
+extern "C" fn serror_entry(_frame: &mut Frame) -> u64 {
+    let cpu = percpu::this();
+    if let Some(arch) = cpu.loaded() {
+        end(cpu, arch, Fault::SystemError);
+    }
+    1
+}
+
+/// Ends the loaded vCPU's domain.
+pub fn end(cpu: &PerCpu, arch: &ArchVcpu, fault: Fault) {
+    if let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) {
+        sched_op::end_domain(machine, current, arch.domain, Life::Destroyed(fault));
+    }
+    cpu.reschedule.set(true);
+}
+
+/// Goes on behind the instruction that trapped.
+pub fn skip() {
+    regs::elr_el2::write(regs::elr_el2::read().wrapping_add(4));
+}
+
+/// WFI: blocks unless something is pending.
+fn wait(cpu: &PerCpu) {
+    let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) else { return };
+    // Interrupts that are in list registers already are looked at by the scheduler before it gives the CPU away.
+    sched::block(machine, current, None, || {
+        current.domain.gic_of(current.vcpu).is_some_and(|mailbox| mailbox.has_mail())
+    });
+}
+
+/// The faulting IPA, where the hardware says it: for translation and address-size faults, and for faults on a walk.
+fn faulting_ipa(syndrome: Syndrome) -> Option<Ipa> {
+    let frame = LocalRegisterCopy::<u64, HPFAR::Register>::new(regs::hpfar_el2::read()).read(HPFAR::FIPA);
+    let page = Gfn::new(frame)?.base();
+    if syndrome.is_set(ESR::S1PTW) { Some(page) } else { page.checked_add(regs::far_el2::read() & 0xFFF) }
+}
+
+fn data_abort(cpu: &'static PerCpu, arch: &'static ArchVcpu, frame: &mut Frame, syndrome: Syndrome) {
+    let kind = syndrome.read(ESR::FSC) & !FSC_LEVEL;
+    if (kind == FSC_TRANSLATION || kind == FSC_ADDRESS_SIZE) && !syndrome.is_set(ESR::S1PTW) {
+        if let Some(ipa) = faulting_ipa(syndrome) {
+            if kind == FSC_TRANSLATION && mapped_meanwhile(cpu, arch, ipa) {
+                return;
+            }
+            if syndrome.is_set(ESR::ISV) && emulate::access(cpu, arch, frame, syndrome, ipa) {
+                skip();
+                return;
+            }
+        }
+    }
+    let write = if syndrome.is_set(ESR::WNR) { ESR::WNR::SET.value } else { 0 };
+    let maintenance = if syndrome.is_set(ESR::CM) { ESR::CM::SET.value } else { 0 };
+    let iss = inject::EXTERNAL_ABORT | write | maintenance;
+    inject::synchronous(Class::DataAbort, iss, Some(regs::far_el2::read()), syndrome.is_set(ESR::IL));
+}
+
+/// Whether stage 2 has the page by now: another vCPU broke and made its entry meanwhile (break-before-make), so the access is simply
+/// made again.
+fn mapped_meanwhile(cpu: &PerCpu, arch: &ArchVcpu, ipa: Ipa) -> bool {
+    if ipa.get() < layout::GRANT_TABLE_BASE {
+        return false; // Devices: never mapped.
+    }
+    cpu.machine.get().is_some_and(|machine| {
+        stage2::lookup(&machine.hw, arch.domain.stage2_root, ipa.frame()).is_some()
+    })
+}
+
+fn instruction_abort(syndrome: Syndrome) {
+    inject::synchronous(
+        Class::InstructionAbort,
+        inject::EXTERNAL_ABORT,
+        Some(regs::far_el2::read()),
+        syndrome.is_set(ESR::IL),
+    );
+}

@@ -1,0 +1,74 @@
+//! Setting a GICv3 up for a hypervisor in the non-secure world: affinity routing, everything in group 1, nothing enabled but what is
+//! asked for. Acknowledging, split end of interrupt and list registers are the image's.
+#![expect(unsafe_code, reason = "device registers")]
+
+use core::ptr::{NonNull, with_exposed_provenance_mut};
+
+use arm_gic::gicv3::GicDistributor;
+use arm_gic::gicv3::GicRedistributor;
+use arm_gic::gicv3::registers::{Gicd, GicdCtlr, GicrSgi};
+use arm_gic::{IntId, UniqueMmioPointer};
+
+/// Bytes of a redistributor: RD and SGI frames.
+pub const REDISTRIBUTOR_SIZE: usize = 0x2_0000;
+/// Priority of everything EL2 takes.
+const PRIORITY: u8 = 0x80;
+
+/// The controller did not answer as a GICv3 does.
+#[derive(Clone, Copy, Debug)]
+pub struct Unresponsive;
+
+/// Sets the distributor up; once, by the first CPU.
+///
+/// # Safety
+/// `address` maps the distributor's 64 KiB as device memory; nothing else uses it meanwhile.
+pub unsafe fn init_distributor(address: usize) -> Result<(), Unresponsive> {
+    let registers = NonNull::new(with_exposed_provenance_mut::<Gicd>(address)).ok_or(Unresponsive)?;
+    // SAFETY: the caller's promise.
+    let pointer = unsafe { UniqueMmioPointer::new(registers) };
+    let mut distributor = GicDistributor::new(pointer);
+    distributor.enable_affinity_routing_non_secure(true);
+    distributor.modify_control(GicdCtlr::EnableGrp1NS, true);
+    distributor.configure_default_settings();
+    Ok(())
+}
+
+/// Finds the redistributor of the CPU with this affinity (`MPIDR_EL1`) in a region.
+///
+/// # Safety
+/// `address..address+size` maps redistributors as device memory.
+pub unsafe fn find_redistributor(address: usize, size: usize, mpidr: u64) -> Option<usize> {
+    let mut at = address;
+    let end = address.checked_add(size)?;
+    // Bounded by the region's size.
+    while at.checked_add(REDISTRIBUTOR_SIZE)? <= end {
+        let registers = NonNull::new(with_exposed_provenance_mut::<GicrSgi>(at))?;
+        // SAFETY: the caller's promise.
+        let pointer = unsafe { UniqueMmioPointer::new(registers) };
+        if GicRedistributor::new(pointer).typer().core_mpidr() == mpidr & 0xFF_00FF_FFFF {
+            return Some(at);
+        }
+        at = at.checked_add(REDISTRIBUTOR_SIZE)?;
+    }
+    None
+}
+
+/// Wakes a CPU's redistributor and enables these private interrupts.
+///
+/// # Safety
+/// `address` is this CPU's redistributor, from [`find_redistributor`].
+pub unsafe fn init_redistributor(address: usize, enabled: &[u32]) -> Result<(), Unresponsive> {
+    let registers = NonNull::new(with_exposed_provenance_mut::<GicrSgi>(address)).ok_or(Unresponsive)?;
+    // SAFETY: the caller's promise.
+    let pointer = unsafe { UniqueMmioPointer::new(registers) };
+    let mut redistributor = GicRedistributor::new(pointer);
+    // Already awake is fine: the firmware may have done it.
+    let _ = redistributor.mark_core_awake();
+    redistributor.configure_default_settings();
+    for intid in enabled {
+        let id = if *intid < 16 { IntId::sgi(*intid) } else { IntId::ppi(intid.wrapping_sub(16)) };
+        redistributor.set_interrupt_priority(id, PRIORITY).map_err(|_| Unresponsive)?;
+        redistributor.enable_interrupt(id, true).map_err(|_| Unresponsive)?;
+    }
+    Ok(())
+}
