@@ -9,6 +9,9 @@
 //!    linear in the block, nothing else is.
 //! 4. Nothing is written into free frames. A frame is cleared before a domain sees it ([`Frames::allocate_clear`]).
 //! 5. One lock, rank 30, taken below a domain's.
+//! 6. A frame that a domain has seen may still be read or written by a CPU that looked it up without a lock: whoever frees such a
+//!    frame at run time does so when every CPU has left the hypervisor since it was unmapped. Today nobody does: frames of
+//!    domains are freed at boot only, when none has run.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use core::ops::Range;
 
@@ -62,19 +65,26 @@ impl Frames {
     /// Boot: makes frames free, those that were not RAM so far and those that the hypervisor used ([`FrameTable::claim`]) alike.
     /// Returns how many became free; frames outside the table and frames in other roles are left as they are.
     pub fn give(&self, range: Range<Mfn>) -> u64 {
-        let mut given: u64 = 0;
+        let (first, end) = (range.start.get(), range.end.get().min(self.table.end()));
         let mut lists = self.free.lock();
-        for number in range.start.get()..range.end.get().min(self.table.end()) {
-            let Some(mfn) = Mfn::new(number) else { break };
-            let Some(state) = self.table.state(mfn) else { continue };
-            if matches!(state.role, Role::NotRam | Role::Hypervisor)
-                && self.table.transit(mfn, state, FREE).is_ok()
-            {
-                lists.put(&self.table, number, 0);
-                lists.frames = lists.frames.wrapping_add(1);
-                given = given.wrapping_add(1);
+        let (mut given, mut run): (u64, u64) = (0, 0);
+        // One turn further than the range, to end the last run.
+        for number in first..=end {
+            let became_free = number < end
+                && Mfn::new(number).is_some_and(|mfn| {
+                    let state = self.table.state(mfn);
+                    let state = state.filter(|state| matches!(state.role, Role::NotRam | Role::Hypervisor));
+                    state.is_some_and(|state| self.table.transit(mfn, state, FREE).is_ok())
+                });
+            if became_free {
+                run = run.wrapping_add(1);
+            } else if run != 0 {
+                lists.put_run(&self.table, number.saturating_sub(run), run);
+                given = given.wrapping_add(run);
+                run = 0;
             }
         }
+        lists.frames = lists.frames.wrapping_add(given);
         given
     }
 
@@ -173,6 +183,18 @@ const fn block(start: u64, order: u32) -> Range<u64> {
 }
 
 impl FreeLists {
+    /// Puts frames that are [`FREE`] into the lists, in the largest blocks.
+    fn put_run(&mut self, table: &FrameTable, start: u64, count: u64) {
+        let (mut start, mut left) = (start, count);
+        // Each turn puts a block; at most two of each order below the largest.
+        while left != 0 {
+            let order = MAX_ORDER.min(start.trailing_zeros()).min(left.ilog2());
+            self.put(table, start, order);
+            start = start.saturating_add(frames_in(order));
+            left = left.saturating_sub(frames_in(order));
+        }
+    }
+
     /// Puts a block of frames that are [`FREE`] into its list, joined with its buddies.
     fn put(&mut self, table: &FrameTable, start: u64, order: u32) {
         let (mut start, mut order) = (start, order);

@@ -4,7 +4,10 @@
 //!    entry is bit 0 alone: a leaf in transit (being split) has its kind and address with bit 0 clear, so that software sees the
 //!    mapping that hardware is kept from for a moment.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use crate::addr::{Mfn, Pa};
+use pv_abi::PAGE_SHIFT;
+
+use super::Mapping;
+use crate::addr::{Gfn, Mfn, Pa};
 
 /// Entries in a table.
 pub const ENTRIES: usize = 512;
@@ -96,6 +99,13 @@ impl Kind {
     }
 }
 
+/// The frame at bits 47:12.
+#[inline]
+pub(super) fn frame_at(bits: u64) -> Mfn {
+    // 48 bits are always an address.
+    Pa::new(bits & ADDRESS).map_or(Mfn::default(), Pa::frame)
+}
+
 /// One entry of a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
@@ -156,8 +166,16 @@ impl Descriptor {
     /// The frame that the entry names.
     #[inline]
     pub fn frame(self) -> Mfn {
-        // 48 bits are always an address.
-        Pa::new(self.0 & ADDRESS).map_or(Mfn::default(), Pa::frame)
+        frame_at(self.0)
+    }
+
+    /// What this entry, as a leaf of `2^order` frames, maps a guest frame to.
+    #[inline]
+    pub(super) fn mapping(self, gfn: Gfn, order: u32) -> Option<Mapping> {
+        let kind = self.kind()?;
+        // A block lies at a multiple of its size, so that the offset fills bits that are clear.
+        let within = gfn.get() & (1u64 << order).wrapping_sub(1);
+        Some(Mapping { mfn: frame_at(self.0 | within << PAGE_SHIFT), kind })
     }
 }
 
