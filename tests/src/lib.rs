@@ -2,7 +2,12 @@
 //!
 //! A [`Guest`] is a vCPU of a [`World`]. Its arguments lie in its own memory, at [`ARG`] unless a test says otherwise, and
 //! after every call the machine must be in order.
-#![allow(clippy::missing_panics_doc, clippy::unwrap_used, clippy::panic, reason = "panics are how tests fail")]
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "panics are how tests fail"
+)]
 
 use hypervisor::addr::{FrameAddr, Gfn, Mfn};
 use hypervisor::evtchn::check_channels;
@@ -86,7 +91,12 @@ impl Guest<'_> {
     }
 
     /// Makes a call whose second argument points to a structure; returns the result and the structure after the call.
-    pub fn with<T: IntoBytes + FromBytes + Immutable + Copy>(&self, number: u64, cmd: u32, arg: T) -> (i64, T) {
+    pub fn with<T: IntoBytes + FromBytes + Immutable + Copy>(
+        &self,
+        number: u64,
+        cmd: u32,
+        arg: T,
+    ) -> (i64, T) {
         self.write(ARG, arg.as_bytes());
         let result = self.call(number, [u64::from(cmd), ARG, 1, 0, 0]);
         (result, self.read(ARG))

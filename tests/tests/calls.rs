@@ -56,7 +56,9 @@ fn what_a_guest_learns_of_the_hypervisor_is_what_xen_tells_a_domu() {
     assert_eq!(tell(6), EINVAL);
     assert_eq!(tell(3), 0);
     let capabilities = one.read::<[u8; 1024]>(ARG);
-    assert!(capabilities.starts_with(b"xen-3.0-aarch64 \0") && capabilities[17..].iter().all(|byte| *byte == 0));
+    assert!(
+        capabilities.starts_with(b"xen-3.0-aarch64 \0") && capabilities[17..].iter().all(|byte| *byte == 0)
+    );
     assert_eq!(tell(5), 0);
     assert_eq!(one.read::<u64>(ARG), 0);
     assert_eq!((tell(7), call(one, number::XEN_VERSION, 7, 0)), (EINVAL, 4096));
@@ -97,7 +99,8 @@ fn structures_may_cross_a_page() {
 fn parameters_are_read_by_their_domain_and_set_by_nobody() {
     let world = two();
     let one = guest(&world, 1);
-    let op = |cmd, domid, index| one.with(number::HVM_OP, cmd, HvmParamArg { domid, pad: 0, index, value: 5 });
+    let op =
+        |cmd, domid, index| one.with(number::HVM_OP, cmd, HvmParamArg { domid, pad: 0, index, value: 5 });
     for index in [0, 1, 2, 17, 18] {
         assert_eq!((op(1, DomId::SELF, index).0, op(1, DomId::SELF, index).1.value), (0, 0));
         assert_eq!(op(0, DomId::SELF, index).0, EPERM);
@@ -123,9 +126,8 @@ fn vcpu_op(guest: Guest<'_>, cmd: u64, vcpu: u64, arg: &[u8]) -> i64 {
 fn a_vcpu_registers_its_info_once() {
     let world = two();
     let one = guest(&world, 1);
-    let register = |vcpu, gfn, offset| {
-        vcpu_op(one, 10, vcpu, RegisterVcpuInfo { gfn, offset, rsvd: 0 }.as_bytes())
-    };
+    let register =
+        |vcpu, gfn, offset| vcpu_op(one, 10, vcpu, RegisterVcpuInfo { gfn, offset, rsvd: 0 }.as_bytes());
     let page = RAM + 0x5_0000;
     let gfn = page >> 12;
     assert_eq!(register(2, gfn, 0), ENOENT);
@@ -324,7 +326,8 @@ fn polling_returns_at_once_for_a_pending_port_and_waits_for_others() {
 fn what_needs_a_toolstack_is_refused() {
     let world = two();
     let one = guest(&world, 1);
-    let remote = |domain| sched(one, 4, RemoteShutdown { domain: DomId(domain), pad: 0, reason: 0 }.as_bytes());
+    let remote =
+        |domain| sched(one, 4, RemoteShutdown { domain: DomId(domain), pad: 0, reason: 0 }.as_bytes());
     assert_eq!((remote(1), remote(2), remote(3), remote(0x7FF0)), (EPERM, EPERM, ESRCH, ESRCH));
     let watchdog = |id| sched(one, 6, Watchdog { id, timeout: 10 }.as_bytes());
     assert_eq!((watchdog(0), watchdog(1), watchdog(2), watchdog(3)), (ENOSPC, EINVAL, EINVAL, EINVAL));
@@ -498,7 +501,9 @@ fn privileged_calls_look_at_the_interface_version_first() {
 fn calls_that_do_not_exist_are_not_implemented() {
     let world = two();
     let one = guest(&world, 1);
-    for number in [0, 1, 2, 6, 14, 15, 16, 19, 22, 26, 27, 28, 33, 38, 39, 40, 41, 48, 63, 1000, 1 << 32, u64::MAX] {
+    for number in
+        [0, 1, 2, 6, 14, 15, 16, 19, 22, 26, 27, 28, 33, 38, 39, 40, 41, 48, 63, 1000, 1 << 32, u64::MAX]
+    {
         assert_eq!(call(one, number, ARG, 0), ENOSYS, "{number}");
     }
 }

@@ -83,9 +83,8 @@ fn an_event_that_is_pending_or_masked_tells_nobody_again() {
 fn a_second_event_in_another_word_does_not_raise_while_the_upcall_is_pending() {
     let world = two();
     let one = guest(&world, 1);
-    let ports: Vec<Port> = (0..70)
-        .map(|_| one.event(EventOp::BindIpi, BindIpi { vcpu: 0, port: Port(0) }).1.port)
-        .collect();
+    let ports: Vec<Port> =
+        (0..70).map(|_| one.event(EventOp::BindIpi, BindIpi { vcpu: 0, port: Port(0) }).1.port).collect();
     one.send(ports[0]);
     world.machine.hw.take_ops();
     one.send(*ports.last().unwrap());
@@ -200,8 +199,14 @@ fn status_tells_what_a_port_is() {
     assert_eq!((status(one, Port(0)).0, status(one, Port(0)).1.status), (0, 0), "closed");
     assert_eq!(status(one, Port(63)).0, 0, "the first group of ports is there from the start");
     assert_eq!(status(one, Port(64)).0, EINVAL, "the next is not");
-    assert_eq!(one.event(EventOp::Status, Status { dom: DomId(2), port: there, ..Status::default() }).0, EPERM);
-    assert_eq!(one.event(EventOp::Status, Status { dom: DomId(9), port: there, ..Status::default() }).0, ESRCH);
+    assert_eq!(
+        one.event(EventOp::Status, Status { dom: DomId(2), port: there, ..Status::default() }).0,
+        EPERM
+    );
+    assert_eq!(
+        one.event(EventOp::Status, Status { dom: DomId(9), port: there, ..Status::default() }).0,
+        ESRCH
+    );
 }
 
 #[test]

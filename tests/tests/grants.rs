@@ -8,8 +8,8 @@ use hypervisor::hypercall::Outcome;
 use hypervisor::stage2::Kind;
 use pavo_tests::{ARG, Guest, NOWHERE, guest, number, two};
 use pv_abi::grant::{
-    CacheFlush, CopyPtr, EntryFlags, GetVersion, GrantCopy, GrantOp, MapGrantRef, QuerySize, SetVersion, SetupTable,
-    SwapGrantRef, UnmapGrantRef,
+    CacheFlush, CopyPtr, EntryFlags, GetVersion, GrantCopy, GrantOp, MapGrantRef, QuerySize, SetVersion,
+    SetupTable, SwapGrantRef, UnmapGrantRef,
 };
 use pv_abi::{DomId, GrantHandle, GrantRef, GuestHandle};
 
@@ -482,7 +482,12 @@ fn without_frames_for_tables_nothing_changes() {
         taken.push(mfn);
     }
     for missing in (1..3).rev() {
-        let setup = SetupTable { dom: DomId::SELF, nr_frames: 4, frame_list: GuestHandle(ARG + 64), ..SetupTable::default() };
+        let setup = SetupTable {
+            dom: DomId::SELF,
+            nr_frames: 4,
+            frame_list: GuestHandle(ARG + 64),
+            ..SetupTable::default()
+        };
         assert_eq!(one.grant(GrantOp::SetupTable, setup).1.status, GENERAL_ERROR);
         assert_eq!(world.domain(1).state.lock().grants.frames(), 1, "{missing} more would do");
         frames.free(taken.pop().unwrap()).unwrap();

@@ -1,0 +1,214 @@
+//! Guests that ask for anything: thousands of calls with arguments that are nearly right, or not at all, from two domains. Nothing
+//! panics, every call ends, and the machine stays in order.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+
+use hypervisor::domain::Life;
+use hypervisor::evtchn::check_channels;
+use hypervisor::fake::{MEMORY_KIB, RAM, Random, World};
+use hypervisor::hypercall::Outcome;
+use hypervisor::psci::decode;
+use hypervisor::vcpu::Run;
+use pavo_tests::{ARG, Guest, NOWHERE, number, two};
+use pv_abi::call::TABLE;
+use pv_abi::grant::EntryFlags;
+
+/// Where grants are mapped: a few pages without RAM, a few of RAM.
+const PLACES: [u64; 2] = [0x5000_0000, RAM + 0x2_0000];
+
+/// Runs of a call before it must have ended.
+const PATIENCE: u32 = 5000;
+
+struct Hostile<'w> {
+    world: &'w World,
+    random: Random,
+}
+
+impl Hostile<'_> {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random.below(limit)
+    }
+
+    /// One of some numbers, now and then any.
+    fn one_of(&mut self, choices: &[u64]) -> u64 {
+        match self.below(16) {
+            0 => self.below(u64::MAX),
+            1 => u64::MAX - self.below(3),
+            _ => choices[self.below(choices.len() as u64) as usize],
+        }
+    }
+
+    fn small(&mut self) -> u64 {
+        let choices = [0, 1, 2, 3, 5, 8, 9, 10, 17, 63, 64, 127, 128];
+        self.one_of(&choices)
+    }
+
+    fn dom(&mut self) -> u16 {
+        self.one_of(&[1, 2, 0x7FF0, 1, 2, 3, 0]) as u16
+    }
+
+    /// Fills the argument page with fields that make sense at this place or another.
+    fn arguments(&mut self, guest: Guest<'_>) {
+        for element in 0..24 {
+            let mut bytes = [0; 64];
+            for field in bytes.chunks_exact_mut(8) {
+                let low = self.small() as u32;
+                let high = self.small() as u32;
+                let place = PLACES[self.below(2) as usize] + self.below(6) * 0x1000;
+                let word = match self.below(6) {
+                    0 => place,
+                    1 => place >> 12,
+                    2 => u64::from(self.dom()) | u64::from(high) << 32,
+                    3 => u64::from(low) | u64::from(self.dom()) << 32,
+                    4 => ARG + self.below(512) * 8,
+                    _ => u64::from(low) | u64::from(high) << 32,
+                };
+                field.copy_from_slice(&word.to_le_bytes());
+            }
+            guest.write(ARG + element * 64, &bytes);
+        }
+    }
+
+    fn map_argument(&mut self, guest: Guest<'_>) {
+        for element in 0..self.below(20) {
+            let at = ARG + element * 32;
+            let place = PLACES[self.below(2) as usize] + self.below(6) * 0x1000;
+            guest.write(at, &place.to_le_bytes());
+            let flags = [2_u32, 6, 2, 6, 3, 0][self.below(6) as usize];
+            guest.write(at + 8, &flags.to_le_bytes());
+            guest.write(at + 12, &(8 + self.below(6) as u32).to_le_bytes());
+            guest.write(at + 16, &self.dom().to_le_bytes());
+        }
+    }
+
+    fn unmap_argument(&mut self, guest: Guest<'_>) {
+        for element in 0..self.below(20) {
+            let at = ARG + element * 24;
+            let place = PLACES[self.below(2) as usize] + self.below(6) * 0x1000;
+            guest.write(at, &place.to_le_bytes());
+            guest.write(at + 16, &(self.below(6) as u32).to_le_bytes());
+        }
+    }
+
+    /// What a guest does to its own shared pages.
+    fn scribble(&mut self, guest: Guest<'_>) {
+        for gref in 8..14 {
+            let flags = EntryFlags::from_bits_retain(self.below(8) as u16);
+            let gfn = [RAM + 0x2_0000, RAM + 0x8_0000, 0x5000_0000][self.below(3) as usize]
+                + self.below(4) * 0x1000;
+            guest.grants(gref, 1 + self.below(2) as u16, gfn >> 12, flags);
+        }
+        let at = self.below(136) as usize * 8;
+        let word = self.below(u64::MAX).to_le_bytes();
+        guest.set_info(at, &word);
+    }
+
+    fn step(&mut self) {
+        let id = 1 + self.below(2) as u16;
+        let guest = Guest { world: self.world, id, vcpu: self.below(2) as u32 };
+        // Whoever makes a call runs.
+        let vcpu = self.world.domain(id).vcpu(guest.vcpu).unwrap();
+        if vcpu.run.get() != Run::Running {
+            for _ in 0..4 {
+                let _ = self.world.machine.sched.pick(&self.world.machine, vcpu.home);
+            }
+            vcpu.run.set(Run::Running);
+        }
+        if self.below(4) == 0 {
+            self.scribble(guest);
+        }
+        self.arguments(guest);
+        let row = TABLE[self.below(TABLE.len() as u64) as usize];
+        let number = self.one_of(&[u64::from(row.number), u64::from(row.number), 7, 35, 36]);
+        let cmd = self.one_of(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 23]);
+        if number == number::GRANT_TABLE_OP && cmd == 0 {
+            self.map_argument(guest);
+        }
+        if number == number::GRANT_TABLE_OP && cmd == 1 {
+            self.unmap_argument(guest);
+        }
+        // A domain that has ended makes no more calls: let it end seldom.
+        if number == number::SCHED_OP && cmd == 2 {
+            return;
+        }
+        let last_page = RAM + MEMORY_KIB * 1024 - 4096;
+        let handles =
+            [ARG, ARG, ARG, ARG + 4, ARG + 4090, NOWHERE, last_page + 4088, 0, PLACES[0], PLACES[1]];
+        let handle = self.one_of(&handles);
+        let mut args = match number {
+            number::MULTICALL => [ARG, self.below(24), 0, 0, 0],
+            number::VCPU_OP => [cmd, self.small(), handle, 0, 0],
+            number::CONSOLE_IO => [self.below(2), self.below(5000), handle, 0, 0],
+            _ => [cmd, handle, self.one_of(&[0, 1, 2, 16, 17, 20]), self.small(), self.small()],
+        };
+        if number == number::MULTICALL {
+            for element in 0..24 {
+                let row = TABLE[self.below(TABLE.len() as u64) as usize];
+                guest.write(ARG + element * 64, &u64::from(row.number).to_le_bytes());
+                guest.write(ARG + element * 64 + 16, &self.below(2).to_le_bytes());
+                guest.write(ARG + element * 64 + 24, &(ARG + self.below(4096)).to_le_bytes());
+            }
+        }
+        for _ in 0..PATIENCE {
+            match guest.once(number, args) {
+                Outcome::Done(_) => return,
+                Outcome::Restart(left) => args = left,
+            }
+            // A batch over all of memory is its guest's own time; interrupts come in between.
+            if args[2] > 1 << 16 || number == number::MULTICALL || number == number::CONSOLE_IO {
+                return;
+            }
+        }
+        panic!("call {number} with {args:x?} never ends");
+    }
+}
+
+fn run(seed: u64, steps: u32) {
+    let world = two();
+    let mut hostile = Hostile { world: &world, random: Random::new(seed) };
+    for step in 0..steps {
+        hostile.step();
+        if step % 50 == 0 {
+            world.check();
+            check_channels(&world.machine).unwrap();
+            world.machine.hw.take_ops();
+        }
+    }
+    world.check();
+    // Whatever they did, neither has ended: nobody asked for it.
+    for id in 1..=2 {
+        assert_eq!(world.domain(id).life.get(), Life::Running, "domain {id}, seed {seed}");
+    }
+}
+
+#[test]
+fn thousands_of_calls_leave_the_machine_in_order() {
+    for seed in 1..=6 {
+        run(seed * 0x9E37_79B9, 2500);
+    }
+}
+
+#[test]
+fn busy_words_end_domains_and_nothing_else() {
+    for after in 0..40 {
+        let world = two();
+        let mut hostile = Hostile { world: &world, random: Random::new(77 + u64::from(after)) };
+        world.machine.hw.contend_after(after);
+        for _ in 0..60 {
+            hostile.step();
+        }
+        world.check();
+        check_channels(&world.machine).unwrap();
+    }
+}
+
+#[test]
+fn any_registers_decode_to_a_request() {
+    let world = two();
+    let mut random = Random::new(5);
+    for _ in 0..20_000 {
+        let function =
+            [0x8400_0000, 0xC400_0000, 0x8000_0000, 0][random.below(4) as usize] | random.below(16);
+        let x = [function, random.below(1 << 20), random.below(u64::MAX), random.below(8)];
+        let _ = decode(world.domain(1), x);
+    }
+}
