@@ -150,6 +150,6 @@ fn or_crash<T, E: core::fmt::Debug>(outcome: Result<T, E>, what: &str) -> T {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    console::print_last_words(format_args!("\n{info}\n"));
+    console::print_last_words(format_args!("{info}\n"));
     power::crash()
 }

@@ -28,6 +28,13 @@ struct Console {
 static CONSOLE: Mutex<Console> = Mutex::new(Console { line: Vec::new(), uart: None });
 
 impl Console {
+    /// Ends a line that was begun by `print!`.
+    fn end_line(&mut self) {
+        if !self.line.is_empty() && self.line.push(b'\n').is_ok() {
+            self.flush();
+        }
+    }
+
     fn flush(&mut self) {
         match self.uart {
             Some(uart) => self.line.iter().for_each(|byte| send(uart, *byte)),
@@ -79,6 +86,7 @@ pub fn print(arguments: fmt::Arguments<'_>) {
 pub(crate) fn print_last_words(arguments: fmt::Arguments<'_>) {
     cpu::mask_interrupts();
     if let Some(mut console) = CONSOLE.try_lock() {
+        console.end_line();
         let _ = console.write_fmt(arguments);
     } else {
         let mut console = Console { line: Vec::new(), uart: None };

@@ -46,11 +46,7 @@ extern "C" fn guest_kernel_exception(frame: &mut Frame, vector: usize) {
         frame.spsr
     ));
     for (row, registers) in frame.x.chunks(3).enumerate() {
-        console::print_last_words(format_args!("  x{:<2}", row * 3));
-        for register in registers {
-            console::print_last_words(format_args!(" {register:#018x}"));
-        }
-        console::print_last_words(format_args!("\n"));
+        console::print_last_words(format_args!("  x{:<2} {registers:#018x?}\n", row * 3));
     }
     power::crash();
 }

@@ -125,6 +125,6 @@ impl Gic {
 pub(crate) enum OwnSgi {
     /// A store to the distributor.
     Store { address: usize, value: u32 },
-    /// A write of ICC_SGI1R_EL1.
+    /// A write of `ICC_SGI1R_EL1`.
     Icc(u64),
 }

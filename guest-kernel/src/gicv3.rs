@@ -8,7 +8,7 @@ use crate::gic::Intid;
 use crate::mmio::Registers;
 
 const GICD_CTLR: usize = 0x0000;
-/// In GICD_CTLR, seen from the non-secure side: group 1 on (both names), affinity routing on.
+/// In `GICD_CTLR`, seen from the non-secure side: group 1 on (both names), affinity routing on.
 const ENABLE_GROUP1: u32 = 1 << 0 | 1 << 1;
 const AFFINITY_ROUTING: u32 = 1 << 4;
 
@@ -26,19 +26,19 @@ const GICR_ICENABLER0: usize = SGI_FRAME + 0x0180;
 const GICR_IPRIORITYR: usize = SGI_FRAME + 0x0400;
 /// Bytes of a redistributor without and with the frames of virtual LPIs.
 const STRIDES: [usize; 2] = [0x2_0000, 0x4_0000];
-/// Affinity fields of MPIDR_EL1.
+/// Affinity fields of `MPIDR_EL1`.
 const AFFINITY: u64 = 0xff_00ff_ffff;
 /// Priority of every interrupt, and the mask that lets it pass.
 const PRIORITY: u8 = 0xa0;
 const LOWEST: u64 = 0xff;
-/// Reads of GICR_WAKER before the redistributor is given up.
+/// Reads of `GICR_WAKER` before the redistributor is given up.
 const PATIENCE: u32 = 1 << 16;
 
 macro_rules! write_register {
     ($name:literal, $value:expr) => {{
         let value: u64 = $value;
         // SAFETY: a CPU interface register that affects only which interrupts this vCPU takes; the barrier orders it.
-        unsafe { asm!(concat!("msr ", $name, ", {0}"), "isb", in(reg) value, options(nostack, preserves_flags)) }
+        unsafe { asm!(concat!("msr ", $name, ", {0}"), "isb", in(reg) value, options(nostack, preserves_flags)); }
     }};
 }
 
@@ -85,7 +85,7 @@ impl GicV3 {
         let intid: u64;
         // SAFETY: ICC_IAR1_EL1; reading it activates the interrupt that is then handled.
         unsafe {
-            asm!("mrs {0}, S3_0_C12_C12_0", "dsb sy", out(reg) intid, options(nostack, preserves_flags))
+            asm!("mrs {0}, S3_0_C12_C12_0", "dsb sy", out(reg) intid, options(nostack, preserves_flags));
         }
         (intid & 0xff_ffff) as u32
     }
@@ -95,7 +95,7 @@ impl GicV3 {
         write_register!("S3_0_C12_C12_1", u64::from(intid)); // ICC_EOIR1_EL1
     }
 
-    /// What ICC_SGI1R_EL1 takes to raise an SGI on this vCPU.
+    /// What `ICC_SGI1R_EL1` takes to raise an SGI on this vCPU.
     pub(crate) fn own_sgi(intid: Intid) -> u64 {
         let mpidr = MPIDR_EL1.get();
         let [aff0, aff1, aff2, _, aff3, ..] = mpidr.to_le_bytes();

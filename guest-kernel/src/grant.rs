@@ -124,9 +124,10 @@ fn with_table<R>(work: impl FnOnce(&mut Table) -> R) -> R {
 
 /// The shared entry of a reference that `take_reference` gave out.
 fn shared_entry(reference: GrantRef) -> &'static SharedEntry {
-    let entries = core::ptr::with_exposed_provenance::<SharedEntry>(GRANT_TABLE_BASE as usize);
+    let offset = reference.0 as usize * size_of::<SharedEntry>();
+    let entry = core::ptr::with_exposed_provenance::<SharedEntry>(GRANT_TABLE_BASE as usize + offset);
     // SAFETY: the reference lies in a placed and mapped frame, which stays for ever; entries are atomics.
-    unsafe { &*entries.add(reference.0 as usize) }
+    unsafe { &*entry }
 }
 
 /// A page that a peer may use.

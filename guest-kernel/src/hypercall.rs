@@ -3,6 +3,8 @@
 //! 1. A structure's address goes to the hypervisor only for the length of the call (`with`): nothing keeps it.
 //! 2. Calls that change what is behind this guest's own memory are `unsafe`; the modules that own such memory make them.
 #![expect(unsafe_code, reason = "hvc instructions, whose arguments are addresses")]
+#![expect(clippy::missing_errors_doc, reason = "every error is the hypervisor's refusal")]
+#![expect(clippy::inline_always, reason = "what is measured contains nothing but the call")]
 use core::arch::asm;
 
 use pv_abi::console::ConsoleOp;

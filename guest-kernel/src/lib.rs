@@ -14,8 +14,16 @@
 //! Everything here also runs on real Xen for ARM64: the calls are Xen's. The parts that need no hardware are compiled and
 //! tested on the host; the rest is compiled for the bare-metal target only. A guest has one vCPU for now.
 #![cfg_attr(not(test), no_std)]
+// Addresses are 64 bits wide in the interface and on the one target.
+#![cfg_attr(
+    target_os = "none",
+    allow(clippy::cast_possible_truncation, reason = "usize has 64 bits, asserted below")
+)]
 
 extern crate alloc;
+
+#[cfg(target_os = "none")]
+const _: () = assert!(usize::BITS == 64);
 
 pub mod bootargs;
 pub mod entry;

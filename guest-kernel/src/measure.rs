@@ -7,6 +7,7 @@
     unsafe_code,
     reason = "timed instruction sequences, and another vector table while one is measured"
 )]
+#![expect(clippy::missing_errors_doc, reason = "every error is the hypervisor's refusal")]
 use core::arch::asm;
 
 use aarch64_cpu::registers::{CNTV_CTL_EL0, CNTV_CVAL_EL0, Readable, VBAR_EL1, Writeable};
@@ -84,7 +85,7 @@ pub fn nothing() -> u64 {
     let (start, end): (u64, u64);
     // SAFETY: the counter reads have no effect.
     unsafe {
-        asm!("isb", "mrs {0}, cntvct_el0", "mrs {1}, cntvct_el0", out(reg) start, out(reg) end, options(nomem, nostack))
+        asm!("isb", "mrs {0}, cntvct_el0", "mrs {1}, cntvct_el0", out(reg) start, out(reg) end, options(nomem, nostack));
     }
     end.wrapping_sub(start)
 }

@@ -33,7 +33,7 @@ impl Registers {
     }
 
     /// Reads the 32-bit register at `offset`; beyond the range, 0.
-    #[inline(always)]
+    #[inline]
     pub fn read32(self, offset: usize) -> u32 {
         let value;
         if !self.holds(offset, 4) {
@@ -41,18 +41,18 @@ impl Registers {
         }
         // SAFETY: invariant 1, and the offset was checked and is aligned.
         unsafe {
-            asm!("ldr {0:w}, [{1}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags))
+            asm!("ldr {0:w}, [{1}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags));
         }
         value
     }
 
     /// Writes the 32-bit register at `offset`; beyond the range, nothing.
-    #[inline(always)]
+    #[inline]
     pub fn write32(self, offset: usize, value: u32) {
         if self.holds(offset, 4) {
             // SAFETY: invariant 1, and the offset was checked and is aligned.
             unsafe {
-                asm!("str {0:w}, [{1}]", in(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags))
+                asm!("str {0:w}, [{1}]", in(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags));
             }
         }
     }
@@ -65,7 +65,7 @@ impl Registers {
         }
         // SAFETY: invariant 1, and the offset was checked and is aligned.
         unsafe {
-            asm!("ldr {0}, [{1}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags))
+            asm!("ldr {0}, [{1}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags));
         }
         value
     }
@@ -75,7 +75,7 @@ impl Registers {
         if self.holds(offset, 1) {
             // SAFETY: invariant 1, and the offset was checked.
             unsafe {
-                asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) self.base + offset, options(nostack, preserves_flags))
+                asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) self.base + offset, options(nostack, preserves_flags));
             }
         }
     }

@@ -93,7 +93,7 @@ pub(crate) enum MapError {
 impl Tables {
     /// Maps `[start, end)`, both page-aligned, in the largest pieces that fit. Depth is bounded by the three levels.
     fn map(&mut self, start: u64, end: u64, access: Access) -> Result<(), MapError> {
-        if start % PAGE != 0 || end % PAGE != 0 || start > end || end > LIMIT {
+        if !start.is_multiple_of(PAGE) || !end.is_multiple_of(PAGE) || start > end || end > LIMIT {
             return Err(MapError::BadRange);
         }
         let mut at = start;
@@ -102,7 +102,7 @@ impl Tables {
             for (level, span) in SPAN.iter().enumerate() {
                 let index = usize::try_from(at / span).map_err(|_| MapError::BadRange)? % ENTRIES;
                 let empty_or_leaf = self.pool[table].0[index] & Entry::TABLE.bits() == 0;
-                if level == 2 || (empty_or_leaf && at % span == 0 && end - at >= *span) {
+                if level == 2 || (empty_or_leaf && at.is_multiple_of(*span) && end - at >= *span) {
                     let page = if level == 2 { Entry::TABLE } else { Entry::empty() };
                     self.pool[table].0[index] = at | access.leaf().union(page).bits();
                     at += span;

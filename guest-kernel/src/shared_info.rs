@@ -48,32 +48,22 @@ impl SharedPage {
 
     /// Masks `port`; returns whether it was masked already.
     pub fn mask(&self, port: Port) -> bool {
-        self.change(&self.mask, port, |word, bit| word.fetch_or(bit, Ordering::AcqRel))
+        change(&self.mask, port, |word, bit| word.fetch_or(bit, Ordering::AcqRel))
     }
 
     /// Clears the mask of `port`. The hypervisor's `unmask` call is what also notifies if it is pending.
     pub fn clear_mask(&self, port: Port) {
-        self.change(&self.mask, port, |word, bit| word.fetch_and(!bit, Ordering::AcqRel));
+        change(&self.mask, port, |word, bit| word.fetch_and(!bit, Ordering::AcqRel));
     }
 
     /// Takes the pending event of `port`, if there is one.
     pub fn take(&self, port: Port) -> bool {
-        self.change(&self.pending, port, |word, bit| word.fetch_and(!bit, Ordering::AcqRel))
+        change(&self.pending, port, |word, bit| word.fetch_and(!bit, Ordering::AcqRel))
     }
 
     /// Whether an event is pending at `port`.
     pub fn is_pending(&self, port: Port) -> bool {
-        self.change(&self.pending, port, |word, _| word.load(Ordering::Acquire))
-    }
-
-    fn change(
-        &self,
-        map: &[AtomicU64; EVTCHN_WORDS],
-        port: Port,
-        with: impl FnOnce(&AtomicU64, u64) -> u64,
-    ) -> bool {
-        let bit = 1u64 << (port.0 % 64);
-        map.get(port.0 as usize / 64).is_some_and(|word| with(word, bit) & bit != 0)
+        change(&self.pending, port, |word, _| word.load(Ordering::Acquire))
     }
 
     /// Takes all pending events of unmasked ports. Bounded by the ports there are.
@@ -93,6 +83,12 @@ impl SharedPage {
             }
         }
     }
+}
+
+/// The bit of `port` before `with` changed its word; no bit beyond the bitmap.
+fn change(map: &[AtomicU64; EVTCHN_WORDS], port: Port, with: impl FnOnce(&AtomicU64, u64) -> u64) -> bool {
+    let bit = 1u64 << (port.0 % 64);
+    map.get(port.0 as usize / 64).is_some_and(|word| with(word, bit) & bit != 0)
 }
 
 #[cfg(test)]

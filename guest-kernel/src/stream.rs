@@ -53,12 +53,20 @@ pub enum Up {
     },
 }
 
+/// The low and the high 32 bits.
+fn halves(value: u64) -> [u32; 2] {
+    [value & u64::from(u32::MAX), value >> 32].map(|half| u32::try_from(half).unwrap_or(u32::MAX))
+}
+
 impl Message for Down {
     fn encode(&self) -> [u32; SLOT_WORDS] {
         let mut words = [0; SLOT_WORDS];
         match self {
             Self::Page { reference, length } => (words[0], words[1], words[2]) = (1, reference.0, *length),
-            Self::End { bytes } => (words[0], words[1], words[2]) = (2, *bytes as u32, (bytes >> 32) as u32),
+            Self::End { bytes } => {
+                let [low, high] = halves(*bytes);
+                (words[0], words[1], words[2]) = (2, low, high);
+            }
         }
         words
     }
@@ -142,7 +150,9 @@ mod tests {
         let (mut down, mut up) = sender_ends(&page).unwrap();
         let (mut from_sender, mut to_sender) = receiver_ends(&page).unwrap();
         let sent = [Down::Page { reference: GrantRef(9), length: 4096 }, Down::End { bytes: 0x12_3456_789a }];
-        sent.iter().for_each(|message| down.push(message).unwrap());
+        for message in &sent {
+            down.push(message).unwrap();
+        }
         assert_eq!(sent.map(Some), [from_sender.pop().unwrap(), from_sender.pop().unwrap()]);
         let digest = Up::Digest { sha256: core::array::from_fn(|index| u8::try_from(index * 7).unwrap()) };
         to_sender.push(&digest).unwrap();

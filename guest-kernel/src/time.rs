@@ -23,7 +23,7 @@ pub fn frequency() -> u64 {
 }
 
 /// The counter now.
-#[inline(always)]
+#[inline]
 pub fn now() -> Instant {
     aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
     Instant(CNTVCT_EL0.get())

@@ -32,9 +32,9 @@ pub fn sleep(duration: Duration) -> Result<(), NoController> {
     interrupt::wait_until(|| {
         let done = time::now() >= deadline;
         if done {
-            disarm()
+            disarm();
         } else {
-            arm(deadline)
+            arm(deadline);
         }
         done
     });

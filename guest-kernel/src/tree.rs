@@ -158,3 +158,111 @@ fn regions<'a>(node: &UnalignedFallibleNode<'a>) -> impl Iterator<Item = Region>
         Some(Region { start: number(start)?, size: number(size)? })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_fdt::FdtWriter;
+
+    use super::*;
+
+    /// What Xen's dom0less builder gives a guest, as far as it is read here.
+    fn guest_tree(gic: impl FnOnce(&mut FdtWriter), initrd: Option<(u64, u64)>) -> Vec<u8, 4096> {
+        let mut fdt = FdtWriter::new().unwrap();
+        let root = fdt.begin_node("").unwrap();
+        fdt.property_u32("#address-cells", 2).unwrap();
+        fdt.property_u32("#size-cells", 2).unwrap();
+        let cpus = fdt.begin_node("cpus").unwrap();
+        for name in ["cpu@0", "cpu@1"] {
+            let cpu = fdt.begin_node(name).unwrap();
+            fdt.property_string("device_type", "cpu").unwrap();
+            fdt.end_node(cpu).unwrap();
+        }
+        fdt.end_node(cpus).unwrap();
+        for (name, reg) in [
+            ("memory@40000000", [0x4000_0000, 0x200_0000]),
+            ("memory@200000000", [0x2_0000_0000, 0x100_0000]),
+        ] {
+            let memory = fdt.begin_node(name).unwrap();
+            fdt.property_array_u64("reg", &reg).unwrap();
+            fdt.end_node(memory).unwrap();
+        }
+        gic(&mut fdt);
+        let hypervisor = fdt.begin_node("hypervisor").unwrap();
+        fdt.property_string_list("compatible", vec!["xen,xen-4.20".into(), "xen,xen".into()]).unwrap();
+        fdt.property_array_u64("reg", &[0x3800_0000, 0x100_0000, 0x4200_0000, 0xbe00_0000]).unwrap();
+        fdt.end_node(hypervisor).unwrap();
+        let chosen = fdt.begin_node("chosen").unwrap();
+        fdt.property_string("bootargs", "peer=2 port=1").unwrap();
+        if let Some((start, end)) = initrd {
+            fdt.property_u64("linux,initrd-start", start).unwrap();
+            fdt.property_u64("linux,initrd-end", end).unwrap();
+        }
+        fdt.end_node(chosen).unwrap();
+        fdt.end_node(root).unwrap();
+        Vec::from_slice(&fdt.finish().unwrap()).unwrap()
+    }
+
+    fn gicv3(fdt: &mut FdtWriter) {
+        let gic = fdt.begin_node("interrupt-controller@3001000").unwrap();
+        fdt.property_string("compatible", "arm,gic-v3").unwrap();
+        fdt.property_array_u64("reg", &[0x300_1000, 0x1_0000, 0x302_0000, 0x100_0000]).unwrap();
+        fdt.end_node(gic).unwrap();
+    }
+
+    #[test]
+    fn a_guest_tree_is_read() {
+        let blob = guest_tree(gicv3, Some((0x41a0_0000, 0x41a0_1001)));
+        let tree = Tree::parse(&blob).unwrap();
+        assert_eq!(tree.memory_size(), 0x300_0000);
+        assert_eq!(tree.memory[1], Region { start: 0x2_0000_0000, size: 0x100_0000 });
+        assert_eq!(tree.ramdisk, Some(Region { start: 0x41a0_0000, size: 0x1001 }));
+        assert_eq!(tree.bootargs, "peer=2 port=1");
+        assert_eq!(tree.cpus, 2);
+        assert_eq!(tree.grants, Some(Region { start: 0x3800_0000, size: 0x100_0000 }));
+        let distributor = Region { start: 0x300_1000, size: 0x1_0000 };
+        let redistributors = Region { start: 0x302_0000, size: 0x100_0000 };
+        assert_eq!(tree.gic, Some(Gic::V3 { distributor, redistributors }));
+        assert_eq!(tree.uart, None);
+    }
+
+    #[test]
+    fn a_gicv2_and_a_uart_are_found_and_an_empty_ramdisk_is_none() {
+        let devices = |fdt: &mut FdtWriter| {
+            let gic = fdt.begin_node("interrupt-controller@3001000").unwrap();
+            fdt.property_string("compatible", "arm,gic-400").unwrap();
+            fdt.property_array_u64("reg", &[0x300_1000, 0x1000, 0x300_2000, 0x2000]).unwrap();
+            fdt.end_node(gic).unwrap();
+            let uart = fdt.begin_node("sbsa-uart@22000000").unwrap();
+            fdt.property_string("compatible", "arm,sbsa-uart").unwrap();
+            fdt.property_array_u64("reg", &[0x2200_0000, 0x1000]).unwrap();
+            fdt.end_node(uart).unwrap();
+        };
+        let blob = guest_tree(devices, Some((0x41a0_0000, 0x41a0_0000)));
+        let tree = Tree::parse(&blob).unwrap();
+        let cpu = Region { start: 0x300_2000, size: 0x2000 };
+        assert_eq!(tree.gic, Some(Gic::V2 { distributor: Region { start: 0x300_1000, size: 0x1000 }, cpu }));
+        assert_eq!(tree.uart, Some(Region { start: 0x2200_0000, size: 0x1000 }));
+        assert_eq!(tree.ramdisk, None);
+    }
+
+    #[test]
+    fn damaged_trees_do_not_panic() {
+        let blob = guest_tree(gicv3, None);
+        for index in 0..blob.len() {
+            for value in [0x00, 0x01, 0x7f, 0xff] {
+                let mut damaged = blob.clone();
+                damaged[index] = value;
+                let _ = Tree::parse(&damaged);
+            }
+        }
+        for length in 0..blob.len() {
+            let _ = Tree::parse(&blob[..length]);
+        }
+    }
+
+    #[test]
+    fn the_size_is_read_from_the_header_only_of_a_tree() {
+        assert_eq!(size([0xd00d_feed_u32.to_be(), 0x1234_u32.to_be()]), Some(0x1234));
+        assert_eq!(size([0xd00d_feed, 0x1234]), None);
+    }
+}

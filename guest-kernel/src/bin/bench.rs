@@ -16,7 +16,7 @@ use pv_abi::{DomId, Errno};
 
 guest_kernel::main!(main);
 
-/// Offset of GICD_CTLR.
+/// Offset of `GICD_CTLR`.
 const GICD_CTLR: usize = 0;
 
 /// What could not be measured for want of an interrupt.
@@ -90,7 +90,7 @@ fn events(bench: &Bench, own: DomId) -> Result<(), Errno> {
     unbound.take();
     match unbound.handle(|_| {}) {
         Ok(()) => {
-            bench.run("event_send_vector", || measure::event_send_to_vector(bound.port()).ok_or(NoInterrupt))
+            bench.run("event_send_vector", || measure::event_send_to_vector(bound.port()).ok_or(NoInterrupt));
         }
         Err(why) => println!("bench event_send_vector unsupported {why:?}"),
     }

@@ -91,6 +91,10 @@ pub(crate) fn check(tap: &mut Tap) {
         tap.is("the timer's port closes", close(virq.port), Ok(()));
     }
 
+    addresses(tap);
+}
+
+fn addresses(tap: &mut Tap) {
     for (what, op) in [
         ("bind_interdomain", EventOp::BindInterdomain),
         ("bind_virq", EventOp::BindVirq),

@@ -76,9 +76,8 @@ fn mapping(tap: &mut Tap, own: DomId) {
             }
             grant.frame().read(&mut bytes);
             tap.is("and writes to it", bytes, *b"written");
-            let grant = match grant.end() {
-                Ok(_) => return tap.that("a mapped page cannot be taken back", false),
-                Err(grant) => grant,
+            let Err(grant) = grant.end() else {
+                return tap.that("a mapped page cannot be taken back", false);
             };
             tap.that("a mapped page cannot be taken back", true);
             tap.is("unmapping", mapped.unmap(), Ok(()));
@@ -99,9 +98,8 @@ fn mapping(tap: &mut Tap, own: DomId) {
     let second = MappedGrant::map(own, grant.reference(), Access::ReadOnly);
     tap.that("it is mapped for reading, twice", first.is_ok() && second.is_ok());
     drop(first);
-    let grant = match grant.end() {
-        Ok(_) => return tap.that("one of two mappings holds it", false),
-        Err(grant) => grant,
+    let Err(grant) = grant.end() else {
+        return tap.that("one of two mappings holds it", false);
     };
     drop(second);
     tap.that("both gone, it can be taken back", grant.end().is_ok());

@@ -13,7 +13,7 @@ const PV_TIME_FEATURES: u32 = 0xc500_0020;
 const NOT_SUPPORTED: i32 = -1;
 
 pub(crate) fn check(tap: &mut Tap) {
-    let answer = |function, argument| smccc(function, argument) as i32;
+    let answer = |function, argument| smccc(function, argument);
     tap.is("PSCI is version 1.1", answer(PSCI_VERSION, 0), 0x1_0001);
     tap.is("there is no trusted OS to migrate", answer(MIGRATE_INFO_TYPE, 0), 2);
     tap.is("SMCCC_VERSION exists", answer(PSCI_FEATURES, u64::from(SMCCC_VERSION)), 0);

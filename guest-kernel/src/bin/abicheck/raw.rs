@@ -93,7 +93,13 @@ pub(crate) fn multicall(entries: &mut [pv_abi::multicall::MulticallEntry]) -> An
 }
 
 /// A PSCI or SMCCC function.
-pub(crate) fn smccc(function: u32, argument: u64) -> i64 {
+pub(crate) fn smccc(function: u32, argument: u64) -> i32 {
     // SAFETY: only functions that answer questions are called.
-    unsafe { hypercall::smccc(function, [argument, 0, 0]) }
+    low_word(unsafe { hypercall::smccc(function, [argument, 0, 0]) })
+}
+
+/// The low 32 bits of a result, where the interface has no more.
+pub(crate) fn low_word(result: i64) -> i32 {
+    let [a, b, c, d, ..] = result.to_le_bytes();
+    i32::from_le_bytes([a, b, c, d])
 }

@@ -7,7 +7,7 @@ use guest_kernel::{Guest, hypercall, time, timer};
 use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, ShutdownReason, Watchdog};
 use pv_abi::{DomId, Errno, GuestHandle, Hypercall, Port};
 
-use crate::raw::{Answer, NOBODY, NOWHERE, call, with, without};
+use crate::raw::{Answer, NOBODY, NOWHERE, call, low_word, with, without};
 use crate::tap::Tap;
 
 fn op(op: SchedOp) -> u64 {
@@ -85,7 +85,7 @@ fn watchdog(tap: &mut Tap) {
     tap.is("the first watchdog is 1", dog(0, 1000), Ok(1));
     tap.is("the second is 2", dog(0, 1000), Ok(2));
     // Xen's answer is 32 bits wide here: the refusal is not sign-extended.
-    let third = dog(0, 1000).map_or_else(Errno::to_result, |answer| answer as i64) as i32;
+    let third = low_word(dog(0, 1000).map_or_else(Errno::to_result, u64::cast_signed));
     tap.is("there is no third", i64::from(third), Errno::Enospc.to_result());
     tap.is("1 is set again", dog(1, 1000), Ok(0));
     tap.is("1 is cancelled", dog(1, 0), Ok(0));

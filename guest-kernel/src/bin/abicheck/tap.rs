@@ -31,6 +31,7 @@ impl Tap {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "answers and expectations are written in place")]
     /// One case: what it is, what came, what is expected.
     pub(crate) fn is<T: PartialEq + Debug>(&mut self, what: &str, got: T, expected: T) {
         self.cases += 1;

@@ -24,7 +24,7 @@ pub(crate) fn check(tap: &mut Tap) {
         ("63", 63),
         ("64", 64),
         ("1000", 1000),
-        ("xen_version with bit 32 set", 17 | 1 << 32),
+        ("xen_version with bit 32 set", 1 << 32 | 0x11),
         ("-1", u64::MAX),
     ] {
         tap.is(what, call(number, &[0, 0, 0, 0, 0]), Err(Errno::Enosys));
