@@ -34,7 +34,8 @@ pub(super) fn build(sysroot: &Path) -> Outcome<()> {
     cargo
         .current_dir(&folder)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", format!("--sysroot={}", shadow.display()));
+        // The images are linked as a whole: without bitcode these libraries could not be part of it.
+        .env("RUSTFLAGS", format!("--sysroot={} -Cembed-bitcode=yes", shadow.display()));
     cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", shadow.join("lib/rustlib/src/rust/library"));
     cargo
         .args(["build", "--quiet", "--release", "--target", BARE_TARGET, "--target-dir"])
