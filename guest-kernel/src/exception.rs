@@ -2,6 +2,7 @@
 //! the one instruction that is allowed to fail (`probe`).
 #![expect(unsafe_code, reason = "entered from assembly; a load that may fault")]
 use core::arch::{asm, global_asm};
+use core::fmt;
 
 use aarch64_cpu::registers::{ESR_EL1, FAR_EL1, Readable};
 
@@ -19,6 +20,15 @@ struct Frame {
 }
 
 const _: () = assert!(size_of::<Frame>() == 34 * 8);
+
+/// Registers side by side.
+struct Words<'a>(&'a [u64]);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|word| write!(f, " {word:#018x}"))
+    }
+}
 
 const KINDS: [&str; 4] = ["synchronous", "IRQ", "FIQ", "SError"];
 const SOURCES: [&str; 4] = ["EL1 on SP_EL0", "EL1", "EL0", "EL0 (AArch32)"];
@@ -46,7 +56,7 @@ extern "C" fn guest_kernel_exception(frame: &mut Frame, vector: usize) {
         frame.spsr
     ));
     for (row, registers) in frame.x.chunks(3).enumerate() {
-        console::print_last_words(format_args!("  x{:<2} {registers:#018x?}\n", row * 3));
+        console::print_last_words(format_args!("  x{:<2}{}\n", row * 3, Words(registers)));
     }
     power::crash();
 }

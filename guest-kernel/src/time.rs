@@ -67,6 +67,9 @@ struct RunState {
     time: [AtomicU64; 4],
 }
 
+/// Index of `RUNSTATE_blocked` in the times.
+const BLOCKED: usize = 2;
+
 const _: () = {
     assert!(size_of::<RunState>() == 64 && size_of::<RunstateInfo>() == 48);
     assert!(
@@ -96,6 +99,12 @@ fn system_offset() -> u64 {
             entered => entered.wrapping_sub(nanoseconds(now().since_start())),
         }
     })
+}
+
+/// How long this vCPU has been blocked in the hypervisor, as that publishes it; zero if it does not.
+pub fn blocked() -> Duration {
+    let _ = system_offset();
+    Duration::from_nanos(RUN_STATE.time[BLOCKED].load(Ordering::Acquire))
 }
 
 /// The hypervisor's system time, nanoseconds.

@@ -68,13 +68,14 @@ fn poll(tap: &mut Tap) {
     tap.is("an event is sent", other.notify(), Ok(()));
     tap.is("poll of a pending port returns at once", hypercall::poll(&[end.port()], 0), Ok(()));
     tap.that("and leaves it pending", end.take());
-    let began = time::now();
+    let (began, blocked) = (time::now(), time::blocked());
     tap.is("a wait ends in time", end.wait_for(Duration::from_millis(20)), Ok(Wake::TimedOut));
     let took = began.elapsed();
     tap.that(
         "neither early nor late",
         (Duration::from_millis(20)..Duration::from_millis(200)).contains(&took),
     );
+    tap.that("and blocked in the hypervisor most of it", time::blocked() - blocked >= Duration::from_millis(15));
 }
 
 fn watchdog(tap: &mut Tap) {
