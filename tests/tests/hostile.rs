@@ -10,7 +10,12 @@ use hypervisor::psci::decode;
 use hypervisor::vcpu::Run;
 use pavo_tests::{ARG, Guest, NOWHERE, number, two};
 use pv_abi::call::TABLE;
-use pv_abi::grant::EntryFlags;
+use pv_abi::event::{AllocUnbound, BindInterdomain, BindVcpu, BindVirq, EventOp};
+use pv_abi::grant::{CopyPtr, EntryFlags, GrantCopy, GrantOp, MapGrantRef, UnmapGrantRef};
+use pv_abi::memory::{AddToPhysmap, RemoveFromPhysmap};
+use pv_abi::vcpu::RegisterVcpuInfo;
+use pv_abi::{DomId, GrantHandle, GrantRef, Port};
+use zerocopy::IntoBytes;
 
 /// Where grants are mapped: a few pages without RAM, a few of RAM.
 const PLACES: [u64; 2] = [0x5000_0000, RAM + 0x2_0000];
@@ -68,24 +73,105 @@ impl Hostile<'_> {
         }
     }
 
-    fn map_argument(&mut self, guest: Guest<'_>) {
-        for element in 0..self.below(20) {
-            let at = ARG + element * 32;
-            let place = PLACES[self.below(2) as usize] + self.below(6) * 0x1000;
-            guest.write(at, &place.to_le_bytes());
-            let flags = [2_u32, 6, 2, 6, 3, 0][self.below(6) as usize];
-            guest.write(at + 8, &flags.to_le_bytes());
-            guest.write(at + 12, &(8 + self.below(6) as u32).to_le_bytes());
-            guest.write(at + 16, &self.dom().to_le_bytes());
-        }
+    fn place(&mut self) -> u64 {
+        PLACES[self.below(2) as usize] + self.below(6) * 0x1000
     }
 
-    fn unmap_argument(&mut self, guest: Guest<'_>) {
-        for element in 0..self.below(20) {
-            let at = ARG + element * 24;
-            let place = PLACES[self.below(2) as usize] + self.below(6) * 0x1000;
-            guest.write(at, &place.to_le_bytes());
-            guest.write(at + 16, &(self.below(6) as u32).to_le_bytes());
+    /// Where the hypervisor's own pages go: apart from the grants, since a grant that such a page has taken the place of keeps a handle
+    /// that names a place where something else is.
+    fn own_place(&mut self) -> u64 {
+        [0x5800_0000, RAM + 0x2_8000][self.below(2) as usize] + self.below(6) * 0x1000
+    }
+
+    /// A call that makes sense, of those that change something: number, arguments; its structures are in place.
+    fn sensible(&mut self, guest: Guest<'_>) -> (u64, [u64; 5]) {
+        let count = 1 + self.below(18);
+        let event = |op: EventOp| (number::EVENT_CHANNEL_OP, [u64::from(op.number()), ARG, 0, 0, 0]);
+        let grant =
+            |op: GrantOp, count: u64| (number::GRANT_TABLE_OP, [u64::from(op.number()), ARG, count, 0, 0]);
+        let port = Port(self.below(12) as u32);
+        let put = |offset: u64, bytes: &[u8]| guest.write(ARG + offset, bytes);
+        match self.random.below(18) {
+            0 | 1 => {
+                let arg = AllocUnbound { dom: DomId::SELF, remote_dom: DomId(self.dom()), port };
+                put(0, arg.as_bytes());
+                event(EventOp::AllocUnbound)
+            }
+            2 | 3 => {
+                let remote_dom = DomId(self.dom());
+                let arg = BindInterdomain { remote_dom, pad: 0, remote_port: port, local_port: Port(0) };
+                put(0, arg.as_bytes());
+                event(EventOp::BindInterdomain)
+            }
+            4 => {
+                put(0, BindVirq { virq: self.below(3) as u32, vcpu: self.below(3) as u32, port }.as_bytes());
+                event([EventOp::BindVirq, EventOp::BindIpi][self.below(2) as usize])
+            }
+            5..8 => {
+                put(0, BindVcpu { port, vcpu: self.below(3) as u32 }.as_bytes());
+                let ops = [EventOp::Close, EventOp::Send, EventOp::Send, EventOp::Unmask, EventOp::BindVcpu];
+                event(ops[self.below(5) as usize])
+            }
+            8..11 => {
+                for element in 0..count {
+                    let flags = [2, 6, 2, 6, 2, 3][self.below(6) as usize];
+                    let gref = GrantRef(8 + self.below(6) as u32);
+                    let dom = DomId(1 + self.below(2) as u16);
+                    let op =
+                        MapGrantRef { host_addr: self.place(), flags, gref, dom, ..MapGrantRef::default() };
+                    put(element * 32, op.as_bytes());
+                }
+                grant(GrantOp::MapGrantRef, count)
+            }
+            11 | 12 => {
+                for element in 0..count {
+                    let handle = GrantHandle(self.below(12) as u32);
+                    let op = UnmapGrantRef { host_addr: self.place(), handle, ..UnmapGrantRef::default() };
+                    put(element * 24, op.as_bytes());
+                }
+                grant(GrantOp::UnmapGrantRef, count)
+            }
+            13 | 14 => {
+                for element in 0..count {
+                    let mut side = |gref: bool| CopyPtr {
+                        ref_or_gfn: if gref { 8 + self.below(6) } else { (RAM >> 12) + self.below(300) },
+                        domid: if gref { DomId(1 + self.below(2) as u16) } else { DomId::SELF },
+                        offset: self.below(200) as u16,
+                        pad: 0,
+                    };
+                    let (source, dest) = (side(element & 1 != 0), side(element & 2 != 0));
+                    let len = self.below(4000) as u16;
+                    let op = GrantCopy { source, dest, len, flags: (element & 3) as u16, status: 0, pad: 0 };
+                    put(element * 40, op.as_bytes());
+                }
+                grant(GrantOp::Copy, count)
+            }
+            15 => {
+                put(0, &[8 + self.below(7) as u8, 0, 0, 0, 8 + self.below(7) as u8, 0, 0, 0]);
+                grant(GrantOp::SwapGrantRef, 1)
+            }
+            16 => {
+                let (space, idx) = (self.below(3) as u32, self.below(6));
+                let gpfn = self.own_place() >> 12;
+                let arg = AddToPhysmap { domid: DomId::SELF, size: 1, space, idx, gpfn };
+                put(0, arg.as_bytes());
+                (number::MEMORY_OP, [7, ARG, 0, 0, 0])
+            }
+            _ => {
+                if self.below(8) == 0 {
+                    let arg = RegisterVcpuInfo {
+                        gfn: self.place() >> 12,
+                        offset: self.below(80) as u32 * 8,
+                        rsvd: 0,
+                    };
+                    put(0, arg.as_bytes());
+                    return (number::VCPU_OP, [10, self.below(2), ARG, 0, 0]);
+                }
+                let gpfn = self.own_place() >> 12;
+                let arg = RemoveFromPhysmap { domid: DomId::SELF, pad: [0; 3], gpfn };
+                put(0, arg.as_bytes());
+                (number::MEMORY_OP, [15, ARG, 0, 0, 0])
+            }
         }
     }
 
@@ -102,6 +188,34 @@ impl Hostile<'_> {
         guest.set_info(at, &word);
     }
 
+    /// Any call with any arguments.
+    fn wild(&mut self, guest: Guest<'_>) -> (u64, [u64; 5]) {
+        self.arguments(guest);
+        let row = TABLE[self.below(TABLE.len() as u64) as usize];
+        let rare = [7, 35, 36, 1, 63][self.below(5) as usize];
+        let number = if self.below(20) == 0 { rare } else { u64::from(row.number) };
+        let cmd = self.one_of(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 23]);
+        let last_page = RAM + MEMORY_KIB * 1024 - 4096;
+        let handles =
+            [ARG, ARG, ARG, ARG + 4, ARG + 4090, NOWHERE, last_page + 4088, 0, PLACES[0], PLACES[1]];
+        let handle = self.one_of(&handles);
+        let args = match number {
+            number::MULTICALL => {
+                for element in 0..24 {
+                    let row = TABLE[self.below(TABLE.len() as u64) as usize];
+                    guest.write(ARG + element * 64, &u64::from(row.number).to_le_bytes());
+                    guest.write(ARG + element * 64 + 16, &self.below(2).to_le_bytes());
+                    guest.write(ARG + element * 64 + 24, &(ARG + self.below(4096)).to_le_bytes());
+                }
+                [ARG, self.below(24), 0, 0, 0]
+            }
+            number::VCPU_OP => [cmd, self.small(), handle, 0, 0],
+            number::CONSOLE_IO => [self.below(2), self.below(5000), handle, 0, 0],
+            _ => [cmd, handle, self.one_of(&[0, 1, 2, 16, 17, 20]), self.small(), self.small()],
+        };
+        (number, args)
+    }
+
     fn step(&mut self) {
         let id = 1 + self.below(2) as u16;
         let guest = Guest { world: self.world, id, vcpu: self.below(2) as u32 };
@@ -116,37 +230,10 @@ impl Hostile<'_> {
         if self.below(4) == 0 {
             self.scribble(guest);
         }
-        self.arguments(guest);
-        let row = TABLE[self.below(TABLE.len() as u64) as usize];
-        let number = self.one_of(&[u64::from(row.number), u64::from(row.number), 7, 35, 36]);
-        let cmd = self.one_of(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 23]);
-        if number == number::GRANT_TABLE_OP && cmd == 0 {
-            self.map_argument(guest);
-        }
-        if number == number::GRANT_TABLE_OP && cmd == 1 {
-            self.unmap_argument(guest);
-        }
-        // A domain that has ended makes no more calls: let it end seldom.
-        if number == number::SCHED_OP && cmd == 2 {
+        let (number, mut args) = if self.below(4) != 0 { self.sensible(guest) } else { self.wild(guest) };
+        // A domain that has ended makes no more calls.
+        if number == number::SCHED_OP && args[0] & 0xFFFF_FFFF == 2 {
             return;
-        }
-        let last_page = RAM + MEMORY_KIB * 1024 - 4096;
-        let handles =
-            [ARG, ARG, ARG, ARG + 4, ARG + 4090, NOWHERE, last_page + 4088, 0, PLACES[0], PLACES[1]];
-        let handle = self.one_of(&handles);
-        let mut args = match number {
-            number::MULTICALL => [ARG, self.below(24), 0, 0, 0],
-            number::VCPU_OP => [cmd, self.small(), handle, 0, 0],
-            number::CONSOLE_IO => [self.below(2), self.below(5000), handle, 0, 0],
-            _ => [cmd, handle, self.one_of(&[0, 1, 2, 16, 17, 20]), self.small(), self.small()],
-        };
-        if number == number::MULTICALL {
-            for element in 0..24 {
-                let row = TABLE[self.below(TABLE.len() as u64) as usize];
-                guest.write(ARG + element * 64, &u64::from(row.number).to_le_bytes());
-                guest.write(ARG + element * 64 + 16, &self.below(2).to_le_bytes());
-                guest.write(ARG + element * 64 + 24, &(ARG + self.below(4096)).to_le_bytes());
-            }
         }
         for _ in 0..PATIENCE {
             match guest.once(number, args) {
