@@ -21,7 +21,7 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, any_domain};
 use crate::machine::{Current, Machine};
-use crate::stage2::{Kind, MapError};
+use crate::stage2::{Kind, MapError, Mapping};
 
 /// What a domain has and may have, in frames of 4 KiB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -249,9 +249,9 @@ fn place<H: Hardware>(
         return Err(Errno::Ebusy);
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
-    // What was there is the domain's RAM (invariant 3), another page of ours, or a grant whose mapping stays counted until
-    // the domain gives its handle back.
-    let _ = slot.commit(&machine.hw, frame, Kind::Shared);
+    if let Some(replaced) = slot.commit(&machine.hw, frame, Kind::Shared) {
+        leave(machine, replaced);
+    }
     machine.frames.table.set_home(frame, Some(gfn));
     Ok(())
 }
@@ -274,9 +274,18 @@ pub fn remove_from_physmap<H: Hardware>(
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
     if let Some(removed) = slot.clear(&machine.hw) {
-        machine.frames.table.set_home(removed.mfn, None);
+        leave(machine, removed);
     }
     Ok(())
+}
+
+/// What was taken out of stage 2 is in no place now, if it was the domain's own (invariant 3). A grant's home is its owner's to
+/// know; the reference that it holds stays until the domain gives its handle back.
+fn leave<H: Hardware>(machine: &Machine<H>, was: Mapping) {
+    match was.kind {
+        Kind::Ram | Kind::Shared => machine.frames.table.set_home(was.mfn, None),
+        Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device => {}
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use super::*;
 use crate::addr::Ipa;
 use crate::fake::{MEMORY_KIB, RAM, World};
 use crate::hypercall::Stop;
-use crate::stage2::Mapping;
 
 /// A page of the guest's own for arguments.
 const ARG: u64 = RAM + 0x1_0000;
@@ -62,8 +61,10 @@ fn a_shared_page_is_at_one_place_until_it_leaves_it() {
     assert_eq!(at(&world, GRANT_GFN), None);
     assert_eq!(add(&world, &request(0, 0, GRANT_GFN + 1)), Ok(0));
     assert_eq!(at(&world, GRANT_GFN + 1), shared(info));
+    assert_eq!(world.machine.frames.table.home(info), Gfn::new(GRANT_GFN + 1));
     // Replaced by a page of the grant table, it is free to go elsewhere.
     assert_eq!(add(&world, &request(1, 0, GRANT_GFN + 1)), Ok(0));
+    assert_eq!(world.machine.frames.table.home(info), None);
     assert_eq!(add(&world, &request(0, 0, GRANT_GFN + 2)), Ok(0));
     assert_eq!(at(&world, GRANT_GFN + 2), shared(info));
 }
