@@ -54,8 +54,8 @@ global_asm!(
     RODATA = const mmu::RODATA,
     DATA = const mmu::DATA,
     IDENTITY = const mmu::IDENTITY,
-    STACKS = sym percpu::STACKS,
-    STACK_TOP = const percpu::stack_top_offset(0),
+    STACK = sym percpu::BOOT_STACK,
+    STACK_TOP = const percpu::BOOT_STACK_TOP,
 );
 global_asm!(
     include_str!("el2/vectors.S"),
@@ -141,11 +141,6 @@ pub fn arch_vcpu(index: VcpuIndex) -> Option<&'static ArchVcpu> {
     RUNNING.get()?.arch.get(usize::from(index.0))
 }
 
-/// CPUs that guests can use.
-pub fn usable_cpus(host: &HostMachine<'_>) -> u8 {
-    host.cpus.len().clamp(1, MAX_CPUS) as u8
-}
-
 /// Makes everything that was built known to all CPUs.
 pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
     let Memory { frames, carve, .. } = memory;
@@ -181,15 +176,8 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
 /// `MPIDR_EL1`: bit 31 is RES1.
 const MPIDR_RES1: u64 = 1 << 31;
 
-/// Starts the other CPUs and lets them run guests.
-pub fn start_secondaries(cpus: u8) {
-    let Some(running) = RUNNING.get() else { return };
-    if cpus > 1 {
-        let started = boot::start_cpus(&running.host);
-        if started < cpus {
-            bug::stop("a CPU that guests were given does not start");
-        }
-    }
+/// Lets the other CPUs run guests.
+pub fn release_secondaries() {
     GO.store(true, Ordering::Release);
 }
 

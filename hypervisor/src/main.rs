@@ -27,10 +27,10 @@ extern "C" fn boot_primary(pa: u64, load: u64) -> ! {
     boot::cpu_interrupts(&host, interrupts, percpu::this());
     let memory = boot::memory(&tree, &host);
     defmt::info!("EL2 resident {=u64} KiB", memory.resident >> 10);
-    let cpus = el2::usable_cpus(&host);
+    let cpus = boot::start_cpus(&host);
     let guests = boot::domains(&tree, &host, &memory, cpus);
     el2::publish(memory, guests, host);
-    el2::start_secondaries(cpus);
+    el2::release_secondaries();
     el2::run_guests()
 }
 

@@ -136,7 +136,7 @@ primary_start:
     mmu_on
     ldr     x9, =8f
     br      x9
-8:  ldr     x9, ={STACKS} + {STACK_TOP}
+8:  ldr     x9, ={STACK} + {STACK_TOP}
     mov     sp, x9
     ldr     x9, =el2_vectors
     msr     vbar_el2, x9

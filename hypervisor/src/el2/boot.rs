@@ -48,7 +48,7 @@ pub fn tree(pa: u64) -> Tree<'static> {
         stop("the device tree cannot be mapped");
     }
     // SAFETY: mapped, RAM, and kept for ever by `memory`, which reserves the tree's range.
-    let words = unsafe { slice::from_raw_parts(first, length as usize / 4) };
+    let words = unsafe { slice::from_raw_parts(first, (length as usize).div_ceil(4)) };
     match Tree::new(words) {
         Ok(tree) => tree,
         Err(_) => stop("the device tree is damaged"),
@@ -255,7 +255,9 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
     }
     let Ok(found) = Domains::new(tree) else { stop("the device tree is damaged") };
     let builder = Builder { hw: &Arm, frames: &memory.frames, host: Host::of(host), storage: &memory.carve };
-    let mut built = heapless::Vec::<Domain, MAX_DOMAINS>::new();
+    let expected = configs(tree).flatten().count();
+    let Some(slots) = memory.carve.slice(expected, |_| None) else { stop("no room for the domains") };
+    let mut built = 0_usize;
     let mut starts = heapless::Vec::new();
     let mut vcpus = heapless::Vec::<(u16, u16), { MAX_DOMAINS * 8 }>::new();
     for config in found {
@@ -268,14 +270,14 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
             }
         };
         let id = config.id.0;
-        if built.is_full() {
+        if built >= MAX_DOMAINS {
             defmt::error!("d{=u16}: refused: more domains than {=usize}", id, MAX_DOMAINS);
             continue;
         }
         let shape = Shape {
             vmid: Vmid(id),
             first_vcpu: VcpuIndex(vcpus.len() as u16),
-            first_cpu: CpuId((built.len() % usize::from(cpus.max(1))) as u8),
+            first_cpu: CpuId((built % usize::from(cpus.max(1))) as u8),
             cpus,
             spis: GUEST_SPIS,
         };
@@ -283,18 +285,19 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
         match builder.build(&config, &shape, scratch) {
             Ok(ready) => {
                 for number in 0..config.vcpus {
-                    let _ = vcpus.push((built.len() as u16, number as u16));
+                    let _ = vcpus.push((built as u16, number as u16));
                 }
                 defmt::info!("d{=u16}: {=str}, {=u64} KiB, {=u32} vCPUs", id, config.name, config.memory_kib, config.vcpus);
                 let _ = starts.push(ready.boot);
-                let _ = built.push(ready.domain);
+                if let Some(slot) = slots.get_mut(built) {
+                    *slot = Some(ready.domain);
+                    built = built.saturating_add(1);
+                }
             }
             Err(refusal) => defmt::error!("d{=u16}: refused: {}", id, defmt::Display2Format(&refusal)),
         }
     }
-    let mut built = built.into_iter();
-    let count = built.len();
-    let domains = memory.carve.slice(count, |_| built.next()).and_then(|slots| all_present(slots, &memory.carve));
+    let domains = slots.get_mut(..built).and_then(|slots| all_present(slots, &memory.carve));
     let vcpus = memory.carve.slice(vcpus.len(), |n| vcpus.get(n).copied().unwrap_or((0, 0)));
     match (domains, vcpus) {
         (Some(domains), Some(vcpus)) => Guests { domains, starts, vcpus },
@@ -303,7 +306,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
 }
 
 /// Takes the domains out of their slots.
-fn all_present(slots: &'static mut [Option<Domain>], carve: &Carve) -> Option<&'static [Domain]> {
+fn all_present(slots: &mut [Option<Domain>], carve: &Carve) -> Option<&'static [Domain]> {
     let count = slots.len();
     let mut slots = slots.iter_mut();
     carve.slice(count, |_| match slots.next().and_then(Option::take) {

@@ -11,7 +11,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::direct;
-use super::percpu::STACKS;
+use super::percpu::{BOOT_STACK, STACKS};
 use super::regs::{MAIR_DEVICE, MAIR_NORMAL};
 use hypervisor::sched::MAX_CPUS;
 
@@ -132,8 +132,9 @@ pub fn init(load: u64) {
     LOAD.store(load, Ordering::Relaxed);
     let image_l2 = image_pa((&raw const boot_tables).addr()).wrapping_add(PAGE);
     Table::ROOT.set(IMAGE_VA / BLOCK1, image_l2 | VALID | TABLE_OR_PAGE);
-    for n in 0..=MAX_CPUS {
-        let page = (STACKS.guard(n) as u64).wrapping_sub(IMAGE_VA) / PAGE;
+    let guards = (0..=MAX_CPUS).map(|n| STACKS.guard(n)).chain([BOOT_STACK.guard()]);
+    for guard in guards {
+        let page = (guard as u64).wrapping_sub(IMAGE_VA) / PAGE;
         let boot = (&raw mut boot_tables).cast::<u64>();
         let entry = boot.wrapping_add(2 * 512).wrapping_add((page & 511) as usize);
         // SAFETY: entry of the third boot table, the image's pages; nobody else writes it.

@@ -38,6 +38,29 @@ pub static STACKS: Stacks = Stacks(UnsafeCell::new(
     [const { GuardedStack { guard: [0; PAGE], stack: [0; STACK_SIZE] } }; MAX_CPUS + 1],
 ));
 
+/// Bytes of the first CPU's stack during boot: device-tree walks and building domains need more than guests ever make EL2 use.
+const BOOT_STACK_SIZE: usize = 64 * 1024;
+
+/// The stack of the boot, with its guard page.
+#[repr(C, align(4096))]
+pub struct BootStack(UnsafeCell<[u8; PAGE + BOOT_STACK_SIZE]>);
+
+// SAFETY: the first CPU alone uses it.
+unsafe impl Sync for BootStack {}
+
+#[unsafe(link_section = ".stacks")]
+pub static BOOT_STACK: BootStack = BootStack(UnsafeCell::new([0; PAGE + BOOT_STACK_SIZE]));
+
+impl BootStack {
+    /// Address of its guard page.
+    pub fn guard(&self) -> usize {
+        self.0.get().addr()
+    }
+}
+
+/// Offset of the top of the boot stack from [`BOOT_STACK`], for the assembly.
+pub const BOOT_STACK_TOP: usize = size_of::<BootStack>();
+
 impl Stacks {
     /// Address of the guard page of stack `n`.
     pub fn guard(&self, n: usize) -> usize {
