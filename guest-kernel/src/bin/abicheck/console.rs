@@ -2,8 +2,8 @@
 use pv_abi::console::ConsoleOp;
 use pv_abi::{Errno, Hypercall};
 
-use crate::raw::{NOWHERE, bytes, call};
-use crate::tap::Tap;
+use super::raw::{NOWHERE, bytes, call};
+use super::tap::Tap;
 
 pub(crate) fn check(tap: &mut Tap) {
     let number = u64::from(Hypercall::ConsoleIo.number());

@@ -4,8 +4,8 @@ use guest_kernel::hypercall;
 use pv_abi::event::{BindIpi, BindVcpu, BindVirq, EventOp, PortArg, PortStatus, Reset, Status, Virq};
 use pv_abi::{DomId, Errno, Hypercall, Port};
 
-use crate::raw::with;
-use crate::tap::Tap;
+use super::raw::with;
+use super::tap::Tap;
 
 /// What `status` says of one's own port: state, vCPU, peer, the peer's port.
 pub(crate) fn status(port: Port) -> Result<(u32, u32, u32, u32), Errno> {

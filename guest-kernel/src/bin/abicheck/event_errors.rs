@@ -7,9 +7,9 @@ use pv_abi::event::{
 };
 use pv_abi::{DomId, Errno, Hypercall, Port};
 
-use crate::event::{close, status};
-use crate::raw::{NOBODY, with, without};
-use crate::tap::Tap;
+use super::event::{close, status};
+use super::raw::{NOBODY, with, without};
+use super::tap::Tap;
 
 pub(crate) fn check(tap: &mut Tap) {
     let (mut unused, far, zero) = (Port(1000), Port(NR_CHANNELS_2L), Port(0));

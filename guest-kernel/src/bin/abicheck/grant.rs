@@ -8,8 +8,8 @@ use pv_abi::grant::{
 use pv_abi::layout::{GRANT_TABLE_BASE, GRANT_TABLE_SIZE};
 use pv_abi::{DomId, Errno, GrantHandle, GrantRef, GuestHandle, Hypercall};
 
-use crate::raw::{self, NOBODY, NOWHERE};
-use crate::tap::Tap;
+use super::raw::{self, NOBODY, NOWHERE};
+use super::tap::Tap;
 
 /// A place where nothing is: the last page of the grant region.
 const FREE: u64 = GRANT_TABLE_BASE + GRANT_TABLE_SIZE - 4096;

@@ -5,8 +5,8 @@ use guest_kernel::grant::{self, Access, Grant};
 use pv_abi::grant::{CopyFlags, CopyPtr, GrantCopy, GrantOp, GrantStatus};
 use pv_abi::{DomId, Errno, PAGE_SIZE};
 
-use crate::raw::{self, NOBODY};
-use crate::tap::Tap;
+use super::raw::{self, NOBODY};
+use super::tap::Tap;
 
 fn gfn(frame: &Frame) -> u64 {
     (core::ptr::from_ref(frame).expose_provenance() / PAGE_SIZE) as u64

@@ -2,8 +2,8 @@
 use pv_abi::hvm::{HvmOp, HvmParam, HvmParamArg, NR_PARAMS};
 use pv_abi::{DomId, Errno, Hypercall};
 
-use crate::raw::{Answer, NOBODY, with, without};
-use crate::tap::Tap;
+use super::raw::{Answer, NOBODY, with, without};
+use super::tap::Tap;
 
 fn param(op: HvmOp, domid: DomId, index: u32) -> Answer {
     let mut argument = HvmParamArg { domid, pad: 0, index, value: 0 };

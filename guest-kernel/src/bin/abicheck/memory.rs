@@ -6,8 +6,8 @@ use guest_kernel::frame::Frame;
 use pv_abi::memory::{AddToPhysmap, MapSpace, MemoryOp, RemoveFromPhysmap, Reservation};
 use pv_abi::{DomId, Errno, GuestHandle, Hypercall, PAGE_SIZE};
 
-use crate::raw::{Answer, NOBODY, NOWHERE, with, without};
-use crate::tap::Tap;
+use super::raw::{Answer, NOBODY, NOWHERE, with, without};
+use super::tap::Tap;
 
 fn op(op: MemoryOp) -> u64 {
     u64::from(op.number())

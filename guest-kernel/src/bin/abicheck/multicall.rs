@@ -3,8 +3,8 @@ use pv_abi::multicall::MulticallEntry;
 use pv_abi::version::{VersionOp, XEN_VERSION};
 use pv_abi::{Errno, Hypercall};
 
-use crate::raw::{NOWHERE, call, multicall};
-use crate::tap::Tap;
+use super::raw::{NOWHERE, call, multicall};
+use super::tap::Tap;
 
 fn entry(op: u64, first: u64) -> MulticallEntry {
     MulticallEntry { op, result: 99, args: [first, 0, 0, 0, 0, 0] }

@@ -1,6 +1,6 @@
 //! PSCI and SMCCC by `hvc #0` (Arm DEN 0022, DEN 0028).
-use crate::raw::smccc;
-use crate::tap::Tap;
+use super::raw::smccc;
+use super::tap::Tap;
 
 const PSCI_VERSION: u32 = 0x8400_0000;
 const AFFINITY_INFO_32: u32 = 0x8400_0004;

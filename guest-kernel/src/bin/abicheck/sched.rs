@@ -7,8 +7,8 @@ use guest_kernel::{Guest, hypercall, time, timer};
 use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, ShutdownReason, Watchdog};
 use pv_abi::{DomId, Errno, GuestHandle, Hypercall, Port};
 
-use crate::raw::{Answer, NOBODY, NOWHERE, call, low_word, with, without};
-use crate::tap::Tap;
+use super::raw::{Answer, NOBODY, NOWHERE, call, low_word, with, without};
+use super::tap::Tap;
 
 fn op(op: SchedOp) -> u64 {
     u64::from(op.number())
@@ -75,7 +75,10 @@ fn poll(tap: &mut Tap) {
         "neither early nor late",
         (Duration::from_millis(20)..Duration::from_millis(200)).contains(&took),
     );
-    tap.that("and blocked in the hypervisor most of it", time::blocked() - blocked >= Duration::from_millis(15));
+    tap.that(
+        "and blocked in the hypervisor most of it",
+        time::blocked() - blocked >= Duration::from_millis(15),
+    );
 }
 
 fn watchdog(tap: &mut Tap) {

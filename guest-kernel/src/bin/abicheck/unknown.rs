@@ -1,8 +1,8 @@
 //! Numbers that are no calls on ARM64, and the privileged calls.
 use pv_abi::Errno;
 
-use crate::raw::{at_zeros as privileged, call};
-use crate::tap::Tap;
+use super::raw::{at_zeros as privileged, call};
+use super::tap::Tap;
 
 pub(crate) fn check(tap: &mut Tap) {
     for (what, number) in [

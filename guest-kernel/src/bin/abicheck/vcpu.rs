@@ -6,8 +6,8 @@ use guest_kernel::frame::Frame;
 use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, VcpuOp};
 use pv_abi::{Errno, PAGE_SIZE};
 
-use crate::raw::{NOWHERE, call, vcpu};
-use crate::tap::Tap;
+use super::raw::{NOWHERE, call, vcpu};
+use super::tap::Tap;
 
 pub(crate) fn check(tap: &mut Tap) {
     // Leaked: the hypervisor writes to it from now on.

@@ -2,8 +2,8 @@
 use pv_abi::version::{CompileInfo, FeatureInfo, Features, VersionOp, XEN_VERSION};
 use pv_abi::{Errno, Hypercall};
 
-use crate::raw::{Answer, call, with, without};
-use crate::tap::Tap;
+use super::raw::{Answer, call, with, without};
+use super::tap::Tap;
 
 fn op(op: VersionOp) -> u64 {
     u64::from(op.number())

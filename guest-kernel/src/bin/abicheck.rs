@@ -1,32 +1,39 @@
 //! Conformance: every call's successes and refusals, as TAP. Where an expectation differs from real Xen, Xen is right.
 //!
-//! One file a family of calls. Runs alone, as any domain; changes only its own state. Ends as crashed if a case failed.
+//! One file a family of calls, in `abicheck/`. Runs alone, as any domain; changes only its own state. `only=` on the command line
+//! names the one family to check. Ends as crashed if a case failed.
 #![no_std]
 #![no_main]
 extern crate alloc;
 
-mod console;
-mod event;
-mod event_errors;
-mod grant;
-mod grant_copy;
-mod hvm;
-mod memory;
-mod multicall;
-mod psci;
-mod raw;
-mod sched;
-mod tap;
-mod unknown;
-mod vcpu;
-mod version;
+mod abicheck {
+    pub(crate) mod console;
+    pub(crate) mod event;
+    pub(crate) mod event_errors;
+    pub(crate) mod grant;
+    pub(crate) mod grant_copy;
+    pub(crate) mod hvm;
+    pub(crate) mod memory;
+    pub(crate) mod multicall;
+    pub(crate) mod psci;
+    pub(crate) mod raw;
+    pub(crate) mod sched;
+    pub(crate) mod tap;
+    pub(crate) mod unknown;
+    pub(crate) mod vcpu;
+    pub(crate) mod version;
+}
 
+use abicheck::tap::{Failed, Tap};
+use abicheck::{
+    console, event, event_errors, grant, grant_copy, hvm, memory, multicall, psci, sched, unknown, vcpu,
+    version,
+};
 use guest_kernel::Guest;
-use tap::Tap;
 
 guest_kernel::main!(main);
 
-fn main(guest: &Guest) -> Result<(), tap::Failed> {
+fn main(guest: &Guest) -> Result<(), Failed> {
     let mut tap = Tap::new(guest.args().text("only"));
     tap.family("version", version::check);
     tap.family("console", console::check);
