@@ -321,7 +321,7 @@ impl Hardware for FakeHardware {
     }
 
     fn tables_written(&self) {
-        self.record(Op::TablesWritten).tlb.barrier();
+        drop(self.record(Op::TablesWritten));
     }
 
     fn flush_page(&self, vmid: Vmid, ipa: Ipa) {

@@ -8,7 +8,8 @@
 //! 1. Tables change under the domain's lock (rank 20) only. [`lookup`] reads them without: an entry is one 64-bit word, and a table that
 //!    was linked once is never freed or reused while the domain is.
 //! 2. No entry goes from one valid leaf to another, or from leaf to table, without invalid and a flush between
-//!    (break-before-make, D8.16.1). Invalid to valid needs only the barrier of `tables_written`.
+//!    (break-before-make, D8.16.1). A flush orders the writes before it itself; invalid to valid needs only the barrier of
+//!    `tables_written`.
 //! 3. While a block is split its entry is invalid for the walker but whole for [`lookup`]: software never sees a mapping
 //!    vanish that is there. A guest access that faults in that moment is made again: when [`lookup`] finds what the fault
 //!    did not, the image returns to the same instruction.
@@ -239,7 +240,6 @@ impl Slot {
     fn unmap<H: Hardware>(&self, hw: &H) -> Option<Mapping> {
         let mapping = self.current(hw)?;
         hw.table_write(self.table, self.index, Descriptor::INVALID.raw());
-        hw.tables_written();
         hw.flush_page(self.vmid, self.ipa());
         Some(mapping)
     }

@@ -31,18 +31,11 @@ struct Translation {
     writable: bool,
 }
 
-/// An entry that was valid and is not, until the flush that it needs.
-#[derive(Clone, Copy, Debug)]
-struct Broken {
-    old: u64,
-    /// The barrier between the write and the flush was there.
-    ordered: bool,
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Tlb {
     entries: HashMap<(u16, u64), (Mfn, Translation)>,
-    broken: HashMap<(u64, usize), Broken>,
+    /// Entries that were valid and are not, with what they were, until the flush that they need.
+    broken: HashMap<(u64, usize), u64>,
 }
 
 const VALID: u64 = 1;
@@ -111,24 +104,12 @@ impl Tlb {
                 at.0
             );
             if new & VALID == 0 {
-                self.broken.insert(at, Broken { old, ordered: false });
+                self.broken.insert(at, old);
             }
         } else if new & VALID != 0
             && let Some(broken) = self.broken.remove(&at)
         {
-            assert!(
-                broken.old == new,
-                "entry {index} of {:#x}: {:#x} to {new:#x} without a flush",
-                at.0,
-                broken.old
-            );
-        }
-    }
-
-    /// What was written before is seen by walkers after.
-    pub(super) fn barrier(&mut self) {
-        for broken in self.broken.values_mut() {
-            broken.ordered = true;
+            assert!(broken == new, "entry {index} of {:#x}: {:#x} to {new:#x} without a flush", at.0, broken);
         }
     }
 
@@ -136,11 +117,11 @@ impl Tlb {
         self.entries.remove(&(vmid.0, ipa.frame().base().get()));
         let index = usize::try_from(ipa.get() >> 12 & 511).unwrap();
         // Only a page's own entry: a table or block needs `flush_all`.
-        self.broken.retain(|(_, at), broken| !(broken.ordered && *at == index && broken.old & 0b11 == 0b11));
+        self.broken.retain(|(_, at), old| *at != index || *old & 0b11 != 0b11);
     }
 
     pub(super) fn flush_all(&mut self, vmid: Vmid) {
         self.entries.retain(|(of, _), _| *of != vmid.0);
-        self.broken.retain(|_, broken| !broken.ordered);
+        self.broken.clear();
     }
 }

@@ -91,7 +91,6 @@ impl Stage2 {
             hw.table_write(table, index, Descriptor::leaf(mfn, kind, level).raw());
         }
         place.write(hw, block.in_transit());
-        hw.tables_written();
         // The TLB may hold the block in pieces, which a flush of one page would leave.
         hw.flush_all(self.vmid);
         place.write(hw, Descriptor::table(table));

@@ -105,6 +105,42 @@ fn making_valid_needs_a_barrier_and_no_flush() {
 }
 
 #[test]
+fn a_new_table_is_empty_for_all_walkers_before_it_is_linked() {
+    let (hw, frames, mut stage2) = setup(64, 8);
+    hw.take_ops();
+    let _ = stage2.prepare(&hw, &frames, gfn(5)).unwrap();
+    let ops = hw.take_ops();
+    let links: Vec<_> = (0..ops.len()).filter(|n| matches!(ops[*n], Op::TableWrite { .. })).collect();
+    assert_eq!(links.len(), 2, "of level 2 and of level 3");
+    for link in links {
+        let Op::TableWrite { entry, .. } = ops[link] else { continue };
+        let table = Descriptor::from_raw(entry).as_table().unwrap();
+        assert_eq!(ops[link - 2..link], [Op::Clear(table), Op::TablesWritten]);
+        assert_eq!(ops[link + 1], Op::TablesWritten);
+    }
+}
+
+#[test]
+fn splitting_fills_the_table_breaks_flushes_and_links() {
+    let (hw, frames, mut stage2) = setup(0x1000, 8);
+    stage2.map_blocks(&hw, &frames, gfn(0x200), mfn(0x4_0200), 9, Kind::Ram).unwrap();
+    hw.take_ops();
+    let slot = stage2.prepare(&hw, &frames, gfn(0x2FF)).unwrap();
+    let ops = hw.take_ops();
+    assert_eq!(ops.len(), 1 + 512 + 4);
+    assert_eq!(ops[0], Op::Clear(slot.table));
+    for (index, op) in ops[1..513].iter().enumerate() {
+        let entry = Descriptor::leaf(mfn(0x4_0200 + index as u64), Kind::Ram, 3).raw();
+        assert_eq!(*op, Op::TableWrite { table: slot.table, index, entry });
+    }
+    let Op::TableWrite { table, index: 1, entry: broken } = ops[513] else { panic!("{:?}", ops[513]) };
+    assert_eq!(broken, Descriptor::leaf(mfn(0x4_0200), Kind::Ram, 2).raw() & !1);
+    let entry = Descriptor::table(slot.table).raw();
+    let made = [Op::FlushAll(VMID), Op::TableWrite { table, index: 1, entry }, Op::TablesWritten];
+    assert_eq!(ops[514..], made);
+}
+
+#[test]
 fn replacing_breaks_flushes_and_makes() {
     let (hw, frames, mut stage2) = setup(64, 8);
     let _ = stage2.prepare(&hw, &frames, gfn(5)).unwrap().commit(&hw, mfn(0x4_0030), Kind::Ram);
@@ -119,7 +155,6 @@ fn replacing_breaks_flushes_and_makes() {
         hw.take_ops(),
         [
             Op::TableWrite { table, index, entry: 0 },
-            Op::TablesWritten,
             Op::FlushPage(VMID, gfn(5).base()),
             Op::TableWrite { table, index, entry },
             Op::TablesWritten,
