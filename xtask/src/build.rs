@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::failure::{Doing, Failure, Outcome};
@@ -11,7 +11,7 @@ use crate::{image, process, workspace};
 
 /// Builds everything and prints the sizes.
 pub(crate) fn command() -> Outcome<()> {
-    all(&setup::toolchain()?)?;
+    some(&setup::toolchain()?, &guest_names()?)?;
     let size = workspace::read(&workspace::pavo_img())?.len();
     println!("{}  {} KiB", workspace::pavo_img().display(), size.div_ceil(1024));
     for name in guest_names()? {
@@ -21,20 +21,31 @@ pub(crate) fn command() -> Outcome<()> {
     Ok(())
 }
 
-/// Builds the EL2 image and all guests.
-pub(crate) fn all(toolchain: &Toolchain) -> Outcome<()> {
-    let release = workspace::bare().join(workspace::BARE_TARGET).join("release");
+/// Builds the EL2 image.
+pub(crate) fn hypervisor(toolchain: &Toolchain) -> Outcome<()> {
     cargo(toolchain, &["-p", "hypervisor", "--bin", "pavo", "--features", "image"])?;
-    publish(&release.join("pavo"), &workspace::pavo_elf(), &workspace::pavo_img())?;
-    let guests = guest_names()?;
-    if !guests.is_empty() {
-        cargo(toolchain, &["-p", "guest-kernel", "--bins", "--features", "guest"])?;
+    publish(&linked("pavo"), &workspace::pavo_elf(), &workspace::pavo_img())
+}
+
+/// Builds the EL2 image and some guests.
+pub(crate) fn some(toolchain: &Toolchain, guests: &BTreeSet<String>) -> Outcome<()> {
+    hypervisor(toolchain)?;
+    if guests.is_empty() {
+        return Ok(());
     }
+    let mut words = vec!["-p", "guest-kernel", "--features", "guest"];
+    words.extend(guests.iter().flat_map(|name| ["--bin", name]));
+    cargo(toolchain, &words)?;
     for name in guests {
-        let img = workspace::guest_img(&name);
-        publish(&release.join(&name), &img.with_extension("elf"), &img)?;
+        let img = workspace::guest_img(name);
+        publish(&linked(name), &img.with_extension("elf"), &img)?;
     }
     Ok(())
+}
+
+/// What cargo links.
+fn linked(name: &str) -> PathBuf {
+    workspace::bare().join(workspace::BARE_TARGET).join("release").join(name)
 }
 
 /// The guests of this workspace: one file each in `guest-kernel/src/bin`.

@@ -10,7 +10,7 @@ use crate::{build, process, run, setup, workspace};
 pub(crate) fn command(options: &run::Options) -> Outcome<()> {
     let system = options.load()?;
     let (toolchain, qemu) = (setup::toolchain()?, setup::qemu()?);
-    build::all(&toolchain)?;
+    build::some(&toolchain, &system.guests())?;
     let elf = workspace::pavo_elf();
     let decoder = Decoder::new(&workspace::read(&elf)?)?;
     let mut prepared = run::prepare(&qemu, &system, options.checking(), options.clock())?;

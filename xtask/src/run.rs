@@ -111,7 +111,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     // Mistakes in the file are told before anything is installed or built.
     let system = options.load()?;
     let (toolchain, qemu) = (setup::toolchain()?, setup::qemu()?);
-    build::all(&toolchain)?;
+    build::some(&toolchain, &system.guests())?;
     let colour = if std::io::stdout().is_terminal() { Colour::On } else { Colour::Off };
     let report = boot(&qemu, &system, options, &mut |line| show(&line.render(colour)))?;
     report.result().map(|summary| println!("{summary}"))
@@ -212,8 +212,8 @@ pub(crate) fn prepare(qemu: &Qemu, system: &System, checking: Checking, clock: C
             files.push((file, machine::Placed { ..at }));
             Ok::<_, Failure>(machine::Placed { address: at.address, size: at.size })
         };
-        if let Some(path) = &domain.kernel {
-            let bytes = system::kernel_image(path, checking)
+        if let Some(kernel) = &domain.kernel {
+            let bytes = system::kernel_image(&kernel.path(), checking)
                 .map_err(|failure| Failure::usage(format!("{place}.kernel: {failure}")))?;
             own.kernel = Some(add("kernel", &bytes)?);
         }

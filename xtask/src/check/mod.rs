@@ -115,7 +115,7 @@ fn dependencies() -> Outcome<Found> {
 }
 
 fn panic_reachability(toolchain: &Toolchain) -> Outcome<Found> {
-    build::all(toolchain)?;
+    build::hypervisor(toolchain)?;
     let (findings, reachable) = panic_reach::check(&workspace::read(&workspace::pavo_elf())?)?;
     let Some(first) = findings.first() else {
         return Ok(Found::Good(format!("{reachable} functions are")));
@@ -127,7 +127,7 @@ fn panic_reachability(toolchain: &Toolchain) -> Outcome<Found> {
 }
 
 fn image_size(toolchain: &Toolchain) -> Outcome<Found> {
-    build::all(toolchain)?;
+    build::hypervisor(toolchain)?;
     let size = workspace::read(&workspace::pavo_img())?.len();
     let text = format!("{} of {} KiB", size.div_ceil(1024), LARGEST_IMAGE >> 10);
     if size > LARGEST_IMAGE { Err(Failure::failed(text)) } else { Ok(Found::Good(text)) }

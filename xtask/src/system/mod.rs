@@ -70,7 +70,7 @@ pub(crate) struct Domain {
     /// For people and for `channels`.
     pub(crate) name: String,
     /// The kernel's file; absent only in unchecked files.
-    pub(crate) kernel: Option<PathBuf>,
+    pub(crate) kernel: Option<Kernel>,
     /// The ramdisk.
     pub(crate) ramdisk: Option<Ramdisk>,
     /// The kernel's command line.
@@ -85,6 +85,25 @@ pub(crate) struct Domain {
     pub(crate) vuart: bool,
     /// Peers of static event channels declared here, as indices into [`System::domains`].
     pub(crate) channels: Vec<usize>,
+}
+
+/// A kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// A guest of this workspace, by name: a file once it is built.
+    Guest(String),
+    /// An arm64 image.
+    File(PathBuf),
+}
+
+impl Kernel {
+    /// Where its image is.
+    pub(crate) fn path(&self) -> PathBuf {
+        match self {
+            Self::Guest(name) => workspace::guest_img(name),
+            Self::File(path) => path.clone(),
+        }
+    }
 }
 
 /// A ramdisk's content.
@@ -167,6 +186,15 @@ impl System {
         }
         reader.finish()?;
         Ok(system)
+    }
+
+    /// The guests of this workspace that it boots.
+    pub(crate) fn guests(&self) -> BTreeSet<String> {
+        let guest = |domain: &Domain| match &domain.kernel {
+            Some(Kernel::Guest(name)) => Some(name.clone()),
+            Some(Kernel::File(_)) | None => None,
+        };
+        self.domains.iter().filter_map(guest).collect()
     }
 
     /// Where a domain of that name is.
@@ -255,7 +283,7 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
     }
     let kernel = match &kernel {
         None => None,
-        Some(text) => Some(kernel_path(text, folder).map_err(|text| reader.error("kernel", &text))?),
+        Some(text) => Some(read_kernel(text, folder).map_err(|text| reader.error("kernel", &text))?),
     };
     let ramdisk = reader.string("ramdisk")?.map(|text| match text.as_str() {
         "hypervisor" => Ramdisk::Hypervisor,
@@ -300,12 +328,12 @@ fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
-/// Where the file of a `kernel` key is. A guest of this workspace is a file once it is built.
-fn kernel_path(text: &str, folder: &Path) -> Result<PathBuf, String> {
+/// Reads a `kernel` key.
+fn read_kernel(text: &str, folder: &Path) -> Result<Kernel, String> {
     if let Some(name) = text.strip_prefix("guest:") {
         let guests = crate::build::guest_names().map_err(|failure| failure.to_string())?;
         if guests.contains(name) {
-            return Ok(workspace::guest_img(name));
+            return Ok(Kernel::Guest(name.to_owned()));
         }
         let nearest = guests.iter().min_by_key(|guest| strsim::damerau_levenshtein(guest, name));
         return Err(match nearest {
@@ -314,7 +342,7 @@ fn kernel_path(text: &str, folder: &Path) -> Result<PathBuf, String> {
         });
     }
     let path = folder.join(text);
-    if path.is_file() { Ok(path) } else { Err(format!("{} does not exist", path.display())) }
+    if path.is_file() { Ok(Kernel::File(path)) } else { Err(format!("{} does not exist", path.display())) }
 }
 
 /// A kernel's image: the file, unpacked if it is gzip, checked to be an arm64 image.

@@ -55,9 +55,9 @@ impl Observed {
 
 /// Boots a system and keeps what it prints.
 pub(super) fn observe(options: &Options) -> Outcome<Observed> {
-    build::all(&setup::toolchain()?)?;
-    let qemu = setup::qemu()?;
     let system = options.load()?;
+    build::some(&setup::toolchain()?, &system.guests())?;
+    let qemu = setup::qemu()?;
     let (mut console, mut log) = (Vec::new(), Vec::new());
     let report = run::boot(&qemu, &system, options, &mut |line| {
         if let Line::Log(entry) = line {
