@@ -58,10 +58,12 @@ pub fn read<T: FromBytes + IntoBytes, H: Hardware>(
     let mut value = T::new_zeroed();
     if size_of::<T>() <= va.left_in_page() {
         let at = locate(machine, current, va, Access::Read)?;
-        // A naturally aligned word is one load: the argument of the hottest calls.
+        // A naturally aligned word is one load: the arguments of the hottest calls.
         if size_of::<T>() == 4 && at.offset().trailing_zeros() >= 2 {
-            let word = machine.hw.load_u32(at);
-            return T::read_from_bytes(word.as_bytes()).map_err(|_| Errno::Efault);
+            return T::read_from_bytes(machine.hw.load_u32(at).as_bytes()).map_err(|_| Errno::Efault);
+        }
+        if size_of::<T>() == 8 && at.offset().trailing_zeros() >= 3 {
+            return T::read_from_bytes(machine.hw.load_u64(at).as_bytes()).map_err(|_| Errno::Efault);
         }
         machine.hw.read(at, value.as_mut_bytes());
         return Ok(value);

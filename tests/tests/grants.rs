@@ -11,6 +11,7 @@ use pv_abi::grant::{
     CacheFlush, CopyPtr, EntryFlags, GetVersion, GrantCopy, GrantOp, MapGrantRef, QuerySize, SetVersion,
     SetupTable, SwapGrantRef, UnmapGrantRef,
 };
+use pv_abi::memory::{AddToPhysmap, RemoveFromPhysmap};
 use pv_abi::{DomId, GrantHandle, GrantRef, GuestHandle};
 
 const EPERM: i64 = -1;
@@ -175,6 +176,41 @@ fn several_mappings_of_a_reference_are_counted() {
     let flags = one.entry_flags(8);
     assert!(flags.contains(EntryFlags::READING) && !flags.contains(EntryFlags::WRITING));
     assert_eq!(unmap(two, reader.handle, AT), OKAY);
+    assert_eq!((pins(&world, 1, 8), one.count(PAGE)), ((0, 0), 0));
+}
+
+#[test]
+fn a_reference_that_one_domain_uses_is_no_other_domains() {
+    let world = World::new(3);
+    let (one, two, three) = (guest(&world, 1), guest(&world, 2), guest(&world, 3));
+    one.grants(8, 2, GFN, EntryFlags::empty());
+    let done = map(two, map_op(1, 8, AT, HOST_MAP));
+    assert_eq!(map(three, map_op(1, 8, AT, HOST_MAP)).status, GENERAL_ERROR);
+    one.grants(8, 3, GFN, EntryFlags::empty());
+    assert_eq!(map(three, map_op(1, 8, AT, HOST_MAP | READONLY)).status, GENERAL_ERROR, "while it is in use");
+    let own = RAM >> 12;
+    let copied = three.grant(GrantOp::Copy, copy_op((1, 8, 0), (SELF, own, 0), 4, SOURCE_GREF)).1.status;
+    assert_eq!(copied, GENERAL_ERROR);
+    assert_eq!(pins(&world, 1, 8), (0, 1));
+    assert_eq!(unmap(three, done.handle, AT), BAD_HANDLE, "handles are each domain's own");
+    assert_eq!(unmap(two, done.handle, AT), OKAY);
+    assert_eq!(map(three, map_op(1, 8, AT, HOST_MAP)).status, OKAY);
+}
+
+#[test]
+fn a_grant_that_lost_its_place_is_given_back_when_the_place_is_empty() {
+    let world = two();
+    let (one, two) = (guest(&world, 1), guest(&world, 2));
+    one.grants(8, 2, GFN, EntryFlags::empty());
+    let done = map(two, map_op(1, 8, AT, HOST_MAP));
+    // The mapper puts its shared-info page there, then takes it away.
+    let place = AddToPhysmap { domid: DomId::SELF, size: 1, space: 0, idx: 0, gpfn: AT >> 12 };
+    assert_eq!(two.with(number::MEMORY_OP, 7, place).0, 0);
+    assert_eq!(unmap(two, done.handle, AT), GENERAL_ERROR, "something else is there");
+    assert_eq!((pins(&world, 1, 8), one.count(PAGE)), ((0, 1), 1));
+    let remove = RemoveFromPhysmap { domid: DomId::SELF, pad: [0; 3], gpfn: AT >> 12 };
+    assert_eq!(two.with(number::MEMORY_OP, 15, remove).0, 0);
+    assert_eq!(unmap(two, done.handle, AT), OKAY);
     assert_eq!((pins(&world, 1, 8), one.count(PAGE)), ((0, 0), 0));
 }
 
