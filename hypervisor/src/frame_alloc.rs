@@ -111,12 +111,16 @@ impl Frames {
         Mfn::new(start)
     }
 
-    /// [`Frames::allocate`], cleared.
+    /// [`Frames::allocate`], cleared; what a guest may see is also cleaned to memory, where it could look with its caches off.
     pub fn allocate_clear<H: Hardware>(&self, hw: &H, order: u32, owner: DomId, role: Role) -> Option<Mfn> {
         let start = self.allocate(order, owner, role)?;
         for number in block(start.get(), order) {
             if let Some(frame) = Mfn::new(number) {
                 hw.clear(frame);
+                match role {
+                    Role::Data | Role::Shared => hw.clean_to_memory(frame),
+                    Role::NotRam | Role::Free | Role::Hypervisor | Role::Stage2Table => {}
+                }
             }
         }
         Some(start)

@@ -75,12 +75,12 @@ impl Ram {
             // Each turn maps something or lowers `largest`.
             while left != 0 {
                 let order = largest.min(gfn.get().trailing_zeros()).min(left.ilog2());
-                let Some(mfn) = frames.allocate(order, owner, Role::Data) else {
+                let Some(mfn) = frames.allocate_clear(hw, order, owner, Role::Data) else {
                     largest = order.checked_sub(1).ok_or(out_of_memory)?;
                     continue;
                 };
                 let count = 1u64.wrapping_shl(order);
-                prepare(hw, frames, gfn, mfn, count);
+                settle(frames, gfn, mfn, count);
                 stage2.map_blocks(hw, frames, gfn, mfn, order, Kind::Ram).map_err(
                     |error| match Refusal::from(error) {
                         Refusal::OutOfMemory { .. } => out_of_memory,
@@ -98,12 +98,10 @@ impl Ram {
     }
 }
 
-/// Makes frames fit for a guest: cleared, in memory, their home noted.
-fn prepare<H: Hardware>(hw: &H, frames: &Frames, gfn: Gfn, mfn: Mfn, count: u64) {
+/// Notes where a domain's frames are.
+fn settle(frames: &Frames, gfn: Gfn, mfn: Mfn, count: u64) {
     for offset in 0..count {
         if let Some((gfn, mfn)) = gfn.checked_add(offset).zip(mfn.checked_add(offset)) {
-            hw.clear(mfn);
-            hw.clean_to_memory(mfn);
             frames.table.set_home(mfn, Some(gfn));
         }
     }

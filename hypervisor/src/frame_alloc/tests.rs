@@ -80,8 +80,13 @@ fn a_frame_is_freed_once() {
 fn cleared_frames_are_cleared_one_by_one() {
     let (hw, frames) = FakeHardware::with_frames(16);
     let block = frames.allocate_clear(&hw, 2, ONE, Role::Data).unwrap();
-    assert_eq!(hw.take_ops(), (0..4).map(|n| Op::Clear(block.checked_add(n).unwrap())).collect::<Vec<_>>());
+    let each = (0..4).map(|n| block.checked_add(n).unwrap());
+    let expected: Vec<_> = each.flat_map(|frame| [Op::Clear(frame), Op::CleanToMemory(frame)]).collect();
+    assert_eq!(hw.take_ops(), expected);
     assert_eq!(hw.frame_bytes(block), [0; 4096]);
+    // No guest sees a table.
+    let table = frames.allocate_clear(&hw, 0, ONE, Role::Stage2Table).unwrap();
+    assert_eq!(hw.take_ops(), [Op::Clear(table)]);
 }
 
 #[test]
