@@ -1,6 +1,5 @@
 //! The arm64 Image header (Linux `Documentation/arch/arm64/booting.rst`).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use pv_abi::PAGE_SIZE;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::refusal::Refusal;
@@ -52,10 +51,9 @@ impl KernelImage {
     }
 }
 
-/// Reads at most a page from any address.
+/// Reads at most a page from any address; what is further is left as it is.
 fn read_at<H: Hardware>(hw: &H, start: u64, into: &mut [u8]) -> Result<(), Refusal> {
     let at = Pa::new(start).map(FrameAddr::from_pa).ok_or(Refusal::Misplaced)?;
-    debug_assert!(into.len() <= PAGE_SIZE);
     let (here, beyond) = into.split_at_mut_checked(at.left().min(into.len())).ok_or(Refusal::Misplaced)?;
     hw.read(at, here);
     if !beyond.is_empty() {
