@@ -85,8 +85,19 @@ static RUN_STATE: RunState = RunState {
 
 /// First guess of how far system time is ahead of what is known, nanoseconds; it grows by a quarter at each try.
 const FIRST_LEAD: u64 = 500_000;
-/// Tries: enough for a guest that has run for hours.
-const CALIBRATIONS: u32 = 80;
+/// Tries: the last lead is half a minute, enough for a guest that has run for as long before it asked.
+const CALIBRATIONS: u32 = 50;
+
+/// Polls that took as long as their lead, before that is no accident.
+const CERTAIN_STOPS: u32 = 4;
+
+/// Registers the area, which publishes the state; the system time when it began.
+fn publish() -> Option<u64> {
+    let mut area = RegisterRunstate { addr: (&raw const RUN_STATE).addr() as u64 };
+    // SAFETY: the area is static, of atomics only, and used for nothing else.
+    unsafe { hypercall::register_runstate(0, &mut area) }.ok()?;
+    Some(RUN_STATE.entry_time.load(Ordering::Acquire))
+}
 
 /// System time minus counter time, nanoseconds, wrapping; 0 if the hypervisor does not tell.
 ///
@@ -95,20 +106,25 @@ const CALIBRATIONS: u32 = 80;
 fn system_offset() -> u64 {
     static OFFSET: Once<u64> = Once::new();
     *OFFSET.call_once(|| {
-        let mut area = RegisterRunstate { addr: (&raw const RUN_STATE).addr() as u64 };
-        // SAFETY: the area is static, of atomics only, and used for nothing else.
-        if unsafe { hypercall::register_runstate(0, &mut area) }.is_err() {
-            return 0;
-        }
-        let (stale, registered) = (RUN_STATE.entry_time.load(Ordering::Acquire), now());
-        let mut lead = FIRST_LEAD;
+        let Some(stale) = publish() else { return 0 };
+        let (registered, mut lead, mut stops) = (now(), FIRST_LEAD, 0);
         for _ in 0..CALIBRATIONS {
             // System time is at least `known`; by how much more, the leads find out.
             let known = stale.wrapping_add(nanoseconds(registered.elapsed()));
-            let _ = hypercall::poll(&[], known.saturating_add(lead));
-            let entered = RUN_STATE.entry_time.load(Ordering::Acquire);
-            if entered != stale {
-                return entered.wrapping_sub(nanoseconds(now().since_start()));
+            let deadline = known.saturating_add(lead);
+            let asked = now();
+            let _ = hypercall::poll(&[], deadline);
+            if nanoseconds(asked.elapsed()) >= lead {
+                stops += 1;
+            }
+            let told = match publish() {
+                Some(entered) if entered != stale => Some(entered),
+                // It stops, but nothing is published: the deadline has just come.
+                _ if stops >= CERTAIN_STOPS => Some(deadline),
+                _ => None,
+            };
+            if let Some(told) = told {
+                return told.wrapping_sub(nanoseconds(now().since_start()));
             }
             lead += lead / 4;
         }
