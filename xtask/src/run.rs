@@ -97,6 +97,10 @@ impl Options {
             machine.memory = system::parse_size(memory).ok_or_else(bad)?;
         }
         machine.check()?;
+        if self.checking() == Checking::Full {
+            check_memory(&system)?;
+            system.check_kernels()?;
+        }
         Ok(system)
     }
 
@@ -193,9 +197,6 @@ pub(crate) struct Prepared {
 
 /// Checks what must be known before QEMU starts, and writes the files it needs.
 pub(crate) fn prepare(qemu: &Qemu, system: &System, checking: Checking, clock: Clock) -> Outcome<Prepared> {
-    if checking == Checking::Full {
-        check_memory(system)?;
-    }
     let folder = Folder::new()?;
     let pavo = workspace::read(&workspace::pavo_img())?;
     let mut layout = Layout::new(&system.machine, &pavo)?;
@@ -222,7 +223,10 @@ pub(crate) fn prepare(qemu: &Qemu, system: &System, checking: Checking, clock: C
             if system.expect.digest_of_ramdisk == Some(index) {
                 digest = Some(hex(&Sha256::digest(&bytes)));
             }
-            own.ramdisk = Some(add("ramdisk", &bytes)?);
+            // A module of no bytes has no place: the guest sees none, and takes that for an empty file.
+            if !bytes.is_empty() {
+                own.ramdisk = Some(add("ramdisk", &bytes)?);
+            }
         }
         modules.push(own);
     }

@@ -1,7 +1,8 @@
 //! Whether a run went well: how each domain ended, by the hypervisor's log, and what the system file expects.
 //!
 //! The log lines that count: `dN: shutdown REASON`, `dN: destroyed: WHY`, `dN: refused: WHY`, and `all domains ended`.
-//! Guests cannot make them: their lines are not log lines.
+//! Guests cannot make them: their lines are not log lines. Before its log is up the image can only print plain text: a
+//! line `pavo: cannot start: WHY` ends the run.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,11 +42,13 @@ pub(crate) struct Observer {
     end: Regex,
     digest: Regex,
     /// By domain id.
-    pub(crate) ends: BTreeMap<u32, Vec<End>>,
+    ends: BTreeMap<u32, Vec<End>>,
     /// SHA-256 values that domains printed, by id.
-    pub(crate) digests: BTreeMap<u32, Vec<String>>,
+    digests: BTreeMap<u32, Vec<String>>,
     /// Whether the hypervisor said that it is done.
-    pub(crate) all_ended: bool,
+    all_ended: bool,
+    /// Lines that say why the hypervisor itself stopped.
+    stops: Vec<String>,
 }
 
 impl Observer {
@@ -58,6 +61,7 @@ impl Observer {
             ends: BTreeMap::new(),
             digests: BTreeMap::new(),
             all_ended: false,
+            stops: Vec::new(),
         })
     }
 
@@ -76,7 +80,11 @@ impl Observer {
                     self.digests.entry(*domain).or_default().push(digest.as_str().to_owned());
                 }
             }
-            Line::Other(_) => {}
+            Line::Other(text) => {
+                if text.starts_with(b"pavo: cannot start: ") || text.starts_with(b"BUG: ") {
+                    self.stops.push(String::from_utf8_lossy(text).into_owned());
+                }
+            }
         }
     }
 
@@ -100,6 +108,9 @@ impl Observer {
     /// What is wrong, one phrase each; empty if the domains 1 to `domains` ended cleanly, once, and the digests agree
     /// with `digest`.
     pub(crate) fn problems(&self, domains: u32, digest: Option<&str>) -> Vec<String> {
+        if !self.stops.is_empty() {
+            return self.stops.clone();
+        }
         let mut problems = Vec::new();
         for id in 1..=domains {
             match self.ends.get(&id).map(Vec::as_slice) {
@@ -181,6 +192,13 @@ mod tests {
     fn a_guest_cannot_claim_its_own_end() {
         let observer = observed(&["all domains ended"], &[(1, "d1: shutdown poweroff")]);
         assert_eq!(observer.problems(1, None), ["d1 did not end"]);
+    }
+
+    #[test]
+    fn a_hypervisor_that_cannot_start_says_why() {
+        let mut observer = observed(&[], &[]);
+        observer.see(&Line::Other(b"pavo: cannot start: no memory".to_vec()));
+        assert_eq!(observer.problems(2, None), ["pavo: cannot start: no memory"]);
     }
 
     #[test]

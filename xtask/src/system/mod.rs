@@ -11,24 +11,33 @@ use toml::Table;
 
 use crate::failure::{Doing, Failure, Outcome};
 use crate::workspace;
-use reader::Reader;
 pub(crate) use reader::parse_size;
+use reader::{Keys, Reader};
 
-/// Keys of `[[domain]]` that DESIGN names and that have no feature behind them yet.
-const LATER: [&str; 12] = [
-    "max_memory",
-    "isolated",
-    "jit",
-    "privileged",
-    "weight",
-    "cap",
-    "pool",
-    "affinity",
-    "on_crash",
-    "on_reboot",
-    "passthrough",
-    "unsafe_dma",
-];
+/// The keys at the top.
+const TOP: Keys = Keys { known: &["machine", "domain", "expect"], later: &[] };
+/// Those of `[machine]`.
+const MACHINE: Keys = Keys { known: &["board", "gic", "cpus", "cpu", "memory", "dom0_module"], later: &[] };
+/// Those of `[[domain]]`.
+const DOMAIN: Keys = Keys {
+    known: &["name", "kernel", "ramdisk", "cmdline", "memory", "vcpus", "paging", "vuart", "channels"],
+    later: &[
+        "max_memory",
+        "isolated",
+        "jit",
+        "privileged",
+        "weight",
+        "cap",
+        "pool",
+        "affinity",
+        "on_crash",
+        "on_reboot",
+        "passthrough",
+        "unsafe_dma",
+    ],
+};
+/// Those of `[expect]`.
+const EXPECT: Keys = Keys { known: &["digest_of_ramdisk"], later: &[] };
 /// QEMU's `virt` has at most this many CPUs with GICv3.
 const MOST_CPUS: u32 = 512;
 /// The interrupt controller of GICv2 addresses eight CPUs.
@@ -157,19 +166,18 @@ impl System {
                 error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
             Failure::usage(format!("{file}:{line}: {}", error.message()))
         })?;
-        let mut top = Reader::new(file, String::new(), table, &[]);
+        let mut top = Reader::new(file, String::new(), table, &TOP)?;
         let machine = top.table("machine")?.unwrap_or_default();
         let domains = top.tables("domain")?;
         let expect = top.table("expect")?.unwrap_or_default();
         if domains.is_empty() {
             return Err(top.error("domain", "missing: write at least one [[domain]]"));
         }
-        top.finish()?;
-        let machine = read_machine(Reader::new(file, "machine.".into(), machine, &[]))?;
+        let machine = read_machine(Reader::new(file, "machine.".into(), machine, &MACHINE)?)?;
         let mut read = Vec::new();
         let mut channels = Vec::new();
         for (index, table) in domains.into_iter().enumerate() {
-            let reader = Reader::new(file, format!("domain[{}].", index + 1), table, &LATER);
+            let reader = Reader::new(file, format!("domain[{}].", index + 1), table, &DOMAIN)?;
             let (domain, peers) = read_domain(reader, folder, checking)?;
             read.push(domain);
             channels.push(peers);
@@ -177,14 +185,13 @@ impl System {
         let mut system = Self { file: file.to_owned(), machine, domains: read, expect: Expect::default() };
         system.check_names()?;
         system.connect(&channels)?;
-        let mut reader = Reader::new(file, "expect.".into(), expect, &[]);
+        let mut reader = Reader::new(file, "expect.".into(), expect, &EXPECT)?;
         if let Some(name) = reader.string("digest_of_ramdisk")? {
             let index = system.index(&name).filter(|index| system.domains[*index].ramdisk.is_some());
             let unknown =
                 || reader.error("digest_of_ramdisk", &format!("no domain \"{name}\" with a ramdisk"));
             system.expect.digest_of_ramdisk = Some(index.ok_or_else(unknown)?);
         }
-        reader.finish()?;
         Ok(system)
     }
 
@@ -200,6 +207,18 @@ impl System {
     /// Where a domain of that name is.
     pub(crate) fn index(&self, name: &str) -> Option<usize> {
         self.domains.iter().position(|domain| domain.name == name)
+    }
+
+    /// Checks the kernels that are files; guests of this workspace are checked when they are built.
+    pub(crate) fn check_kernels(&self) -> Outcome<()> {
+        for (index, domain) in self.domains.iter().enumerate() {
+            if let Some(kernel @ Kernel::File(_)) = &domain.kernel {
+                kernel_image(&kernel.path(), Checking::Full).map_err(|failure| {
+                    Failure::usage(format!("{}: domain[{}].kernel: {failure}", self.file, index + 1))
+                })?;
+            }
+        }
+        Ok(())
     }
 
     fn check_names(&self) -> Outcome<()> {
@@ -259,7 +278,6 @@ fn read_machine(mut reader: Reader<'_>) -> Outcome<Machine> {
         memory: reader.size("memory")?.unwrap_or(1 << 30),
         dom0_module: reader.flag("dom0_module")?,
     };
-    reader.finish()?;
     Ok(machine)
 }
 
@@ -317,7 +335,6 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
     };
     let vuart = reader.flag("vuart")?;
     let peers = reader.strings("channels")?;
-    reader.finish()?;
     let domain =
         Domain { name, kernel, ramdisk, cmdline, memory, vcpus, paging, vuart, channels: Vec::new() };
     Ok((domain, peers))

@@ -4,20 +4,29 @@ use toml::{Table, Value};
 
 use crate::failure::{Failure, Outcome};
 
-/// A table being read. Keys are taken out; what is left at the end is unknown.
+/// A table being read: all its keys are known.
 pub(super) struct Reader<'a> {
     file: &'a str,
     /// Where in the file, such as `domain[1].`; empty at the top.
     path: String,
     table: Table,
-    known: Vec<&'static str>,
-    later: &'static [&'static str],
+}
+
+/// The keys of a kind of table.
+pub(super) struct Keys {
+    /// Those that are read.
+    pub(super) known: &'static [&'static str],
+    /// Those of features that do not exist yet.
+    pub(super) later: &'static [&'static str],
 }
 
 impl<'a> Reader<'a> {
-    /// Reads `table`; the keys of `later` are features that do not exist yet.
-    pub(super) fn new(file: &'a str, path: String, table: Table, later: &'static [&'static str]) -> Self {
-        Self { file, path, table, known: Vec::new(), later }
+    /// Reads `table`, and refuses it if it has a key that is not among `keys`.
+    pub(super) fn new(file: &'a str, path: String, table: Table, keys: &Keys) -> Outcome<Self> {
+        let reader = Self { file, path, table };
+        let unknown = reader.table.keys().find(|key| !keys.known.contains(&key.as_str()));
+        unknown.map_or(Ok(()), |key| Err(reader.unknown(key, keys)))?;
+        Ok(reader)
     }
 
     /// A usage error about one key.
@@ -25,13 +34,29 @@ impl<'a> Reader<'a> {
         Failure::usage(format!("{}: {}{key}: {text}", self.file, self.path))
     }
 
-    fn take(&mut self, key: &'static str) -> Option<Value> {
-        self.known.push(key);
+    /// Names the nearest key that is known.
+    fn unknown(&self, key: &str, keys: &Keys) -> Failure {
+        if keys.later.contains(&key) {
+            return self.error(key, "is not supported yet");
+        }
+        let nearest = keys
+            .known
+            .iter()
+            .chain(keys.later)
+            .filter(|known| strsim::damerau_levenshtein(known, key) <= 3.min(key.len() / 2 + 1))
+            .min_by_key(|known| strsim::damerau_levenshtein(known, key));
+        match nearest {
+            Some(known) => self.error(key, &format!("unknown key, did you mean \"{known}\"?")),
+            None => self.error(key, &format!("unknown key; the keys here are {}", keys.known.join(", "))),
+        }
+    }
+
+    fn take(&mut self, key: &str) -> Option<Value> {
         self.table.remove(key)
     }
 
     /// A string.
-    pub(super) fn string(&mut self, key: &'static str) -> Outcome<Option<String>> {
+    pub(super) fn string(&mut self, key: &str) -> Outcome<Option<String>> {
         match self.take(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -40,12 +65,12 @@ impl<'a> Reader<'a> {
     }
 
     /// A string that must be there.
-    pub(super) fn required(&mut self, key: &'static str) -> Outcome<String> {
+    pub(super) fn required(&mut self, key: &str) -> Outcome<String> {
         self.string(key)?.ok_or_else(|| self.error(key, "missing"))
     }
 
     /// A whole number within limits.
-    pub(super) fn number(&mut self, key: &'static str, least: u32, most: u32) -> Outcome<Option<u32>> {
+    pub(super) fn number(&mut self, key: &str, least: u32, most: u32) -> Outcome<Option<u32>> {
         let expected = format!("expected a number from {least} to {most}");
         match self.take(key) {
             None => Ok(None),
@@ -58,7 +83,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `true` or `false`; absent is `false`.
-    pub(super) fn flag(&mut self, key: &'static str) -> Outcome<bool> {
+    pub(super) fn flag(&mut self, key: &str) -> Outcome<bool> {
         match self.take(key) {
             None => Ok(false),
             Some(Value::Boolean(flag)) => Ok(flag),
@@ -67,7 +92,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A size such as `32M`, in bytes; a whole number of 4 KiB pages.
-    pub(super) fn size(&mut self, key: &'static str) -> Outcome<Option<u64>> {
+    pub(super) fn size(&mut self, key: &str) -> Outcome<Option<u64>> {
         let Some(text) = self.string(key)? else { return Ok(None) };
         parse_size(&text).map(Some).ok_or_else(|| {
             self.error(key, &format!("expected a size in 4 KiB steps such as \"32M\", found \"{text}\""))
@@ -75,7 +100,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A list of strings; absent is empty.
-    pub(super) fn strings(&mut self, key: &'static str) -> Outcome<Vec<String>> {
+    pub(super) fn strings(&mut self, key: &str) -> Outcome<Vec<String>> {
         let bad = "expected a list of strings";
         match self.take(key) {
             None => Ok(Vec::new()),
@@ -88,7 +113,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A table; absent is empty.
-    pub(super) fn table(&mut self, key: &'static str) -> Outcome<Option<Table>> {
+    pub(super) fn table(&mut self, key: &str) -> Outcome<Option<Table>> {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Table(table)) => Ok(Some(table)),
@@ -97,7 +122,7 @@ impl<'a> Reader<'a> {
     }
 
     /// An array of tables; absent is empty.
-    pub(super) fn tables(&mut self, key: &'static str) -> Outcome<Vec<Table>> {
+    pub(super) fn tables(&mut self, key: &str) -> Outcome<Vec<Table>> {
         let bad = format!("expected tables: write [[{key}]]");
         match self.take(key) {
             None => Ok(Vec::new()),
@@ -110,22 +135,6 @@ impl<'a> Reader<'a> {
                 .collect(),
             Some(_) => Err(self.error(key, &bad)),
         }
-    }
-
-    /// Refuses whatever was not taken.
-    pub(super) fn finish(self) -> Outcome<()> {
-        let Some(key) = self.table.keys().next() else { return Ok(()) };
-        if self.later.contains(&key.as_str()) {
-            return Err(self.error(key, "is not supported yet"));
-        }
-        let all = self.known.iter().chain(self.later);
-        let nearest = all
-            .filter(|known| strsim::damerau_levenshtein(known, key) <= 3.min(key.len() / 2 + 1))
-            .min_by_key(|known| strsim::damerau_levenshtein(known, key));
-        Err(match nearest {
-            Some(known) => self.error(key, &format!("unknown key, did you mean \"{known}\"?")),
-            None => self.error(key, &format!("unknown key; the keys here are {}", self.known.join(", "))),
-        })
     }
 }
 

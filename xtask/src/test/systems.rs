@@ -30,6 +30,9 @@ const MACHINES: [On; 6] = [
     On { cpu: "max", cpus: 2, gic: 2, level: Level::Default },
 ];
 
+/// What the hypervisor says where its GICv2 driver is missing; nothing is tested there then.
+const NO_GICV2: &str = "a GICv2 is not supported yet";
+
 /// Sizes of files to send, bytes: nothing, less than a word, a page, more than the receiver's memory.
 const SIZES: [usize; 4] = [0, 1, 4096, 40 << 20];
 
@@ -71,6 +74,9 @@ pub(super) fn observe(options: &Options) -> Outcome<Observed> {
 /// The system must end cleanly.
 fn cleanly(options: &Options) -> Outcome<Found> {
     let observed = observe(options)?;
+    if observed.console.iter().any(|line| line.contains(NO_GICV2)) {
+        return Ok(Found::Skipped(NO_GICV2.into()));
+    }
     match &observed.result {
         Ok(_) => Ok(Found::Good(String::new())),
         Err(failure) => Err(observed.failed(&failure.to_string())),
@@ -128,7 +134,8 @@ fn sending(size: usize) -> Outcome<PathBuf> {
         (0u32..).take(size).map(|index| index.wrapping_mul(0x9e37_79b9).to_be_bytes()[0]).collect();
     workspace::write(&workspace::pavo().join("test").join(format!("{name}.bin")), &bytes)?;
     let text = workspace::read(&run::shipped("two-guests"))?;
-    let text = String::from_utf8_lossy(&text)
-        .replace("ramdisk = \"hypervisor\"", &format!("ramdisk = \"{name}.bin\""));
+    // The sender's memory holds the file; the receiver's does not.
+    let sender = format!("ramdisk = \"{name}.bin\"\nmemory = \"96M\"");
+    let text = String::from_utf8_lossy(&text).replace("ramdisk = \"hypervisor\"\nmemory = \"32M\"", &sender);
     write(&name, &text)
 }
