@@ -69,9 +69,15 @@ pub fn hypercall<H: Hardware>(
     number: u64,
     args: Args,
 ) -> Outcome {
+    serve(machine, current, number, &args)
+}
+
+/// [`hypercall`] with the arguments where the guest's registers are saved: they are not copied for calls that are over in a moment.
+#[inline(always)]
+pub fn serve<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, number: u64, args: &Args) -> Outcome {
     match Hypercall::from_number(number) {
-        Some(call) => dispatch::<H, false>(machine, current, call, &args).into(),
-        None => privileged::not_offered(machine, current, number, &args).into(),
+        Some(call) => dispatch::<H, false>(machine, current, call, args).into(),
+        None => privileged::not_offered(machine, current, number, args).into(),
     }
 }
 

@@ -59,7 +59,8 @@ fn field(info: FrameAddr, offset: usize) -> Option<FrameAddr> {
     FrameAddr::new(info.frame(), info.offset().wrapping_add(offset))
 }
 
-/// Marks a port of a domain pending and tells the vCPU, as far as masks let it.
+/// Marks a port of a domain pending and tells the vCPU, as far as masks let it, and those that poll. The common ways end in at most one
+/// call, and that is the last thing they do.
 #[inline]
 pub(super) fn set_pending<H: Hardware>(
     machine: &Machine<H>,
@@ -74,15 +75,25 @@ pub(super) fn set_pending<H: Hardware>(
         Ok(_) => {}
         Err(Contended) => return word_contended(machine, current, domain),
     }
+    // Looked at after the pending bit is set: a vCPU that begins to poll looks at that bit after it has said so.
+    if domain.vcpus.iter().any(|vcpu| polls(vcpu, port)) {
+        wake_pollers(machine, current, domain, port, vcpu);
+    } else {
+        tell(machine, current, domain, at, vcpu);
+    }
+}
+
+/// Tells the vCPU of a port that has become pending, unless it is masked.
+#[inline(always)]
+fn tell<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, at: Bit, vcpu: u16) {
     if machine.hw.load_u64(at.mask) & at.flag == 0 {
         select(machine, current, domain, u32::from(vcpu), at.selector);
     }
-    wake_pollers(machine, current, domain, port);
 }
 
 /// Sets bits of a vCPU's selector; if they were clear, marks its upcall. A vCPU without a `vcpu_info` misses nothing: registering one
 /// marks everything pending.
-#[inline]
+#[inline(never)]
 fn select<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, vcpu: u32, bits: u64) {
     let Some(vcpu) = domain.vcpu(vcpu) else { return };
     let Some(info) = vcpu.info_at() else { return };
@@ -170,14 +181,28 @@ pub(crate) fn upcall_pending<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> 
     machine.hw.load_u32(info) & 0xFF != 0
 }
 
-/// Wakes the vCPUs of a domain that wait for this port in `poll`. One turn a vCPU.
-#[inline]
-fn wake_pollers<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, port: Port) {
-    for vcpu in domain.vcpus {
-        let polled = vcpu.poll.load(Ordering::Relaxed);
-        if polled != NOT_POLLING && (polled == port.0 || polled == POLLING_MANY) {
-            sched::wake(machine, current, vcpu);
-        }
+/// Whether a vCPU waits for this port in `poll`.
+#[inline(always)]
+fn polls(vcpu: &Vcpu, port: Port) -> bool {
+    let polled = vcpu.poll.load(Ordering::Relaxed);
+    polled != NOT_POLLING && (polled == port.0 || polled == POLLING_MANY)
+}
+
+/// Wakes the vCPUs of a domain that wait for this port, and tells the one it notifies. One turn a vCPU.
+#[cold]
+#[inline(never)]
+fn wake_pollers<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    domain: &Domain,
+    port: Port,
+    vcpu: u16,
+) {
+    for poller in domain.vcpus.iter().filter(|vcpu| polls(vcpu, port)) {
+        sched::wake(machine, current, poller);
+    }
+    if let Some(at) = bit_of(domain, port) {
+        tell(machine, current, domain, at, vcpu);
     }
 }
 
