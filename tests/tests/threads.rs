@@ -16,7 +16,7 @@ use pv_abi::grant::{CopyPtr, EntryFlags, GrantCopy, GrantOp, MapGrantRef, UnmapG
 use pv_abi::{DomId, GrantHandle, GrantRef, Port};
 use zerocopy::IntoBytes;
 
-const STEPS: u32 = 3000;
+const STEPS: u32 = 500;
 
 /// One vCPU's part: calls with its arguments in a page of its own.
 fn run(machine: &Machine<FakeHardware>, id: u16, vcpu: u32) {
