@@ -64,25 +64,49 @@ extern "C" fn guest_kernel_exception(frame: &mut Frame, vector: usize) {
 unsafe extern "C" {
     static probe_load: u8;
     static probe_after: u8;
+    static probe_hvc: u8;
+    static probe_hvc_after: u8;
 }
 
+// Instructions that may fault, and where to go on with x0 = 1 if they do.
 global_asm!(
     ".section .text.probe, \"ax\"",
-    ".global probe_read",
+    ".global probe_read, probe_load, probe_after, probe_undefined, probe_hvc, probe_hvc_after",
     "probe_read:",
     "mov x2, x0",
     "mov x0, #0",
-    ".global probe_load",
     "probe_load:",
     "ldr w2, [x2]",
-    ".global probe_after",
     "probe_after:",
     "str w2, [x1]",
     "ret",
+    "probe_undefined:",
+    "mov x0, #0",
+    "probe_hvc:",
+    "hvc #1",
+    "probe_hvc_after:",
+    "ret",
 );
 
+/// Where to go on after a fault at `elr`, if that is allowed to fault.
 fn probe_resume(elr: u64) -> Option<u64> {
-    (elr == (&raw const probe_load).addr() as u64).then(|| (&raw const probe_after).addr() as u64)
+    let pairs = [
+        (&raw const probe_load, &raw const probe_after),
+        (&raw const probe_hvc, &raw const probe_hvc_after),
+        (&raw const probe_hvc_after, &raw const probe_hvc_after),
+    ];
+    pairs.iter().find(|(from, _)| from.addr() as u64 == elr).map(|(_, to)| to.addr() as u64)
+}
+
+/// Whether an `hvc` with an immediate that nobody defines (1) is undefined.
+pub fn undefined_hvc() -> bool {
+    let failed: u64;
+    // SAFETY: the call either returns or resumes behind itself with x0 = 1; SMCCC's registers are given up.
+    unsafe {
+        asm!("bl probe_undefined", out("x0") failed, out("x1") _, out("x2") _, out("x3") _, out("x4") _,
+            out("x16") _, out("x17") _, out("x30") _);
+    }
+    failed == 1
 }
 
 /// Reads the 32-bit word at `address`, which must be aligned; `None` if that faults.

@@ -252,6 +252,11 @@ impl MappedGrant {
         self.any_frame().read(bytes)
     }
 
+    /// Where the page is mapped. It is not there any more when `self` is gone.
+    pub const fn address(&self) -> usize {
+        address(self.slot) as usize
+    }
+
     fn any_frame(&self) -> &Frame {
         // SAFETY: the page is mapped at this address while `self` lives, and consists of atomics.
         unsafe { &*core::ptr::with_exposed_provenance::<Frame>(address(self.slot) as usize) }

@@ -1,6 +1,7 @@
 //! Conformance: every call's successes and refusals, as TAP. Where an expectation differs from real Xen, Xen is right.
 //!
-//! One file a family of calls, in `abicheck/`. Runs alone, as any domain; changes only its own state. `only=` on the command line
+//! One file a family of calls, in `abicheck/`. Runs alone, as any domain; changes only its own state. With
+//! `peer=` on the command line, the id of a domain that runs, it also tries what no domain may do to another. `only=` on the command line
 //! names the one family to check. Ends as crashed if a case failed.
 #![no_std]
 #![no_main]
@@ -10,11 +11,13 @@ mod abicheck {
     pub(crate) mod console;
     pub(crate) mod event;
     pub(crate) mod event_errors;
+    pub(crate) mod fault;
     pub(crate) mod grant;
     pub(crate) mod grant_copy;
     pub(crate) mod hvm;
     pub(crate) mod memory;
     pub(crate) mod multicall;
+    pub(crate) mod peer;
     pub(crate) mod psci;
     pub(crate) mod raw;
     pub(crate) mod sched;
@@ -26,10 +29,11 @@ mod abicheck {
 
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
-    console, event, event_errors, grant, grant_copy, hvm, memory, multicall, psci, sched, unknown, vcpu,
-    version,
+    console, event, event_errors, fault, grant, grant_copy, hvm, memory, multicall, peer, psci, sched,
+    unknown, vcpu, version,
 };
 use guest_kernel::Guest;
+use pv_abi::DomId;
 
 guest_kernel::main!(main);
 
@@ -46,6 +50,10 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     tap.family("event_errors", event_errors::check);
     tap.family("grant", grant::check);
     tap.family("grant_copy", grant_copy::check);
+    tap.family("fault", fault::check);
+    if let Some(peer) = guest.args().number("peer").and_then(|id| u16::try_from(id).ok()) {
+        tap.family("peer", |tap| peer::check(tap, DomId(peer)));
+    }
     tap.family("memory", memory::check);
     tap.family("vcpu", vcpu::check);
     tap.end()
