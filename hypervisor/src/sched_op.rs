@@ -35,7 +35,9 @@ pub fn sched_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: 
         }
         // That interrupts are unmasked meanwhile is the image's part: it owns the guest's processor state.
         SchedOp::Block => {
-            sched::block(machine, current, None, || has_something(machine, current));
+            sched::block(machine, current, None, || {
+                has_mail(current) || evtchn::upcall_pending(machine, current.vcpu)
+            });
             Ok(0)
         }
         SchedOp::Shutdown => {
@@ -69,10 +71,9 @@ fn reason(number: u32) -> ShutdownReason {
     ShutdownReason::from_number(number & 0xFF).unwrap_or(ShutdownReason::Crash)
 }
 
-/// Whether the caller has an event or another CPU's interrupt to take.
-fn has_something<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) -> bool {
-    evtchn::upcall_pending(machine, current.vcpu)
-        || current.domain.gic_of(current.vcpu).is_some_and(VcpuShared::has_mail)
+/// Whether another CPU has raised an interrupt for the caller that it has not seen yet.
+fn has_mail(current: &Current<'_>) -> bool {
+    current.domain.gic_of(current.vcpu).is_some_and(VcpuShared::has_mail)
 }
 
 /// Ends the caller's domain for a reason, or for the one that it gave before (`shutdown_code`).
@@ -100,7 +101,8 @@ pub fn end_domain<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, doma
     }
 }
 
-/// Blocks until one of some ports is pending or the time is there.
+/// Blocks until one of some ports is pending or the time is there. An upcall that is pending does not count: guests poll with interrupts
+/// masked, and some never take it.
 fn poll<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, asked: &Poll) -> Answer {
     if asked.nr_ports > POLL_PORTS_MAX {
         return Err(Errno::Einval.into());
@@ -110,10 +112,8 @@ fn poll<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, asked: &Poll) 
     current.vcpu.poll.store(polled, Ordering::Relaxed);
     let deadline = (asked.timeout != 0).then(|| ticks(asked.timeout, machine.hw.counter_frequency()));
     sched::block(machine, current, deadline, || {
-        if has_something(machine, current) {
-            return true;
-        }
         match asked.nr_ports {
+            _ if has_mail(current) => true,
             0 => false,
             1 => evtchn::is_pending(machine, current.domain, last),
             // What cannot be read any more wakes too: the guest looks itself.

@@ -313,7 +313,14 @@ fn polling_returns_at_once_for_a_pending_port_and_waits_for_others() {
     Guest { vcpu: 1, ..one }.send(ports[1]);
     assert_eq!((vcpu.run.get(), vcpu.poll.load(Ordering::Relaxed)), (Run::Runnable, NOT_POLLING));
 
+    // An upcall that is pending is no port that is polled.
     let _ = world.machine.sched.pick(&world.machine, CpuId(0));
+    one.take_events();
+    one.set_info(0, &[1]);
+    assert_eq!(poll(1, 0), 0);
+    assert_eq!(vcpu.run.get(), Run::Blocked);
+
+    vcpu.run.set(Run::Running);
     one.take_events();
     world.machine.hw.advance(2 * COUNTER_FREQUENCY);
     assert_eq!(poll(0, 1_000_000_000), 0);

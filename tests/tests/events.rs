@@ -65,6 +65,10 @@ fn an_event_that_is_pending_or_masked_tells_nobody_again() {
     assert_eq!(raises(), 1);
     assert_eq!(one.send(ipi.port), 0);
     assert_eq!(raises(), 0, "pending already");
+    // Even when the guest has taken the upcall, and not yet the event.
+    one.set_info(0, &[0; 16]);
+    assert_eq!(one.send(ipi.port), 0);
+    assert_eq!((raises(), one.info_word(SELECTOR)), (0, 0));
 
     one.take_events();
     one.mask(ipi.port);
