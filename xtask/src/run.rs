@@ -1,6 +1,6 @@
 //! `cargo xtask run`: boots a system file under QEMU and says how it went.
 
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -326,8 +326,12 @@ fn watch(command: &mut Command, limit: Duration, see: &mut dyn FnMut(&[u8])) -> 
     // A second registration, for a second run, is refused; the first stays good.
     let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
     let deadline = Instant::now() + limit;
-    let mut child = Killed(command.stdout(Stdio::piped()).spawn().doing("QEMU cannot be started")?);
+    let mut child = Killed(
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().doing("QEMU cannot be started")?,
+    );
     let mut pipe = child.0.stdout.take().ok_or_else(|| Failure::failed("QEMU has no output"))?;
+    let errors = child.0.stderr.take().ok_or_else(|| Failure::failed("QEMU has no error output"))?;
+    std::thread::spawn(move || pass_on(errors));
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
@@ -359,6 +363,15 @@ fn watch(command: &mut Command, limit: Duration, see: &mut dyn FnMut(&[u8])) -> 
     }
     let status = child.0.wait().doing("QEMU")?;
     Ok(Ended::Exit(status.code()))
+}
+
+/// Shows what QEMU says itself, without the warning that it gives whenever all virtual CPUs wait under `-icount`.
+fn pass_on(errors: impl std::io::Read) {
+    for line in BufReader::new(errors).lines().map_while(Result::ok) {
+        if !line.contains("icount sleep disabled and no active timers") {
+            eprintln!("{line}");
+        }
+    }
 }
 
 /// The demonstration's or another system file, by name.

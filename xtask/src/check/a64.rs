@@ -59,10 +59,12 @@ pub(super) fn adr(word: u32, at: u64) -> Option<(u32, u64)> {
     (word & 0x9f00_0000 == 0x1000_0000).then(|| (word & 31, at.wrapping_add_signed(immediate)))
 }
 
-/// `ADD Xd, Xd, Xm, LSL #2`: `d`, the last step before a jump through a table of offsets.
+/// `ADD Xd, Xd, Xm` or `ADD Xd, Xd, Xm, LSL #2`: `d`. The last step before a jump through a table of offsets, which are
+/// words, or bytes or halves that count instructions.
 pub(super) fn add_table_offset(word: u32) -> Option<u32> {
     let (d, n) = (word & 31, (word >> 5) & 31);
-    (word & 0xffe0_fc00 == 0x8b00_0800 && d == n).then_some(d)
+    let is_add = matches!(word & 0xffe0_fc00, 0x8b00_0000 | 0x8b00_0800);
+    (is_add && d == n).then_some(d)
 }
 
 /// The lowest `bits` bits as a two's complement number.
@@ -104,6 +106,8 @@ mod tests {
         assert_eq!(adr(0x1000_0049, 0x2000), Some((9, 0x2008))); // adr x9, .+8
         assert_eq!(adr(0x9000_0049, 0x2000), None); // adrp
         assert_eq!(add_table_offset(0x8b0a_0929), Some(9)); // add x9, x9, x10, lsl #2
+        assert_eq!(add_table_offset(0x8b0c_016b), Some(11)); // add x11, x11, x12
+        assert_eq!(add_table_offset(0x8b0a_0528), None); // add x8, x9, x10, lsl #1
         assert_eq!(add_table_offset(0x8b0a_0928), None); // add x8, x9, x10, lsl #2
     }
 }
