@@ -11,9 +11,8 @@
 //! would show their consoles. Nobody reads.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use core::fmt::Write;
 
-use heapless::{String, Vec};
+use heapless::Vec;
 use pv_abi::console::ConsoleOp;
 use pv_abi::{DomId, Errno};
 
@@ -104,20 +103,45 @@ impl LineBuffer {
     /// Puts out what there is of the line, even if it is empty.
     fn put_out<H: Hardware>(&mut self, hw: &H, id: DomId) {
         if self.dropped != 0 {
-            let mut note: String<64> = String::new();
+            let mut note: Vec<u8, 64> = Vec::new();
             // 64 characters hold the longest numbers.
-            let _ = writeln!(note, "(d{}) [{} bytes dropped]", id.0, self.dropped);
-            hw.console(note.as_bytes());
+            prefix(&mut note, id);
+            let _ = note.extend_from_slice(b"[");
+            decimal(&mut note, self.dropped);
+            let _ = note.extend_from_slice(b" bytes dropped]\n");
+            hw.console(&note);
             self.dropped = 0;
         }
         let mut line: Vec<u8, { LINE_LENGTH + DECORATION }> = Vec::new();
-        let mut prefix: String<DECORATION> = String::new();
-        let _ = write!(prefix, "(d{}) ", id.0);
-        let _ = line.extend_from_slice(prefix.as_bytes());
+        prefix(&mut line, id);
         let _ = line.extend_from_slice(&self.text);
         let _ = line.push(b'\n');
         hw.console(&line);
         self.text.clear();
+    }
+}
+
+/// What every line of a domain starts with.
+fn prefix<const N: usize>(line: &mut Vec<u8, N>, id: DomId) {
+    let _ = line.extend_from_slice(b"(d");
+    decimal(line, u64::from(id.0));
+    let _ = line.extend_from_slice(b") ");
+}
+
+/// Appends a number. Not by `core::fmt`: that calls through pointers, which nothing does that a guest can reach.
+fn decimal<const N: usize>(line: &mut Vec<u8, N>, number: u64) {
+    let mut digits: Vec<u8, 20> = Vec::new();
+    let mut rest = number;
+    for _ in 0..20 {
+        let digit = u8::try_from(rest % 10).unwrap_or(0);
+        let _ = digits.push(b'0'.wrapping_add(digit));
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    for digit in digits.iter().rev() {
+        let _ = line.push(*digit);
     }
 }
 
