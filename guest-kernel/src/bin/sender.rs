@@ -67,7 +67,10 @@ fn send_file(file: &[u8], peer: DomId, ring: &Grant, channel: &Channel) -> Resul
                 }
             }
         }
-        while let (Some(_), Some(frame)) = (pieces.peek(), free.pop()) {
+        let mut news = false;
+        while pieces.peek().is_some()
+            && let Some(frame) = free.pop()
+        {
             let piece = pieces.next().unwrap_or_default();
             hash.update(piece);
             let length = u32::try_from(frame.write(piece)).unwrap_or(0);
@@ -75,13 +78,17 @@ fn send_file(file: &[u8], peer: DomId, ring: &Grant, channel: &Channel) -> Resul
             down.push(&Down::Page { reference: page.reference(), length })
                 .map_err(|_| "the receiver broke the ring")?;
             lent.push(page);
+            news = true;
         }
         if pieces.peek().is_none()
             && let Some(message) = end.take()
         {
             down.push(&message).map_err(|_| "the receiver broke the ring")?;
+            news = true;
         }
-        channel.notify().map_err(|_| "the receiver cannot be notified")?;
+        if news {
+            channel.notify().map_err(|_| "the receiver cannot be notified")?;
+        }
         if channel.wait_for(PATIENCE) != Ok(Wake::Event) {
             return Err("the receiver is silent");
         }
