@@ -58,6 +58,8 @@ pub enum Op {
     FlushAll(Vmid),
     Kick(CpuId),
     Raise(PrivateIntid),
+    /// The current vCPU takes interrupts from here on.
+    Unmask,
 }
 
 #[derive(Debug, Default)]
@@ -357,6 +359,10 @@ impl Hardware for FakeHardware {
 
     fn raise_current(&self, irq: PrivateIntid) {
         drop(self.record(Op::Raise(irq)));
+    }
+
+    fn unmask_current(&self) {
+        drop(self.record(Op::Unmask));
     }
 
     fn console(&self, text: &[u8]) {

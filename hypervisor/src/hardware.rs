@@ -100,6 +100,8 @@ pub trait Hardware: Sync {
     fn kick(&self, cpu: CpuId);
     /// Raises a private interrupt of the vCPU that is loaded on this CPU.
     fn raise_current(&self, irq: PrivateIntid);
+    /// Lets the vCPU that is loaded on this CPU take interrupts (`PSTATE.I`), as `SCHEDOP_block` does.
+    fn unmask_current(&self);
     /// Writes to the machine's console.
     fn console(&self, text: &[u8]);
     /// Records an event in the hypervisor's log.

@@ -33,8 +33,8 @@ pub fn sched_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: 
             current.reschedule.set(true);
             Ok(0)
         }
-        // That interrupts are unmasked meanwhile is the image's part: it owns the guest's processor state.
         SchedOp::Block => {
+            machine.hw.unmask_current();
             sched::block(machine, current, None, || {
                 has_mail(current) || evtchn::upcall_pending(machine, current.vcpu)
             });

@@ -9,7 +9,7 @@ use hypervisor::log::Event;
 use hypervisor::vgic::PrivateIntid;
 use tock_registers::LocalRegisterCopy;
 
-use super::regs::{self, PAR, VTTBR};
+use super::regs::{self, PAR, SPSR, VTTBR};
 use super::{console, direct, gic, log, percpu, timer};
 
 /// The machine this runs on.
@@ -168,6 +168,10 @@ impl Hardware for Arm {
     #[inline(always)]
     fn raise_current(&self, irq: PrivateIntid) {
         gic::raise_loaded(percpu::this(), irq);
+    }
+
+    fn unmask_current(&self) {
+        regs::spsr_el2::write(regs::spsr_el2::read() & !SPSR::I::SET.value);
     }
 
     fn console(&self, text: &[u8]) {

@@ -8,7 +8,7 @@
 
 use hypervisor::addr::{Gfn, Ipa};
 use hypervisor::domain::{Fault, Life};
-use hypervisor::hypercall::{Outcome, hypercall};
+use hypervisor::hypercall::{self, Outcome};
 use hypervisor::vgic::PrivateIntid;
 use hypervisor::{sched, sched_op, stage2};
 use pv_abi::{HYPERCALL_TAG, layout};
@@ -50,9 +50,9 @@ extern "C" fn hvc_entry(frame: &mut Frame, esr: u64) -> u64 {
         return other_hvc(cpu, frame, syndrome.read(ESR::IMM16));
     }
     let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) else { return 1 };
-    let [a0, a1, a2, a3, a4, ..] = frame.x;
     let number = frame.get(16);
-    match hypercall(machine, current, number, [a0, a1, a2, a3, a4]) {
+    let Some(args) = frame.x.first_chunk() else { return 1 };
+    match hypercall::serve(machine, current, number, args) {
         Outcome::Done(value) => frame.set(0, value.cast_unsigned()),
         Outcome::Restart(args) => {
             for (slot, value) in frame.x.iter_mut().zip(args) {
