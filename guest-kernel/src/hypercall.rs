@@ -109,7 +109,8 @@ pub fn sched_yield() -> Result<(), Errno> {
     Errno::check(unsafe { raw(number, [cmd, 0, 0, 0, 0]) }).map(drop)
 }
 
-/// Blocks until an event or interrupt is due, and unmasks interrupts (`SCHEDOP_block`).
+/// Blocks until an event or interrupt is due, and unmasks interrupts (`SCHEDOP_block`): mask them before looking for work, so
+/// that none comes between the look and the call.
 pub fn sched_block() -> Result<(), Errno> {
     let (number, cmd) = (u64::from(Hypercall::SchedOp.number()), u64::from(SchedOp::Block.number()));
     // SAFETY: no argument, no memory.

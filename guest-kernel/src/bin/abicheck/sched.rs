@@ -3,7 +3,7 @@ use core::time::Duration;
 
 use guest_kernel::event::{Channel, Wake};
 use guest_kernel::interrupt::{self, Intid};
-use guest_kernel::{Guest, hypercall, time, timer};
+use guest_kernel::{Guest, cpu, hypercall, time, timer};
 use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, ShutdownReason, Watchdog};
 use pv_abi::{DomId, Errno, GuestHandle, Hypercall, Port};
 
@@ -98,6 +98,8 @@ fn watchdog(tap: &mut Tap) {
 
 fn block(tap: &mut Tap) {
     tap.that("the timer's interrupt is enabled", interrupt::enable(Intid::TIMER, timer::disarm).is_ok());
+    // Masked until the call, which unmasks: else the interrupt could come before it, and nothing would end the wait.
+    cpu::mask_interrupts();
     let began = time::now();
     timer::arm(began.after(Duration::from_millis(5)));
     tap.is("block returns", hypercall::sched_block(), Ok(()));
