@@ -28,8 +28,7 @@ macro_rules! address {
             /// Bytes from the start of the page.
             #[inline(always)]
             pub const fn page_offset(self) -> usize {
-                #[expect(clippy::cast_possible_truncation, reason = "twelve bits")]
-                { (self.0 & OFFSET_MASK) as usize }
+                (self.0 & OFFSET_MASK) as usize
             }
 
             /// The address `bytes` further, if it does not wrap.
@@ -140,7 +139,6 @@ impl GuestVa {
     /// Bytes from here to the end of the page, 1 to 4096.
     #[inline(always)]
     pub const fn left_in_page(self) -> usize {
-        #[expect(clippy::cast_possible_truncation, reason = "twelve bits")]
         let offset = (self.0 & OFFSET_MASK) as usize;
         PAGE_SIZE.wrapping_sub(offset)
     }

@@ -5,7 +5,8 @@
 //! 2. `state` is the domain's lock (rank 20). Two are taken by [`lock_two`] only, in the order of ids. Under it, in this
 //!    order: frame allocator (30), run queue (40), console (50). Nothing waits for another CPU while it holds one.
 //! 3. `ports`, `life`, the vCPUs' atomics and the constants are read without the lock; ports change under it.
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::cmp::Ordering;
+use core::sync::atomic::{self, AtomicU32, AtomicU64};
 
 use pv_abi::DomId;
 use spin::mutex::{TicketMutex, TicketMutexGuard};
@@ -43,7 +44,7 @@ pub enum Life {
 pub enum Fault {
     /// It kept a word busy that it shares with the hypervisor.
     WordContended = 0,
-    /// It took an SError that nobody can attribute further.
+    /// It took an `SError` that nobody can attribute further.
     SystemError = 1,
     /// Its saved state is such that no exception can be injected.
     NoVector = 2,
@@ -63,10 +64,11 @@ impl LifeCell {
     /// The state.
     #[inline]
     pub fn get(&self) -> Life {
-        match self.0.load(Ordering::Acquire) {
+        match self.0.load(atomic::Ordering::Acquire) {
             RUNNING => Life::Running,
             code @ SHUTDOWN_BASE..FAULT_BASE => Life::Shutdown(
-                ShutdownReason::from_number(code.wrapping_sub(SHUTDOWN_BASE)).unwrap_or(ShutdownReason::Crash),
+                ShutdownReason::from_number(code.wrapping_sub(SHUTDOWN_BASE))
+                    .unwrap_or(ShutdownReason::Crash),
             ),
             code => Life::Destroyed(match code.wrapping_sub(FAULT_BASE) {
                 0 => Fault::WordContended,
@@ -80,7 +82,7 @@ impl LifeCell {
     /// Whether it still runs.
     #[inline(always)]
     pub fn is_running(&self) -> bool {
-        self.0.load(Ordering::Acquire) == RUNNING
+        self.0.load(atomic::Ordering::Acquire) == RUNNING
     }
 
     /// Leaves `Running` for `end`; false when it had left before.
@@ -95,7 +97,7 @@ impl LifeCell {
                 Fault::UnknownException => 3,
             }),
         };
-        self.0.compare_exchange(RUNNING, code, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.0.compare_exchange(RUNNING, code, atomic::Ordering::AcqRel, atomic::Ordering::Acquire).is_ok()
     }
 }
 
@@ -160,15 +162,17 @@ pub fn lock_two<'a>(
     first: &'a Domain,
     second: &'a Domain,
 ) -> (TicketMutexGuard<'a, DomainState>, Option<TicketMutexGuard<'a, DomainState>>) {
-    if first.id == second.id {
-        (first.state.lock(), None)
-    } else if first.id < second.id {
-        let one = first.state.lock();
-        let two = second.state.lock();
-        (one, Some(two))
-    } else {
-        let two = second.state.lock();
-        let one = first.state.lock();
-        (one, Some(two))
+    match first.id.cmp(&second.id) {
+        Ordering::Equal => (first.state.lock(), None),
+        Ordering::Less => {
+            let one = first.state.lock();
+            let two = second.state.lock();
+            (one, Some(two))
+        }
+        Ordering::Greater => {
+            let two = second.state.lock();
+            let one = first.state.lock();
+            (one, Some(two))
+        }
     }
 }

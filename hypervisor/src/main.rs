@@ -7,7 +7,10 @@
     clippy::cast_possible_truncation,
     reason = "usize is 64 bits wide here, and fields of registers are masked where they are cut out"
 )]
-#![allow(clippy::inline_always, reason = "on the path of every exception: a call more would be seen in the numbers")]
+#![allow(
+    clippy::inline_always,
+    reason = "on the path of every exception: a call more would be seen in the numbers"
+)]
 
 mod el2;
 
@@ -22,7 +25,13 @@ extern "C" fn boot_primary(pa: u64, load: u64) -> ! {
     timer::start();
     let tree = boot::tree(pa);
     let host = boot::machine(&tree, pa);
-    defmt::info!("Pavo {=str}: EL2 at {=u64:#x}, {=usize} CPUs, {=u64} MiB", el2::VERSION, load, host.cpus.len(), host.ram.total() >> 20);
+    defmt::info!(
+        "Pavo {=str}: EL2 at {=u64:#x}, {=usize} CPUs, {=u64} MiB",
+        el2::VERSION,
+        load,
+        host.cpus.len(),
+        host.ram.total() >> 20
+    );
     let interrupts = boot::interrupt_controller(&host);
     el2::set_interrupts(interrupts);
     boot::cpu_interrupts(&host, interrupts, percpu::this());

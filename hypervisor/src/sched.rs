@@ -174,6 +174,6 @@ pub fn earliest_deadline<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> u64 {
 }
 
 /// The vCPUs whose home is this CPU: at most [`MAX_VCPUS`].
-fn vcpus_of<'m, H: Hardware>(machine: &'m Machine<H>, cpu: CpuId) -> impl Iterator<Item = &'m Vcpu> {
+fn vcpus_of<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> impl Iterator<Item = &Vcpu> {
     machine.domains.iter().flat_map(|domain| domain.vcpus.iter()).filter(move |vcpu| vcpu.home == cpu)
 }

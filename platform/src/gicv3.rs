@@ -22,6 +22,9 @@ pub struct Unresponsive;
 ///
 /// # Safety
 /// `address` maps the distributor's 64 KiB as device memory; nothing else uses it meanwhile.
+///
+/// # Errors
+/// [`Unresponsive`] for a null address.
 pub unsafe fn init_distributor(address: usize) -> Result<(), Unresponsive> {
     let registers = NonNull::new(with_exposed_provenance_mut::<Gicd>(address)).ok_or(Unresponsive)?;
     // SAFETY: the caller's promise.
@@ -57,6 +60,9 @@ pub unsafe fn find_redistributor(address: usize, size: usize, mpidr: u64) -> Opt
 ///
 /// # Safety
 /// `address` is this CPU's redistributor, from [`find_redistributor`].
+///
+/// # Errors
+/// [`Unresponsive`] when an interrupt cannot be set up.
 pub unsafe fn init_redistributor(address: usize, enabled: &[u32]) -> Result<(), Unresponsive> {
     let registers = NonNull::new(with_exposed_provenance_mut::<GicrSgi>(address)).ok_or(Unresponsive)?;
     // SAFETY: the caller's promise.

@@ -3,7 +3,7 @@
 
 use core::arch::asm;
 
-use hypervisor::addr::{FrameAddr, GuestVa, Ipa, Mfn, Pa};
+use hypervisor::addr::{FrameAddr, GuestVa, Ipa, Mfn};
 use hypervisor::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
 use hypervisor::log::Event;
 use hypervisor::vgic::PrivateIntid;
@@ -201,10 +201,4 @@ fn with_vmid(vmid: Vmid, work: impl FnOnce()) {
     regs::vttbr_el2::write(loaded);
     // SAFETY: as above.
     unsafe { asm!("isb", options(nostack, preserves_flags)) };
-}
-
-/// The machine address that a place in the image has.
-pub fn image_pa(load: u64, va: usize) -> Option<Pa> {
-    let offset = (va as u64).checked_sub(super::mmu::IMAGE_VA)?;
-    Pa::new(load.checked_add(offset)?)
 }

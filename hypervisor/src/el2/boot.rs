@@ -4,9 +4,10 @@
 use core::ptr::with_exposed_provenance;
 use core::slice;
 
-use hypervisor::addr::{Mfn, Pa};
+use hypervisor::addr::Mfn;
 use hypervisor::devicetree::{
-    DomainConfig, Domains, HostGic, HostMachine, PhysRange, PsciConduit, RangeSet, Tree, UartKind, has_dom0_modules,
+    DomainConfig, Domains, HostGic, HostMachine, PhysRange, PsciConduit, RangeSet, Tree, UartKind,
+    has_dom0_modules,
 };
 use hypervisor::domain::{Domain, MAX_DOMAINS};
 use hypervisor::domain_build::{BootState, Builder, Host, Shape, Storage};
@@ -42,7 +43,7 @@ pub fn tree(pa: u64) -> Tree<'static> {
     }
     let first = with_exposed_provenance::<u32>(direct::virt(pa));
     // SAFETY: mapped just now; the page is RAM by the boot protocol and nobody writes it.
-    let start = unsafe { [first.read(), first.wrapping_add(1).read()] };
+    let start = unsafe { first.cast::<[u32; 2]>().read() };
     let Ok(length) = Tree::length(start) else { stop("x0 points to no device tree") };
     if mmu::map(pa, u64::from(length), Kind::Memory).is_err() {
         stop("the device tree cannot be mapped");
@@ -57,13 +58,13 @@ pub fn tree(pa: u64) -> Tree<'static> {
 
 /// Reads the machine's description, brings up the console.
 pub fn machine(tree: &Tree<'static>, pa: u64) -> HostMachine<'static> {
-    let host = match HostMachine::read(tree, pa) {
-        Ok(host) => host,
-        Err(_) => stop("the device tree does not describe a machine with memory, CPUs, GIC and timer"),
+    let Ok(host) = HostMachine::read(tree, pa) else {
+        stop("the device tree does not describe a machine with memory, CPUs, GIC and timer")
     };
     if let Some(uart) = host.uart {
         let registers = uart.registers;
-        if mmu::map(registers.start(), registers.size(), Kind::Device).is_ok() && uart.kind == UartKind::Pl011 {
+        if mmu::map(registers.start(), registers.size(), Kind::Device).is_ok() && uart.kind == UartKind::Pl011
+        {
             // SAFETY: the tree says that a PL011 is there; it is mapped as a device and given to no guest.
             if let Some(console) = unsafe { Console::pl011(direct::virt(registers.start())) } {
                 console::init(console);
@@ -106,7 +107,9 @@ pub fn cpu_interrupts(host: &HostMachine<'_>, interrupts: Interrupts, cpu: &PerC
     let mpidr = super::regs::mpidr_el1::read();
     let found = redistributors.iter().find_map(|region| {
         // SAFETY: `interrupt_controller` mapped the region as a device.
-        unsafe { platform::gicv3::find_redistributor(direct::virt(region.start()), region.size() as usize, mpidr) }
+        unsafe {
+            platform::gicv3::find_redistributor(direct::virt(region.start()), region.size() as usize, mpidr)
+        }
     });
     let Some(address) = found else { stop("this CPU has no redistributor") };
     let enabled = [gic::KICK, interrupts.virtual_timer, interrupts.hypervisor_timer, interrupts.maintenance];
@@ -204,7 +207,8 @@ fn last_gap(bank: PhysRange, holes: &[PhysRange], size: u64) -> Option<PhysRange
         end = end.min(hole.start());
     }
     let start = end.checked_sub(size)?;
-    PhysRange::new(start, size).filter(|gap| start >= bank.start() && !holes.iter().any(|hole| hole.overlaps(*gap)))
+    PhysRange::new(start, size)
+        .filter(|gap| start >= bank.start() && !holes.iter().any(|hole| hole.overlaps(*gap)))
 }
 
 /// Frees the frames of a bank that no hole covers.
@@ -220,20 +224,16 @@ fn give(frames: &Frames, bank: PhysRange, holes: &[PhysRange]) {
 fn give_range(frames: &Frames, start: u64, end: u64) {
     let first = Mfn::new(start.saturating_add(PAGE - 1) / PAGE);
     let last = Mfn::new(end / PAGE);
-    if let (Some(first), Some(last)) = (first, last) {
-        if first < last {
-            frames.give(first..last);
-        }
+    if let (Some(first), Some(last)) = (first, last)
+        && first < last
+    {
+        frames.give(first..last);
     }
 }
 
 /// The domains' configurations, without the refused ones' reasons.
 fn configs(tree: &Tree<'static>) -> impl Iterator<Item = Result<DomainConfig<'static>, ()>> {
-    let domains = match Domains::new(tree) {
-        Ok(domains) => Some(domains),
-        Err(_) => None,
-    };
-    domains.into_iter().flatten().take(MAX_DOMAINS).map(|config| config.map_err(|_| ()))
+    Domains::new(tree).ok().into_iter().flatten().take(MAX_DOMAINS).map(|config| config.map_err(|_| ()))
 }
 
 /// The domains, and how each starts.
@@ -277,7 +277,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
         let shape = Shape {
             vmid: Vmid(id),
             first_vcpu: VcpuIndex(vcpus.len() as u16),
-            first_cpu: CpuId((built % usize::from(cpus.max(1))) as u8),
+            first_cpu: CpuId(built.checked_rem(usize::from(cpus)).unwrap_or(0) as u8),
             cpus,
             spis: GUEST_SPIS,
         };
@@ -287,7 +287,13 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
                 for number in 0..config.vcpus {
                     let _ = vcpus.push((built as u16, number as u16));
                 }
-                defmt::info!("d{=u16}: {=str}, {=u64} KiB, {=u32} vCPUs", id, config.name, config.memory_kib, config.vcpus);
+                defmt::info!(
+                    "d{=u16}: {=str}, {=u64} KiB, {=u32} vCPUs",
+                    id,
+                    config.name,
+                    config.memory_kib,
+                    config.vcpus
+                );
                 let _ = starts.push(ready.boot);
                 if let Some(slot) = slots.get_mut(built) {
                     *slot = Some(ready.domain);
@@ -309,10 +315,12 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
 fn all_present(slots: &mut [Option<Domain>], carve: &Carve) -> Option<&'static [Domain]> {
     let count = slots.len();
     let mut slots = slots.iter_mut();
-    carve.slice(count, |_| match slots.next().and_then(Option::take) {
-        Some(domain) => domain,
-        None => stop("a domain got lost"),
-    }).map(|domains| &*domains)
+    carve
+        .slice(count, |_| match slots.next().and_then(Option::take) {
+            Some(domain) => domain,
+            None => stop("a domain got lost"),
+        })
+        .map(|domains| &*domains)
 }
 
 /// Starts the other CPUs that the tree names; returns how many run.
@@ -338,8 +346,3 @@ pub fn start_cpus(host: &HostMachine<'_>) -> u8 {
 }
 
 const AFFINITY: u64 = 0xFF_00FF_FFFF;
-
-/// Where an image address lies in the machine.
-pub fn place(pa: u64) -> Option<Pa> {
-    Pa::new(pa)
-}

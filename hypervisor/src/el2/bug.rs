@@ -19,7 +19,9 @@ impl Write for Console {
 #[unsafe(no_mangle)]
 extern "C" fn bug_entry(kind: u64, esr: u64, elr: u64, far: u64, sp: u64) -> ! {
     // No formatting machinery: this runs when the hypervisor itself is broken, and must not be able to panic.
-    for (name, value) in [("\nBUG: exception ", kind), (" ESR ", esr), (" ELR ", elr), (" FAR ", far), (" SP ", sp)] {
+    for (name, value) in
+        [("\nBUG: exception ", kind), (" ESR ", esr), (" ELR ", elr), (" FAR ", far), (" SP ", sp)]
+    {
         console::write_anyway(name.as_bytes());
         hexadecimal(value);
     }

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "turns raw memory into slices")]
 
 use core::alloc::Layout;
-use core::cell::{Cell, RefCell};
+use core::cell::RefCell;
 use core::ptr::with_exposed_provenance_mut;
 use core::slice;
 
@@ -17,7 +17,6 @@ const ORDERS: usize = 33;
 /// A region that is being cut up.
 pub struct Carve {
     heap: RefCell<Heap<ORDERS>>,
-    used: Cell<usize>,
 }
 
 impl Carve {
@@ -29,23 +28,21 @@ impl Carve {
         let mut heap = Heap::empty();
         // SAFETY: the caller's promise.
         unsafe { heap.init(direct::virt(pa), size) };
-        Self { heap: RefCell::new(heap), used: Cell::new(0) }
-    }
-
-    /// Bytes cut so far.
-    pub fn used(&self) -> usize {
-        self.heap.borrow().stats_alloc_actual()
+        Self { heap: RefCell::new(heap) }
     }
 }
 
 impl Storage for Carve {
-    fn slice<T: Send + Sync + 'static>(&self, n: usize, mut make: impl FnMut(usize) -> T) -> Option<&'static mut [T]> {
+    fn slice<T: Send + Sync + 'static>(
+        &self,
+        n: usize,
+        mut make: impl FnMut(usize) -> T,
+    ) -> Option<&'static mut [T]> {
         let layout = Layout::array::<T>(n).ok()?;
         if layout.size() == 0 {
             return Some(&mut []);
         }
         let memory = self.heap.try_borrow_mut().ok()?.alloc(layout).ok()?;
-        self.used.set(self.used.get().saturating_add(layout.size()));
         let first = with_exposed_provenance_mut::<T>(memory.as_ptr().expose_provenance());
         for index in 0..n {
             // SAFETY: the allocation holds `n` values of `T`, aligned; this one is not initialised yet.

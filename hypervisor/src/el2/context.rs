@@ -65,8 +65,27 @@ macro_rules! el1_registers {
 }
 // Not TCR_EL1 and SCTLR_EL1: invariant 3.
 el1_registers!(
-    ttbr0_el1, ttbr1_el1, mair_el1, amair_el1, vbar_el1, contextidr_el1, cpacr_el1, esr_el1, far_el1, afsr0_el1, afsr1_el1,
-    elr_el1, spsr_el1, sp_el1, sp_el0, tpidr_el0, tpidrro_el0, tpidr_el1, csselr_el1, cntkctl_el1, par_el1
+    ttbr0_el1,
+    ttbr1_el1,
+    mair_el1,
+    amair_el1,
+    vbar_el1,
+    contextidr_el1,
+    cpacr_el1,
+    esr_el1,
+    far_el1,
+    afsr0_el1,
+    afsr1_el1,
+    elr_el1,
+    spsr_el1,
+    sp_el1,
+    sp_el0,
+    tpidr_el0,
+    tpidrro_el0,
+    tpidr_el1,
+    csselr_el1,
+    cntkctl_el1,
+    par_el1
 );
 
 /// `TCR_EL1`: walks disabled for both tables.
@@ -121,7 +140,13 @@ unsafe impl Send for ArchVcpu {}
 
 impl ArchVcpu {
     /// A vCPU that is off, with every register at its reset value.
-    pub fn new(domain: &'static Domain, vcpu: &'static Vcpu, shared: &'static VcpuShared, gic: VcpuGic, vmpidr: u64) -> Self {
+    pub fn new(
+        domain: &'static Domain,
+        vcpu: &'static Vcpu,
+        shared: &'static VcpuShared,
+        gic: VcpuGic,
+        vmpidr: u64,
+    ) -> Self {
         Self {
             domain,
             vcpu,
@@ -183,13 +208,6 @@ impl ArchVcpu {
         let result = work(unsafe { &mut *self.gic.get() });
         self.gic_busy.set(false);
         result
-    }
-
-    /// Its timer as saved: control and deadline. Not while it is loaded.
-    pub fn saved_timer(&self) -> (u64, u64) {
-        // SAFETY: invariant 1: the home CPU asks, and it does not write meanwhile.
-        let saved = unsafe { &*self.saved.get() };
-        (saved.cntv_ctl, saved.cntv_cval)
     }
 }
 

@@ -68,7 +68,7 @@ unsafe fn copy_bytes(to: usize, from: usize, len: usize) {
     let mut to = to;
     let mut from = from;
     let mut left = len;
-    if (to | from) & 7 == 0 {
+    if (to | from).trailing_zeros() >= 3 {
         while left >= 64 {
             // SAFETY: 64 bytes are left on both sides, both 8-byte aligned.
             unsafe {
@@ -97,7 +97,7 @@ unsafe fn copy_bytes(to: usize, from: usize, len: usize) {
             }
             left = left.wrapping_sub(8);
         }
-    } else if (to | from) & 3 == 0 {
+    } else if (to | from).trailing_zeros() >= 2 {
         while left >= 4 {
             // SAFETY: 4 bytes are left on both sides, both 4-byte aligned.
             unsafe {
@@ -176,7 +176,9 @@ pub fn sync_instructions(frame: Mfn) {
 pub fn load_u64(place: FrameAddr) -> u64 {
     let value: u64;
     // SAFETY: in RAM; the callers' offsets are multiples of eight (`FrameAddr` of a shared structure).
-    unsafe { asm!("ldar {}, [{}]", out(reg) value, in(reg) at(place) & !7, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("ldar {}, [{}]", out(reg) value, in(reg) at(place) & !7, options(nostack, preserves_flags))
+    };
     value
 }
 
@@ -185,7 +187,9 @@ pub fn load_u64(place: FrameAddr) -> u64 {
 pub fn load_u32(place: FrameAddr) -> u32 {
     let value: u32;
     // SAFETY: in RAM and aligned.
-    unsafe { asm!("ldar {:w}, [{}]", out(reg) value, in(reg) at(place) & !3, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("ldar {:w}, [{}]", out(reg) value, in(reg) at(place) & !3, options(nostack, preserves_flags))
+    };
     value
 }
 
@@ -296,7 +300,9 @@ pub fn table_read(table: Mfn, index: usize) -> u64 {
     let address = virt(table.base().get()) | ((index & 0x1FF) << 3);
     let value: u64;
     // SAFETY: inside a frame of RAM.
-    unsafe { asm!("ldr {}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags, readonly)) };
+    unsafe {
+        asm!("ldr {}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags, readonly))
+    };
     value
 }
 

@@ -39,9 +39,8 @@ pub fn access(
         run::kick_vcpus(cpu, arch, done.kick);
         after(cpu, arch, done.serviced);
     } else {
-        let done = arch.with_gic(|gic| {
-            Some(gic.mmio_read(&mut state.gic, arch.domain.gic, &mut HardwareLrs, access))
-        });
+        let done = arch
+            .with_gic(|gic| Some(gic.mmio_read(&mut state.gic, arch.domain.gic, &mut HardwareLrs, access)));
         drop(state);
         let Some(done) = done else { return true };
         report(arch, device, offset, done.handling);
@@ -92,8 +91,12 @@ fn report(arch: &ArchVcpu, device: vgic::Frame, offset: u64, handling: Handling)
         Handling::Unhandled => {
             let distributor = matches!(device, vgic::Frame::Distributor);
             if gic::worth_a_line() {
-                defmt::debug!("d{=u16}: GIC (distributor: {=bool}) {=u64:#x}: read as zero, write ignored",
-                    arch.domain.id.0, distributor, offset);
+                defmt::debug!(
+                    "d{=u16}: GIC (distributor: {=bool}) {=u64:#x}: read as zero, write ignored",
+                    arch.domain.id.0,
+                    distributor,
+                    offset
+                );
             }
         }
     }

@@ -32,7 +32,10 @@ static LIST_REGISTERS: AtomicU32 = AtomicU32::new(0);
 /// Sets this CPU's interface up.
 pub fn init_cpu(cpu: &PerCpu) {
     regs::icc_sre_el2::write(
-        ICC_SRE::SRE::SET.value | ICC_SRE::DFB::SET.value | ICC_SRE::DIB::SET.value | ICC_SRE::ENABLE::SET.value,
+        ICC_SRE::SRE::SET.value
+            | ICC_SRE::DFB::SET.value
+            | ICC_SRE::DIB::SET.value
+            | ICC_SRE::ENABLE::SET.value,
     );
     isb();
     regs::icc_pmr_el1::write(0xFF);

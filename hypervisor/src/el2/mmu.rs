@@ -1,7 +1,7 @@
 //! EL2's own translation: the image with each part's rights, all RAM in the direct map, devices.
 //!
 //! Invariants
-//! 1. Nothing is writable and executable (SCTLR_EL2.WXN besides). Only the image's text executes.
+//! 1. Nothing is writable and executable (`SCTLR_EL2.WXN` besides). Only the image's text executes.
 //! 2. The image's own bytes have no other mapping: the direct map leaves them out.
 //! 3. Tables change at boot only, by the first CPU, before others and guests run.
 #![expect(unsafe_code, reason = "writes EL2's translation tables")]
@@ -173,12 +173,16 @@ pub fn map(pa: u64, size: u64, kind: Kind) -> Result<(), OutOfTables> {
         let va = direct::virt(at) as u64;
         let left = end.wrapping_sub(at);
         let clear_of_image = |size: u64| at.wrapping_add(size) <= image || at >= image_end;
-        let l1 = va / BLOCK1 & 511;
+        let l1 = (va / BLOCK1) & 511;
         let attributes = match kind {
             Kind::Memory => NORMAL | EXECUTE_NEVER,
             Kind::Device => DEVICE,
         };
-        if at % BLOCK1 == 0 && left >= BLOCK1 && clear_of_image(BLOCK1) && Table::ROOT.get(l1) & VALID == 0 {
+        if at.is_multiple_of(BLOCK1)
+            && left >= BLOCK1
+            && clear_of_image(BLOCK1)
+            && Table::ROOT.get(l1) & VALID == 0
+        {
             Table::ROOT.set(l1, at | attributes);
             at = at.wrapping_add(BLOCK1);
             continue;
@@ -188,8 +192,12 @@ pub fn map(pa: u64, size: u64, kind: Kind) -> Result<(), OutOfTables> {
             continue;
         }
         let level2 = Table::ROOT.below(l1)?;
-        let l2 = va / BLOCK2 & 511;
-        if at % BLOCK2 == 0 && left >= BLOCK2 && clear_of_image(BLOCK2) && level2.get(l2) & VALID == 0 {
+        let l2 = (va / BLOCK2) & 511;
+        if at.is_multiple_of(BLOCK2)
+            && left >= BLOCK2
+            && clear_of_image(BLOCK2)
+            && level2.get(l2) & VALID == 0
+        {
             level2.set(l2, at | attributes);
             at = at.wrapping_add(BLOCK2);
             continue;
@@ -199,7 +207,7 @@ pub fn map(pa: u64, size: u64, kind: Kind) -> Result<(), OutOfTables> {
             continue;
         }
         let level3 = level2.below(l2)?;
-        let l3 = va / PAGE & 511;
+        let l3 = (va / PAGE) & 511;
         if clear_of_image(PAGE) && level3.get(l3) & VALID == 0 {
             level3.set(l3, at | attributes | TABLE_OR_PAGE);
         }

@@ -75,7 +75,7 @@ impl Stacks {
 
 /// Offset of the top of stack `n` from [`STACKS`], for the assembly.
 pub const fn stack_top_offset(n: usize) -> usize {
-    size_of::<GuardedStack>() * (n + 1)
+    size_of::<GuardedStack>().wrapping_mul(n.wrapping_add(1))
 }
 
 /// One CPU's block.
@@ -123,16 +123,8 @@ const fn block(id: u8) -> PerCpu {
     }
 }
 
-static BLOCKS: Blocks = Blocks(UnsafeCell::new([
-    block(0),
-    block(1),
-    block(2),
-    block(3),
-    block(4),
-    block(5),
-    block(6),
-    block(7),
-]));
+static BLOCKS: Blocks =
+    Blocks(UnsafeCell::new([block(0), block(1), block(2), block(3), block(4), block(5), block(6), block(7)]));
 
 /// Claims block `n` for the CPU that executes this; once a CPU, before anything else of this module.
 pub fn claim(n: usize) {

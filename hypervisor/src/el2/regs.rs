@@ -8,6 +8,7 @@ macro_rules! system_registers {
     ($($(#[$doc:meta])* $name:ident = $text:literal $(: $Fields:ident)?;)*) => {
         $(
             $(#[$doc])*
+            #[allow(dead_code, reason = "some are only read, some only written")]
             pub mod $name {
                 /// Reads the register.
                 #[inline(always)]
@@ -158,10 +159,6 @@ system_registers! {
     cntv_ctl_el0 = "cntv_ctl_el0";
     /// Virtual timer deadline.
     cntv_cval_el0 = "cntv_cval_el0";
-    /// Floating-point control.
-    fpcr = "fpcr";
-    /// Floating-point status.
-    fpsr = "fpsr";
 }
 
 register_bitfields! { u64,

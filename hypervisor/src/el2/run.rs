@@ -4,11 +4,11 @@
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
+use hypervisor::domain::{Fault, Life};
 use hypervisor::machine::{Current, Machine};
 use hypervisor::sched;
 use hypervisor::vcpu::{Run, Vcpu};
-use hypervisor::vgic::{Intid, ListRegisters, LrState, PrivateIntid, Raised, Serviced, VcpuMask};
-use hypervisor::domain::{Fault, Life};
+use hypervisor::vgic::{PrivateIntid, Raised, Serviced, VcpuMask};
 
 use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
@@ -64,7 +64,8 @@ fn settle(machine: &Machine<Arm>, arch: &'static ArchVcpu) {
 
 /// Whether the loaded vCPU has an interrupt to take, masked or not.
 fn due(arch: &ArchVcpu) -> bool {
-    let mask = LocalRegisterCopy::<u64, ICH_VMCR::Register>::new(regs::ich_vmcr_el2::read()).read(ICH_VMCR::VPMR);
+    let mask =
+        LocalRegisterCopy::<u64, ICH_VMCR::Register>::new(regs::ich_vmcr_el2::read()).read(ICH_VMCR::VPMR);
     arch.with_gic(|gic| gic.has_deliverable(arch.shared, &HardwareLrs, mask as u8))
 }
 
@@ -75,7 +76,13 @@ fn leave_registers(cpu: &'static PerCpu, frame: &Frame) {
     }
 }
 
-fn switch_to(machine: &'static Machine<Arm>, cpu: &'static PerCpu, next: &'static Vcpu, frame: &mut Frame, fresh: bool) {
+fn switch_to(
+    machine: &'static Machine<Arm>,
+    cpu: &'static PerCpu,
+    next: &'static Vcpu,
+    frame: &mut Frame,
+    fresh: bool,
+) {
     let Some(arch) = super::arch_vcpu(next.index) else { return };
     if let Some(loaded) = cpu.loaded() {
         if core::ptr::eq(loaded, arch) {
@@ -92,7 +99,12 @@ fn switch_to(machine: &'static Machine<Arm>, cpu: &'static PerCpu, next: &'stati
     }
     context::load(cpu, arch, frame);
     cpu.set_loaded(arch);
-    cpu.set_current(Current { domain: arch.domain, vcpu: arch.vcpu, cpu: cpu.id, reschedule: &cpu.reschedule });
+    cpu.set_current(Current {
+        domain: arch.domain,
+        vcpu: arch.vcpu,
+        cpu: cpu.id,
+        reschedule: &cpu.reschedule,
+    });
 }
 
 /// An SError that the leaving vCPU caused and nobody took yet would be taken for the next one's: take it here, with the vector that
@@ -166,7 +178,6 @@ pub fn send_sgi(cpu: &'static PerCpu, arch: &'static ArchVcpu, irq: PrivateIntid
             sched::raise(machine, current, vcpu, irq);
         }
     }
-    let _ = Intid::Private(irq);
 }
 
 /// Programs EL2's timer: the end of the turn when others wait, and the first deadline of a blocked vCPU.
@@ -181,10 +192,7 @@ fn arm_timer(machine: &Machine<Arm>, cpu: &PerCpu) {
 /// Waits for an interrupt and serves it. Interrupts are masked: WFI ends when one is pending (Arm ARM D1.7.2), so none is lost
 /// between the look at the queue and the wait.
 fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu) {
-    if let Some(arch) = cpu.loaded() {
-        // A loaded vCPU's own timer runs in the hardware; one that is not loaded has its deadline in `deadline`.
-        let _ = arch;
-    }
+    // A loaded vCPU's own timer runs in the hardware; the others have their deadlines with the scheduler.
     timer::interrupt_at(sched::earliest_deadline(machine, cpu.id));
     // SAFETY: waits; changes nothing.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
@@ -193,9 +201,9 @@ fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu) {
 
 /// The deadline of a vCPU that is taken out of the CPU while blocked: its own, or its timer's if that is earlier.
 pub fn note_timer(vcpu: &Vcpu, ctl: u64, cval: u64) {
-    if vcpu.run.get() == Run::Blocked {
-        if let Some(at) = timer::guest_deadline(ctl, cval) {
-            vcpu.deadline.fetch_min(at, Ordering::Relaxed);
-        }
+    if vcpu.run.get() == Run::Blocked
+        && let Some(at) = timer::guest_deadline(ctl, cval)
+    {
+        vcpu.deadline.fetch_min(at, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 //! Calls of guests by the SMC calling convention (`hvc #0`, `smc #0`): PSCI, as the portable half decodes it.
 use hypervisor::psci::{self, Request};
 use hypervisor::vcpu::Run;
+use hypervisor::vgic::VcpuShared;
 use hypervisor::{sched, sched_op};
 
 use super::context::Frame;
@@ -15,7 +16,8 @@ pub fn call(cpu: &'static PerCpu, frame: &mut Frame) {
         Request::Nothing => {}
         Request::CpuOn { vcpu, entry, context } => {
             let started = current.domain.vcpu(vcpu).is_some_and(|vcpu| {
-                super::arch_vcpu(vcpu.index).is_some_and(|arch| arch.claim_entry(entry, context)) && sched::start(machine, vcpu)
+                super::arch_vcpu(vcpu.index).is_some_and(|arch| arch.claim_entry(entry, context))
+                    && sched::start(machine, vcpu)
             });
             let value = if started { psci::SUCCESS } else { psci::ALREADY_ON };
             frame.set(0, value.cast_unsigned());
@@ -28,7 +30,7 @@ pub fn call(cpu: &'static PerCpu, frame: &mut Frame) {
         Request::Suspend => {
             frame.set(0, psci::SUCCESS.cast_unsigned());
             sched::block(machine, current, None, || {
-                current.domain.gic_of(current.vcpu).is_some_and(|mailbox| mailbox.has_mail())
+                current.domain.gic_of(current.vcpu).is_some_and(VcpuShared::has_mail)
             });
         }
         Request::End(reason) => {

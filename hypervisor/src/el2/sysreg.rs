@@ -53,16 +53,14 @@ fn what(register: u64) -> What {
     let op2 = register >> 16 & 7;
     match register {
         ICC_SGI1R_EL1 => What::Sgi,
-        ICC_ASGI1R_EL1 | ICC_SGI0R_EL1 | ACTLR_EL1 | DC_ISW | DC_CSW | DC_CISW => What::Nothing,
+        ICC_ASGI1R_EL1 | ICC_SGI0R_EL1 | ACTLR_EL1 | DC_ISW | DC_CSW | DC_CISW | PMINTENSET_EL1
+        | PMINTENCLR_EL1 | PMMIR_EL1
         // The physical timer: its deadlines never come (guests use the virtual one).
-        CNTP_TVAL_EL0 | CNTP_CTL_EL0 | CNTP_CVAL_EL0 => What::Nothing,
-        PMINTENSET_EL1 | PMINTENCLR_EL1 | PMMIR_EL1 => What::Nothing,
+        | CNTP_TVAL_EL0 | CNTP_CTL_EL0 | CNTP_CVAL_EL0 => What::Nothing,
         _ => match (op0, op1, crn, crm) {
             (3, 0, 0, 1..=7) => What::Identity(identity(crm, op2)),
-            // Debug registers.
-            (2, 0 | 3, 0..=1, _) => What::Nothing,
-            // Performance monitors, counters and event types.
-            (3, 3, 9, 12..=14) | (3, 3, 14, 8..=15) => What::Nothing,
+            // Debug registers; performance monitors, counters and event types.
+            (2, 0 | 3, 0..=1, _) | (3, 3, 9, 12..=14) | (3, 3, 14, 8..=15) => What::Nothing,
             _ => What::Absent,
         },
     }
@@ -111,7 +109,7 @@ macro_rules! read_register {
 
 /// The four-bit field `n` (bits 4n+3:4n) of an identification register.
 const fn field(n: u32) -> u64 {
-    0xF << (n * 4)
+    0xF_u64.wrapping_shl(n.wrapping_mul(4))
 }
 
 /// What a guest sees of an identification register: features that EL2 neither switches nor needs to. All that is not named reads as
@@ -131,7 +129,16 @@ fn identity(crm: u64, op2: u64) -> u64 {
         (6, 0) => read_register!("id_aa64isar0_el1") & !field(6),
         // ID_AA64ISAR1_EL1: neither pointer authentication nor 64-byte stores nor XS.
         (6, 1) => {
-            let kept = field(0) | field(3) | field(4) | field(5) | field(8) | field(9) | field(10) | field(11) | field(12) | field(13);
+            let kept = field(0)
+                | field(3)
+                | field(4)
+                | field(5)
+                | field(8)
+                | field(9)
+                | field(10)
+                | field(11)
+                | field(12)
+                | field(13);
             read_register!("id_aa64isar1_el1") & kept
         }
         // ID_AA64MMFR0_EL1: granules, ASIDs, endianness; addresses of 40 bits, stage 2's input.

@@ -9,7 +9,7 @@
 use hypervisor::addr::{Gfn, Ipa};
 use hypervisor::domain::{Fault, Life};
 use hypervisor::hypercall::{self, Outcome};
-use hypervisor::vgic::PrivateIntid;
+use hypervisor::vgic::{PrivateIntid, VcpuShared};
 use hypervisor::{sched, sched_op, stage2};
 use pv_abi::{HYPERCALL_TAG, layout};
 use tock_registers::LocalRegisterCopy;
@@ -33,7 +33,8 @@ mod class {
     pub const DATA_ABORT: u64 = 0x24;
     /// Those that are one instruction a guest may not execute: unknown, AArch32 coprocessor accesses, pointer authentication,
     /// 64-byte stores, SMC from AArch32, SVE, ERET trap, SME.
-    pub const UNDEFINED: [u64; 13] = [0x00, 0x03, 0x04, 0x05, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x13, 0x19, 0x1A, 0x1D];
+    pub const UNDEFINED: [u64; 13] =
+        [0x00, 0x03, 0x04, 0x05, 0x06, 0x08, 0x09, 0x0A, 0x0C, 0x13, 0x19, 0x1A, 0x1D];
 }
 
 /// Low bits of a fault status: the level.
@@ -136,7 +137,12 @@ extern "C" fn sync_entry(frame: &mut Frame, esr: u64) -> u64 {
         class::ILLEGAL_STATE => inject::undefined(),
         ec if class::UNDEFINED.contains(&ec) => inject::undefined(),
         ec => {
-            defmt::warn!("d{=u16}: exception class {=u64:#x}, pc {=u64:#x}", arch.domain.id.0, ec, regs::elr_el2::read());
+            defmt::warn!(
+                "d{=u16}: exception class {=u64:#x}, pc {=u64:#x}",
+                arch.domain.id.0,
+                ec,
+                regs::elr_el2::read()
+            );
             end(cpu, arch, Fault::UnknownException);
         }
     }
@@ -171,7 +177,7 @@ fn wait(cpu: &PerCpu) {
     let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) else { return };
     // Interrupts that are in list registers already are looked at by the scheduler before it gives the CPU away.
     sched::block(machine, current, None, || {
-        current.domain.gic_of(current.vcpu).is_some_and(|mailbox| mailbox.has_mail())
+        current.domain.gic_of(current.vcpu).is_some_and(VcpuShared::has_mail)
     });
 }
 
@@ -184,15 +190,16 @@ fn faulting_ipa(syndrome: Syndrome) -> Option<Ipa> {
 
 fn data_abort(cpu: &'static PerCpu, arch: &'static ArchVcpu, frame: &mut Frame, syndrome: Syndrome) {
     let kind = syndrome.read(ESR::FSC) & !FSC_LEVEL;
-    if (kind == FSC_TRANSLATION || kind == FSC_ADDRESS_SIZE) && !syndrome.is_set(ESR::S1PTW) {
-        if let Some(ipa) = faulting_ipa(syndrome) {
-            if kind == FSC_TRANSLATION && mapped_meanwhile(cpu, arch, ipa) {
-                return;
-            }
-            if syndrome.is_set(ESR::ISV) && emulate::access(cpu, arch, frame, syndrome, ipa) {
-                skip();
-                return;
-            }
+    if (kind == FSC_TRANSLATION || kind == FSC_ADDRESS_SIZE)
+        && !syndrome.is_set(ESR::S1PTW)
+        && let Some(ipa) = faulting_ipa(syndrome)
+    {
+        if kind == FSC_TRANSLATION && mapped_meanwhile(cpu, arch, ipa) {
+            return;
+        }
+        if syndrome.is_set(ESR::ISV) && emulate::access(cpu, arch, frame, syndrome, ipa) {
+            skip();
+            return;
         }
     }
     let write = if syndrome.is_set(ESR::WNR) { ESR::WNR::SET.value } else { 0 };
@@ -207,9 +214,9 @@ fn mapped_meanwhile(cpu: &PerCpu, arch: &ArchVcpu, ipa: Ipa) -> bool {
     if ipa.get() < layout::GRANT_TABLE_BASE {
         return false; // Devices: never mapped.
     }
-    cpu.machine.get().is_some_and(|machine| {
-        stage2::lookup(&machine.hw, arch.domain.stage2_root, ipa.frame()).is_some()
-    })
+    cpu.machine
+        .get()
+        .is_some_and(|machine| stage2::lookup(&machine.hw, arch.domain.stage2_root, ipa.frame()).is_some())
 }
 
 fn instruction_abort(syndrome: Syndrome) {
