@@ -11,6 +11,15 @@
 //! }
 //! ```
 //!
+//! Built for `aarch64-unknown-none-softfloat` and flattened (`llvm-objcopy -O binary`), that is a kernel image for Pavo and for Xen. A
+//! guest in a crate of its own links with this crate's script; its `build.rs` says
+//!
+//! ```ignore
+//! let script = std::env::var("DEP_GUEST_KERNEL_LINKER_SCRIPT").unwrap();
+//! println!("cargo::rustc-link-arg-bins=-T{script}");
+//! println!("cargo::rustc-link-arg-bins=-zmax-page-size=4096");
+//! ```
+//!
 //! Everything here also runs on real Xen for ARM64: the calls are Xen's. The parts that need no hardware are compiled and
 //! tested on the host; the rest is compiled for the bare-metal target only. A guest has one vCPU for now.
 #![cfg_attr(not(test), no_std)]
