@@ -17,6 +17,7 @@
 //! - it implements [`ListRegisters`], enables the virtual interface, and takes its physical interrupts with split
 //!   priority drop and deactivation;
 //! - a trapped `ICC_SGI1R_EL1` goes through [`decode_sgi1r`]: `raise` for the sender, `raise_remote` and a kick for others;
+//!   a write to `GICD_SGIR` through [`decode_sgir`] in the same way, after [`VcpuShared::note_sender`] of each target;
 //! - before each return to the guest, [`VcpuGic::take_remote`] (one load when there is nothing);
 //! - after each [`Serviced`]: request its [`Maintenance`] interrupt, deactivate what it lists, kick whom it names;
 //! - around a switch: [`VcpuGic::save`] and [`VcpuGic::restore`], and the physical active state of what
@@ -32,6 +33,8 @@
 //! 5. After `service`, no interrupt waits that comes before one that is pending in a list register.
 //! 6. Nothing here depends on the encoding of list registers: that is [`Layout`]'s.
 //!
+//! With list registers of a `GICv2` ([`Layout::V2`]) SGIs are pending once for each sender: `senders.rs` has the rules.
+//!
 //! Deliberate differences from Xen, whose register contents we follow: pending and active state reads back, ISACTIVER
 //! writes work, and a bad offset or width reads as zero and is ignored ([`Handling::Unhandled`]) where Xen injects an
 //! abort; `GICD_CTLR` gates delivery; SGIs read as edge-triggered. Active interrupts are never taken out of list registers: a guest that leaves
@@ -46,11 +49,13 @@
 mod bank;
 mod dist;
 mod dist_mmio;
+mod dist_v2;
 mod ids;
 mod lr;
 mod mmio;
 mod place;
 mod redist_mmio;
+mod senders;
 mod service;
 mod sgi;
 mod shared;
@@ -64,7 +69,7 @@ pub use ids::{Intid, MAX_SPIS, MAX_VCPUS, PrivateIntid, Spi, SpiBits, VcpuMask, 
 pub use lr::{Backing, Group, Layout, ListRegister, ListRegisters, LrState, MAX_LRS, ParkedLrs};
 pub use mmio::{Access, AccessSize, Frame, Handling, MmioRead, MmioWrite};
 pub use service::{Maintenance, Serviced};
-pub use sgi::{Sgi, decode_sgi1r};
+pub use sgi::{Sgi, decode_sgi1r, decode_sgir};
 pub use shared::{VcpuShared, Vcpus};
 pub use vcpu::{Raised, VcpuGic};
 

@@ -119,6 +119,11 @@ impl DistState {
     fn write_ctlr(&mut self, vcpus: &(impl Vcpus + ?Sized), value: u64) -> VcpuMask {
         let forwarding = value & (CTLR_ENABLE_GRP1A | CTLR_ENABLE_GRP1) != 0;
         self.group1_enabled = value & CTLR_ENABLE_GRP1A != 0;
+        self.set_forwarding(forwarding, vcpus)
+    }
+
+    /// Starts or stops delivery.
+    pub(super) fn set_forwarding(&mut self, forwarding: bool, vcpus: &(impl Vcpus + ?Sized)) -> VcpuMask {
         if forwarding == self.forwarding {
             return VcpuMask::EMPTY;
         }

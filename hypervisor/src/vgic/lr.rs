@@ -1,6 +1,6 @@
 //! List registers: what one says, apart from how GICv2 and GICv3 spell it, and access to the file of them.
 
-use super::ids::low_mask;
+use super::ids::{PrivateIntid, low_mask};
 
 /// Most list registers an implementation has (`ICH_VTR_EL2.ListRegs`).
 pub const MAX_LRS: usize = 16;
@@ -81,6 +81,8 @@ pub struct ListRegister {
     pub state: LrState,
     /// Physical interrupt or maintenance request behind it.
     pub backing: Backing,
+    /// Of a SGI the vCPU that sent it, below 8. `GICv3` does not say.
+    pub sender: u8,
 }
 
 /// How list registers are spelt.
@@ -93,6 +95,24 @@ pub enum Layout {
 }
 
 impl Layout {
+    /// The group that guests' interrupts are in, so that they are IRQs: with `GICv3` a guest enables group 1, with `GICv2`
+    /// (no security extensions, `GICV_CTLR.FIQEn` 0) it enables group 0.
+    pub const fn group(self) -> Group {
+        match self {
+            Self::V3 => Group::One,
+            Self::V2 => Group::Zero,
+        }
+    }
+
+    /// Whether `irq` is pending once for each vCPU that sent it.
+    #[inline(always)]
+    pub(super) const fn counts_senders(self, irq: PrivateIntid) -> bool {
+        match self {
+            Self::V3 => false,
+            Self::V2 => irq.number() < 16,
+        }
+    }
+
     const fn state_shift(self) -> u32 {
         match self {
             Self::V3 => 62,
@@ -167,20 +187,22 @@ impl ListRegister {
             group: if raw & 1 << 60 == 0 { Group::Zero } else { Group::One },
             state: LrState::from_field(raw >> 62),
             backing,
+            sender: 0,
         }
     }
 
-    /// `GICH_LR<n>`: HW 31, Grp1 30, State 29:28, Priority 27:23, `PhysicalID` 19:10 (without HW: EOI 19, CPUID 12:10,
-    /// always 0), `VirtualID` 9:0.
+    /// `GICH_LR<n>`: HW 31, Grp1 30, State 29:28, Priority 27:23, `PhysicalID` 19:10 (without HW: EOI 19, CPUID 12:10, not 0
+    /// for SGIs alone), `VirtualID` 9:0.
     #[inline]
     pub fn encode_v2(self) -> u32 {
         let group = match self.group {
             Group::Zero => 0,
             Group::One => 1,
         };
+        let sender = u32::from(self.sender & 7) << 10;
         let backing = match self.backing {
-            Backing::Software => 0,
-            Backing::SoftwareNotify => 1 << 19,
+            Backing::Software => sender,
+            Backing::SoftwareNotify => 1 << 19 | sender,
             Backing::Hardware(pintid) => 1 << 31 | u32::from(pintid & 0x3ff) << 10,
         };
         group << 30
@@ -199,12 +221,14 @@ impl ListRegister {
         } else {
             Backing::Software
         };
+        let sender = if raw & 1 << 31 == 0 { byte(u64::from(raw >> 10 & 7)) } else { 0 };
         Self {
             intid: half_word(u64::from(raw & 0x3ff)),
             priority: byte(u64::from(raw >> 20 & 0xf8)),
             group: if raw & 1 << 30 == 0 { Group::Zero } else { Group::One },
             state: LrState::from_field(u64::from(raw >> 28)),
             backing,
+            sender,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::bank::{Bank, Decoded, decode};
 use super::dist::DistState;
+use super::dist_v2;
 use super::ids::VcpuMask;
 use super::lr::ListRegisters;
 use super::service::Serviced;
@@ -24,8 +25,10 @@ pub enum AccessSize {
 /// Which frames an access goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Frame {
-    /// `GICD`, 64 KiB.
+    /// `GICD` of a `GICv3`, 64 KiB.
     Distributor,
+    /// `GICD` of a `GICv2`, 4 KiB. Writes for which [`Access::is_sgir`] are `decode_sgir`'s.
+    DistributorV2,
     /// `GICR`, two frames of 64 KiB for each vCPU in turn.
     Redistributor,
 }
@@ -77,13 +80,19 @@ pub struct MmioWrite {
 pub(super) type Written = Option<VcpuMask>;
 
 impl Access {
+    /// Whether a write is a request for a SGI, `GICD_SGIR` of a `GICv2`.
+    pub fn is_sgir(self) -> bool {
+        self == Self { frame: Frame::DistributorV2, offset: dist_v2::SGIR, size: AccessSize::Word }
+    }
+
     /// Whether it reads pending or active state, which the list registers may hold.
     fn reads_state(self) -> bool {
         let offset = match self.frame {
-            Frame::Distributor => self.offset,
+            Frame::Distributor | Frame::DistributorV2 => self.offset,
             Frame::Redistributor => self.offset & 0x1_ffff ^ 0x1_0000,
         };
         matches!(decode(offset, self.size), Decoded::Bank(Bank::Pending(..) | Bank::Active(..)))
+            || self.frame == Frame::DistributorV2 && dist_v2::reads_senders(offset, self.size)
     }
 }
 
@@ -99,6 +108,7 @@ impl VcpuGic {
         let serviced = access.reads_state().then(|| self.service(dist, vcpus, lrs));
         let value = match access.frame {
             Frame::Distributor => dist.dist_read(self.me, vcpus, access.offset, access.size),
+            Frame::DistributorV2 => self.read_v2(dist, vcpus, lrs, access.offset, access.size),
             Frame::Redistributor => dist.redist_read(vcpus, access.offset, access.size),
         };
         let handling = if value.is_some() { Handling::Handled } else { Handling::Unhandled };
@@ -116,6 +126,7 @@ impl VcpuGic {
     ) -> MmioWrite {
         let written = match access.frame {
             Frame::Distributor => dist.dist_write(self.me, vcpus, access.offset, access.size, value),
+            Frame::DistributorV2 => self.write_v2(dist, vcpus, lrs, access.offset, access.size, value),
             Frame::Redistributor => dist.redist_write(vcpus, access.offset, access.size, value),
         };
         let Some(asked) = written else {

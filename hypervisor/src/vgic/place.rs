@@ -3,8 +3,8 @@
 
 use super::dist::DistState;
 use super::ids::{Intid, PrivateIntid, Spi, bit_at, bits};
-use super::lr::{Backing, Group, ListRegister, LrState, MAX_LRS};
-use super::service::{Work, active_lr};
+use super::lr::{Backing, Layout, ListRegister, LrState, MAX_LRS};
+use super::service::Work;
 use super::shared::VcpuShared;
 use super::vcpu::VcpuGic;
 
@@ -79,8 +79,8 @@ impl VcpuGic {
             self.assign_private(irq, n);
             self.active &= !irq.bit();
             work.active |= irq.bit();
-            let (again, backing) = self.again_private(irq, shared);
-            work.set(n, active_lr(irq.number().into(), shared.priority(irq), again, backing));
+            let (again, backing) = self.again_private(irq, shared, work.layout);
+            work.set(n, work.active_lr(irq.number().into(), shared.priority(irq), again, backing, 0));
         }
         for word in 0..dist.spi_words() {
             let parked = dist.active.word(word) & !dist.resident.word(word);
@@ -91,7 +91,7 @@ impl VcpuGic {
                 let Some(n) = self.free_lr(Intid::Shared(spi), work.count) else { return };
                 self.assign_spi(spi, n, dist);
                 let (again, backing) = self.again_spi(spi, dist);
-                work.set(n, active_lr(spi.intid(), dist.priority(spi), again, backing));
+                work.set(n, work.active_lr(spi.intid(), dist.priority(spi), again, backing, 0));
             }
         }
     }
@@ -116,31 +116,42 @@ impl VcpuGic {
         for place in queue.places() {
             let Some(intid) = Intid::new(place.intid) else { continue };
             let Some(n) = self.free_lr(intid, work.count) else { break };
-            let backing = match intid {
-                Intid::Private(irq) => self.deliver_private(irq, n, shared),
-                Intid::Shared(spi) => self.deliver_spi(spi, n, dist),
+            let (backing, sender) = match intid {
+                Intid::Private(irq) => self.deliver_private(irq, n, shared, work.layout),
+                Intid::Shared(spi) => (self.deliver_spi(spi, n, dist), 0),
             };
             let lr = ListRegister {
                 intid: place.intid,
                 priority: place.priority,
-                group: Group::One,
+                group: work.layout.group(),
                 state: LrState::Pending,
                 backing,
+                sender,
             };
             work.set(n, lr);
         }
     }
 
-    fn deliver_private(&mut self, irq: PrivateIntid, n: usize, shared: &VcpuShared) -> Backing {
+    /// What is behind the interrupt, and its sender if that counts.
+    fn deliver_private(
+        &mut self,
+        irq: PrivateIntid,
+        n: usize,
+        shared: &VcpuShared,
+        layout: Layout,
+    ) -> (Backing, u8) {
         self.assign_private(irq, n);
         let bit = irq.bit();
+        if layout.counts_senders(irq) {
+            return self.deliver_sent(irq, shared);
+        }
         if self.pending & bit == 0 {
             self.line_only |= bit;
         }
         self.pending &= !bit;
         match self.backing(irq) {
-            Backing::Software if self.lines & !shared.edge() & bit != 0 => Backing::SoftwareNotify,
-            backing => backing,
+            Backing::Software if self.lines & !shared.edge() & bit != 0 => (Backing::SoftwareNotify, 0),
+            backing => (backing, 0),
         }
     }
 

@@ -5,7 +5,7 @@
 
 use super::dist::{DistState, Line, Requests};
 use super::ids::{Intid, PrivateIntid, Spi, SpiBits, VcpuMask, bits};
-use super::lr::{Backing, Group, Layout, ListRegister, ListRegisters, LrState, MAX_LRS};
+use super::lr::{Backing, Layout, ListRegister, ListRegisters, LrState, MAX_LRS};
 
 use super::shared::{VcpuShared, Vcpus};
 use super::vcpu::{Raised, VcpuGic};
@@ -39,7 +39,7 @@ pub struct Serviced {
 
 /// The list registers while they are rewritten.
 pub(super) struct Work {
-    layout: Layout,
+    pub(super) layout: Layout,
     pub(super) count: usize,
     old: [u64; MAX_LRS],
     new: [u64; MAX_LRS],
@@ -49,17 +49,24 @@ pub(super) struct Work {
 }
 
 impl Work {
+    pub(super) const fn active_lr(
+        &self,
+        intid: u16,
+        priority: u8,
+        again: bool,
+        backing: Backing,
+        sender: u8,
+    ) -> ListRegister {
+        let state = if again { LrState::PendingActive } else { LrState::Active };
+        ListRegister { intid, priority, group: self.layout.group(), state, backing, sender }
+    }
+
     pub(super) fn set(&mut self, n: usize, lr: ListRegister) {
         let raw = self.layout.encode(lr);
         if let Some(slot) = self.new.get_mut(n) {
             *slot = raw;
         }
     }
-}
-
-pub(super) const fn active_lr(intid: u16, priority: u8, again: bool, backing: Backing) -> ListRegister {
-    let state = if again { LrState::PendingActive } else { LrState::Active };
-    ListRegister { intid, priority, group: Group::One, state, backing }
 }
 
 impl VcpuGic {
@@ -86,8 +93,9 @@ impl VcpuGic {
         };
         work.done.deactivate_spis = core::mem::take(&mut dist.cancelled);
         let requests = dist.requests(self.me).map(core::mem::take).unwrap_or_default();
-        self.fold(dist, vcpus, lrs, requests, &mut work);
+        self.fold(dist, shared, vcpus, lrs, requests, &mut work);
         self.apply(requests, &mut work);
+        self.forget_senderless(shared, work.layout);
         self.keep_active(dist, shared, &mut work);
         self.place_active(dist, shared, &mut work);
         self.place_pending(dist, shared, &mut work);
@@ -127,6 +135,7 @@ impl VcpuGic {
     fn fold<L: ListRegisters>(
         &mut self,
         dist: &mut DistState,
+        shared: &VcpuShared,
         vcpus: &(impl Vcpus + ?Sized),
         lrs: &L,
         requests: Requests,
@@ -139,7 +148,12 @@ impl VcpuGic {
             }
             let state = work.layout.state(raw);
             let keep = match self.held(n) {
-                Some(Intid::Private(irq)) => self.fold_private(irq, state, requests, work),
+                Some(Intid::Private(irq)) => {
+                    if state.is_pending() && work.layout.counts_senders(irq) {
+                        shared.add_sender(irq, work.layout.decode(raw).sender);
+                    }
+                    self.fold_private(irq, state, requests, work)
+                }
                 Some(Intid::Shared(spi)) => self.fold_spi(spi, state, dist, vcpus, work),
                 None => false,
             };
@@ -223,18 +237,28 @@ impl VcpuGic {
         for n in bits(self.lr_used) {
             let Some(intid) = self.held(n) else { continue };
             let (again, backing) = match intid {
-                Intid::Private(irq) => self.again_private(irq, shared),
+                Intid::Private(irq) => self.again_private(irq, shared, work.layout),
                 Intid::Shared(spi) => self.again_spi(spi, dist),
             };
             let old = work.layout.decode(work.old.get(n).copied().unwrap_or(0));
-            work.set(n, active_lr(old.intid, old.priority, again, backing));
+            work.set(n, work.active_lr(old.intid, old.priority, again, backing, old.sender));
         }
     }
 
-    pub(super) fn again_private(&mut self, irq: PrivateIntid, shared: &VcpuShared) -> (bool, Backing) {
+    pub(super) fn again_private(
+        &mut self,
+        irq: PrivateIntid,
+        shared: &VcpuShared,
+        layout: Layout,
+    ) -> (bool, Backing) {
         let bit = irq.bit();
         if self.hw & bit != 0 {
             return (false, self.backing(irq));
+        }
+        if layout.counts_senders(irq) {
+            // The next sender's turn comes with the deactivation, in a list register of its own.
+            let next = self.pending & bit != 0;
+            return (false, if next { Backing::SoftwareNotify } else { Backing::Software });
         }
         let again = self.pending & shared.deliverable() & bit != 0;
         if again {
@@ -272,7 +296,8 @@ impl VcpuGic {
                     if lr.state == LrState::PendingActive {
                         self.relatch(n, dist);
                     }
-                    work.set(n, active_lr(lr.intid, lr.priority, false, Backing::SoftwareNotify));
+                    let lr = work.active_lr(lr.intid, lr.priority, false, Backing::SoftwareNotify, lr.sender);
+                    work.set(n, lr);
                 }
                 (LrState::Active | LrState::PendingActive, Backing::Hardware(_)) | (LrState::Inactive, _) => {
                 }

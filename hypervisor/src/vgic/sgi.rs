@@ -1,4 +1,4 @@
-//! Software-generated interrupts: what a write to `ICC_SGI1R_EL1` asks for.
+//! Software-generated interrupts: what a write to `ICC_SGI1R_EL1` or `GICD_SGIR` asks for.
 
 use super::ids::{MAX_VCPUS, PrivateIntid, VcpuMask, VcpuNumber};
 
@@ -18,6 +18,23 @@ pub fn decode_sgi1r(value: u64, sender: VcpuNumber, vcpus: usize) -> Sgi {
     let intid = PrivateIntid::from_low_bits(u8::try_from(value >> 24 & 0xf).unwrap_or(0));
     let all = VcpuMask::first(vcpus);
     let targets = if value & 1 << 40 != 0 { all.without(sender) } else { listed(value).intersection(all) };
+    Sgi { intid, targets }
+}
+
+/// Decodes a write to `GICD_SGIR` (IHI 0048, 4.3.15) by `sender` in a domain of `vcpus` vCPUs: `TargetListFilter` 25:24,
+/// `CPUTargetList` 23:16, `SGIINTID` 3:0. Targets that do not exist are left out; the reserved filter has none. Each
+/// target's `VcpuShared::note_sender` comes before the raise.
+pub fn decode_sgir(value: u32, sender: VcpuNumber, vcpus: usize) -> Sgi {
+    let intid = PrivateIntid::from_low_bits(u8::try_from(value & 0xf).unwrap_or(0));
+    let all = VcpuMask::first(vcpus);
+    let targets = match (value & 1 << 25 != 0, value & 1 << 24 != 0) {
+        (false, false) => {
+            VcpuMask::from_list(u16::try_from(value >> 16 & 0xff).unwrap_or(0)).intersection(all)
+        }
+        (false, true) => all.without(sender),
+        (true, false) => VcpuMask::only(sender).intersection(all),
+        (true, true) => VcpuMask::EMPTY,
+    };
     Sgi { intid, targets }
 }
 

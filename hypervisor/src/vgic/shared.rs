@@ -25,6 +25,8 @@ pub struct VcpuShared {
     /// Raised SPIs.
     spis: [AtomicU32; SPI_WORDS],
     priority: [AtomicU8; 32],
+    /// For each SGI the vCPUs that sent it and whose interrupt is in no list register, with `GICv2`.
+    pub(super) senders: [AtomicU8; 16],
 }
 
 /// The vCPUs of one domain, by number: any slice of things that have a [`VcpuShared`].
@@ -72,6 +74,7 @@ impl VcpuShared {
             published_active: AtomicU32::new(0),
             spis: [const { AtomicU32::new(0) }; SPI_WORDS],
             priority: [const { AtomicU8::new(0) }; 32],
+            senders: [const { AtomicU8::new(0) }; 16],
         }
     }
 

@@ -4,6 +4,8 @@ mod encoding;
 mod machine;
 mod random;
 mod registers;
+mod registers_v2;
 mod robustness;
+mod senders;
 mod sequences;
 mod sgi;

@@ -1,7 +1,7 @@
 //! The interrupts of one vCPU on the CPU it belongs to: the short way from a raise to a list register.
 
 use super::ids::{Intid, PrivateIntid, VcpuNumber, bit_at, bits, low_mask, lowest};
-use super::lr::{Backing, Group, Layout, ListRegister, ListRegisters, LrState, MAX_LRS, ParkedLrs};
+use super::lr::{Backing, Layout, ListRegister, ListRegisters, LrState, MAX_LRS, ParkedLrs};
 use super::shared::VcpuShared;
 
 /// State of one vCPU's interrupts that only its own CPU touches.
@@ -107,11 +107,14 @@ impl VcpuGic {
         if shared.deliverable() & !self.slow & bit == 0 {
             return self.latch(bit, shared);
         }
+        let layout = lrs.layout();
+        if layout.counts_senders(irq) {
+            return self.raise_sent(irq, shared, lrs);
+        }
         if self.resident & bit == 0 {
-            return self.place_free(irq, shared, lrs);
+            return self.place_free(irq, 0, shared, lrs);
         }
         let n = self.lr_of.get(usize::from(irq.number())).copied().map_or(0, usize::from);
-        let layout = lrs.layout();
         let raw = lrs.read(n);
         match layout.state(raw) {
             LrState::Inactive => lrs.write(n, layout.with_state(raw, LrState::Pending)),
@@ -127,7 +130,7 @@ impl VcpuGic {
 
     #[cold]
     #[inline(never)]
-    fn latch(&mut self, bit: u32, shared: &VcpuShared) -> Raised {
+    pub(super) fn latch(&mut self, bit: u32, shared: &VcpuShared) -> Raised {
         self.pending |= bit;
         self.summarize();
         if shared.deliverable() & bit == 0 { Raised::Held } else { Raised::NeedsService }
@@ -141,9 +144,10 @@ impl VcpuGic {
 
     /// Takes an empty list register, one that no interrupt had if there is one, for an interrupt that has none.
     #[inline(never)]
-    fn place_free<L: ListRegisters>(
+    pub(super) fn place_free<L: ListRegisters>(
         &mut self,
         irq: PrivateIntid,
+        sender: u8,
         shared: &VcpuShared,
         lrs: &mut L,
     ) -> Raised {
@@ -155,18 +159,25 @@ impl VcpuGic {
         }
         self.unassign(n);
         self.assign_private(irq, n);
-        lrs.write(n, self.pending_lr(irq, shared, lrs.layout()));
+        lrs.write(n, self.pending_lr(irq, sender, shared, lrs.layout()));
         Raised::Placed
     }
 
     #[inline]
-    fn pending_lr(&self, irq: PrivateIntid, shared: &VcpuShared, layout: Layout) -> u64 {
+    pub(super) fn pending_lr(
+        &self,
+        irq: PrivateIntid,
+        sender: u8,
+        shared: &VcpuShared,
+        layout: Layout,
+    ) -> u64 {
         layout.encode(ListRegister {
             intid: u16::from(irq.number()),
             priority: shared.priority(irq),
-            group: Group::One,
+            group: layout.group(),
             state: LrState::Pending,
             backing: self.backing(irq),
+            sender,
         })
     }
 

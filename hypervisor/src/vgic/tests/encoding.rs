@@ -10,6 +10,7 @@ const TIMER: ListRegister = ListRegister {
     group: Group::One,
     state: LrState::Pending,
     backing: Backing::Hardware(27),
+    sender: 0,
 };
 
 #[test]
@@ -33,6 +34,27 @@ fn v2_fields_are_where_gich_lr_has_them() {
 }
 
 #[test]
+fn v2_names_the_sender_of_a_sgi_where_gicc_iar_has_it() {
+    // CPUID 12:10, beside EOI 19; with HW the field is the physical INTID's.
+    let sgi = ListRegister { intid: 3, backing: Backing::Software, sender: 5, ..TIMER };
+    assert_eq!(sgi.encode_v2(), 1 << 30 | 1 << 28 | 0x14 << 23 | 5 << 10 | 3);
+    let notify = ListRegister { backing: Backing::SoftwareNotify, ..sgi };
+    assert_eq!(notify.encode_v2(), sgi.encode_v2() | 1 << 19);
+    for sender in 0..8 {
+        for backing in [Backing::Software, Backing::SoftwareNotify] {
+            let lr = ListRegister { sender, backing, ..sgi };
+            assert_eq!(Layout::V2.decode(Layout::V2.encode(lr)), lr);
+        }
+    }
+    assert_eq!(Layout::V2.decode(u64::from(TIMER.encode_v2())).sender, 0);
+}
+
+#[test]
+fn guests_take_irqs_of_the_group_that_their_cpu_interface_enables() {
+    assert_eq!((Layout::V2.group(), Layout::V3.group()), (Group::Zero, Group::One));
+}
+
+#[test]
 fn every_meaning_survives_both_layouts() {
     for layout in [Layout::V2, Layout::V3] {
         for intid in [0, 15, 31, 32, 287] {
@@ -47,7 +69,7 @@ fn every_meaning_survives_both_layouts() {
                             Backing::Hardware(0),
                             Backing::Hardware(1019),
                         ] {
-                            let lr = ListRegister { intid, priority, group, state, backing };
+                            let lr = ListRegister { intid, priority, group, state, backing, sender: 0 };
                             let raw = layout.encode(lr);
                             assert_eq!(layout.decode(raw), lr);
                             assert_eq!(layout.state(raw), state);

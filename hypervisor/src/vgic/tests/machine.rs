@@ -3,7 +3,13 @@
 use crate::vgic::{
     Access, AccessSize, Backing, DistState, Frame, Intid, Layout, Line, ListRegisters, LrState, Maintenance,
     MmioRead, MmioWrite, PrivateIntid, Raised, Serviced, Spi, SpiBits, VcpuGic, VcpuNumber, VcpuShared,
+    decode_sgir,
 };
+
+/// What a guest reads in `GICC_IAR`: INTID 9:0, a SGI's sender 12:10.
+fn named(lr: crate::vgic::ListRegister) -> u16 {
+    lr.intid | u16::from(lr.sender) << 10
+}
 
 /// List registers with the guest's side of the CPU interface (IHI 0069, 4.8 and 6.1): the highest pending is
 /// acknowledged, EOI deactivates too (`EOImode` 0), priorities do not mask nested interrupts.
@@ -34,7 +40,7 @@ impl CpuInterface {
             .filter(|raw| layout.decode(**raw).state == LrState::Pending)
             .min_by_key(|raw| layout.decode(**raw).priority)?;
         *best = layout.with_state(*best, LrState::Active);
-        Some(layout.decode(*best).intid)
+        Some(named(layout.decode(*best)))
     }
 
     /// Whether an active interrupt was found.
@@ -42,7 +48,7 @@ impl CpuInterface {
         let layout = self.layout;
         let found = self.lrs.iter_mut().find(|raw| {
             let lr = layout.decode(**raw);
-            lr.intid == intid && lr.state.is_active()
+            named(lr) == intid && lr.state.is_active()
         });
         let Some(raw) = found else { return false };
         let lr = layout.decode(*raw);
@@ -56,7 +62,7 @@ impl CpuInterface {
     }
 
     pub(super) fn active(&self) -> Vec<u16> {
-        self.entries().filter(|lr| lr.state.is_active()).map(|lr| lr.intid).collect()
+        self.entries().filter(|lr| lr.state.is_active()).map(named).collect()
     }
 
     /// `ICH_EISR_EL2`: some deactivation is to be looked at.
@@ -134,6 +140,22 @@ impl Machine {
         machine
     }
 
+    /// vCPUs with the four list registers of a GIC-400, everything enabled at priority 0xa0 through its distributor.
+    pub(super) fn running_v2(vcpus: usize, spis: usize) -> Self {
+        let mut machine = Self::new(vcpus, spis, Layout::V2, 4);
+        let frame = Frame::DistributorV2;
+        for me in 0..vcpus {
+            for word in 0..=machine.dist.spi_words() as u64 {
+                for n in 0..8 {
+                    machine.write(me, frame, 0x400 + 32 * word + 4 * n, 0xa0a0_a0a0);
+                }
+                machine.write(me, frame, 0x100 + 4 * word, 0xffff_ffff);
+            }
+        }
+        machine.write(0, frame, 0, 1);
+        machine
+    }
+
     pub(super) fn enable_all(&mut self, priority: u64) {
         self.write(0, Frame::Distributor, 0, 2);
         for n in 0..self.gics.len() as u64 {
@@ -187,7 +209,28 @@ impl Machine {
         self.read_as(me, Access { frame, offset, size: AccessSize::Word }).value
     }
 
+    /// A `GICv2`'s SGI comes from the first vCPU.
     pub(super) fn raise(&mut self, me: usize, irq: u8) -> Raised {
+        if irq < 16 {
+            self.shared[me].note_sender(private(irq), VcpuNumber::BOOT);
+        }
+        self.raise_noted(me, irq)
+    }
+
+    /// Sends a SGI with `GICD_SGIR`, as the image does it; targets that are not the sender look when they are let.
+    pub(super) fn send(&mut self, me: usize, sgir: u32) {
+        let sgi = decode_sgir(sgir, vcpu(me), self.gics.len());
+        for target in sgi.targets.iter() {
+            self.shared[target.get()].note_sender(sgi.intid, vcpu(me));
+            if target == vcpu(me) {
+                let _ = self.raise_noted(me, sgi.intid.number());
+            } else {
+                let _ = self.shared[target.get()].raise_remote(Intid::Private(sgi.intid));
+            }
+        }
+    }
+
+    fn raise_noted(&mut self, me: usize, irq: u8) -> Raised {
         let raised = if self.loaded[me] {
             self.gics[me].raise(private(irq), &self.shared[me], &mut self.cpus[me])
         } else {
@@ -215,6 +258,15 @@ impl Machine {
 
     /// Raises from another CPU; nobody looks yet.
     pub(super) fn post(&mut self, me: usize, intid: u16) {
+        let intid = Intid::new(intid).unwrap();
+        if let Intid::Private(irq) = intid {
+            self.shared[me].note_sender(irq, VcpuNumber::BOOT);
+        }
+        let _ = self.shared[me].raise_remote(intid);
+    }
+
+    /// [`post`](Self::post) of a SGI whose sender is not noted.
+    pub(super) fn post_only(&mut self, me: usize, intid: u16) {
         let _ = self.shared[me].raise_remote(Intid::new(intid).unwrap());
     }
 
@@ -245,7 +297,7 @@ impl Machine {
     pub(super) fn switch(&mut self, me: usize) {
         if self.loaded[me] {
             self.gics[me].save(&mut self.cpus[me]);
-            assert_eq!(self.cpus[me].lrs.iter().filter(|raw| **raw >> 62 != 0).count(), 0);
+            assert_eq!(self.cpus[me].entries().count(), 0);
             assert_eq!(self.cpus[me].empty_mask(), (1 << self.cpus[me].count()) - 1);
         } else {
             self.gics[me].restore(&mut self.cpus[me]);

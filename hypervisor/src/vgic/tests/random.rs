@@ -88,6 +88,7 @@ struct Run {
     random: Random,
     vcpus: usize,
     timer_active: Vec<bool>,
+    layout: Layout,
 }
 
 impl Run {
@@ -99,7 +100,7 @@ impl Run {
         m.gics.iter_mut().for_each(|gic| gic.declare_hw(private(27), 27));
         let sgi = |n| Interrupt { edge: n < 16, ..Interrupt::default() };
         let r = Reference { forwarding: false, all: vec![(0..INTIDS).map(sgi).collect(); vcpus] };
-        let mut run = Self { m, r, random, vcpus, timer_active: vec![false; vcpus] };
+        let mut run = Self { m, r, random, vcpus, timer_active: vec![false; vcpus], layout };
         for vcpu in 0..vcpus {
             for intid in 0..INTIDS {
                 run.set_priority(vcpu, intid);
@@ -205,7 +206,9 @@ impl Run {
     }
 
     fn write(&mut self, me: usize, vcpu: usize, word: usize, offset: u64, to: impl Fn(&mut Interrupt)) {
-        let set = self.bits();
+        // A GICv2 has the pending bits of SGIs elsewhere, by sender (senders.rs tests them).
+        let elsewhere = word == 0 && matches!(offset, 0x200 | 0x280) && self.layout == Layout::V2;
+        let set = self.bits() & if elsewhere { !0xffff } else { u64::MAX };
         // A clear may overtake a raise that nobody has looked at; the reference has them in order.
         self.m.settle();
         self.r.change(vcpu, word, set, to);

@@ -11,9 +11,16 @@ const SIZES: [(AccessSize, u64); 4] =
 /// width that only 64-bit registers have is refused elsewhere, values fit their width, and nothing panics.
 #[test]
 fn every_offset_of_every_frame_takes_every_width_and_value() {
-    let mut m = Machine::new(2, 64, Layout::V3, 4);
-    m.enable_all(0xa0);
-    for (frame, size_of_frame) in [(Frame::Distributor, 0x1_0000), (Frame::Redistributor, 0x6_0000)] {
+    let frames = [
+        (Frame::Distributor, 0x1_0000, Layout::V3),
+        (Frame::Redistributor, 0x6_0000, Layout::V3),
+        (Frame::DistributorV2, 0x1000, Layout::V2),
+    ];
+    for (frame, size_of_frame, layout) in frames {
+        let mut m = Machine::new(2, 64, layout, 4);
+        if layout == Layout::V3 {
+            m.enable_all(0xa0);
+        }
         for offset in 0..size_of_frame + 16 {
             for (size, bytes) in SIZES {
                 let access = Access { frame, offset, size };
@@ -34,14 +41,14 @@ fn every_offset_of_every_frame_takes_every_width_and_value() {
                 }
             }
         }
+        m.settle();
     }
-    m.settle();
 }
 
 #[test]
 fn offsets_at_the_end_of_the_address_space_are_nowhere() {
     let mut m = Machine::new(1, 32, Layout::V3, 4);
-    for frame in [Frame::Distributor, Frame::Redistributor] {
+    for frame in [Frame::Distributor, Frame::Redistributor, Frame::DistributorV2] {
         for offset in [u64::MAX, u64::MAX - 7, 1 << 63, 1 << 32, 1 << 32 | 0x100, 0x1_0000_0000_0004] {
             for (size, _) in SIZES {
                 let access = Access { frame, offset, size };
