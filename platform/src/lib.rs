@@ -4,6 +4,8 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 #[cfg(target_os = "none")]
+pub mod gicv2;
+#[cfg(target_os = "none")]
 pub mod gicv3;
 #[cfg(target_os = "none")]
 pub mod uart;

@@ -15,6 +15,7 @@ use pv_abi::{HYPERCALL_TAG, layout};
 use tock_registers::LocalRegisterCopy;
 
 use super::context::{self, ArchVcpu, Frame};
+use super::gic::Controller;
 use super::inject::{self, Class};
 use super::percpu::{self, PerCpu};
 use super::regs::{self, ESR, HPFAR};
@@ -88,18 +89,25 @@ extern "C" fn irq_entry(_frame: &mut Frame) -> u64 {
 
 /// Serves the most urgent interrupt, from a guest or from idling.
 pub fn interrupt(cpu: &'static PerCpu) {
-    let intid = gic::acknowledge();
+    if gic::is_v2() { serve::<gic::V2>(cpu) } else { serve::<gic::V3>(cpu) }
+}
+
+/// [`interrupt`] with one kind of controller.
+#[inline(always)]
+fn serve<C: Controller>(cpu: &'static PerCpu) {
+    let acknowledged = C::acknowledge();
+    let intid = C::intid(acknowledged);
     if intid >= gic::SPECIAL {
         return;
     }
-    gic::drop_priority(intid);
+    C::drop_priority(acknowledged);
     let sources = super::interrupts();
     if intid == sources.virtual_timer {
         // Deactivated by the guest, through the list register.
-        gic::raise_loaded(cpu, PrivateIntid::VIRTUAL_TIMER);
+        gic::raise_on::<C>(cpu, PrivateIntid::VIRTUAL_TIMER);
         return;
     }
-    gic::deactivate(intid);
+    C::deactivate(acknowledged);
     if intid == gic::KICK || intid == sources.hypervisor_timer {
         cpu.reschedule.set(true);
     } else if intid == sources.maintenance {

@@ -38,7 +38,8 @@ impl PrivateIntid {
         self.0
     }
 
-    pub(super) const fn bit(self) -> u32 {
+    /// Its bit among the 32 private interrupts.
+    pub const fn bit(self) -> u32 {
         1_u32.wrapping_shl(shift(self.0))
     }
 }

@@ -130,6 +130,11 @@ impl VcpuShared {
         }
     }
 
+    /// Whether a private interrupt is delivered when it is raised.
+    pub fn delivers(&self, irq: PrivateIntid) -> bool {
+        self.deliverable() & irq.bit() != 0
+    }
+
     /// Private interrupts that may be delivered now.
     #[inline]
     pub(super) fn deliverable(&self) -> u32 {
