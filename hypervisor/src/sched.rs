@@ -5,7 +5,7 @@
 //! 2. No wake-up is lost: a vCPU that blocks publishes `Blocked` first and looks at its pending events after; a waker publishes
 //!    the event first and looks at `run` after. Both sides have a full barrier between, so one of them sees the other.
 //! 3. Deadlines are looked at by the home CPU only; another CPU that sets an earlier one kicks it.
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use heapless::Deque;
 use spin::mutex::TicketMutex;
@@ -20,12 +20,14 @@ pub const MAX_CPUS: usize = 8;
 /// vCPUs the machine can have.
 pub const MAX_VCPUS: usize = 512;
 /// A turn, when others wait.
-pub const TURN_MICROSECONDS: u64 = 10_000;
+pub const TURN_MICROSECONDS: u64 = 2_000;
 
 type Queue = Deque<VcpuIndex, MAX_VCPUS>;
 
 /// The run queues, index = CPU.
 pub struct Scheduler {
+    /// Domains whose end is being told: the machine stays up as long.
+    pub ending: AtomicU32,
     queues: [TicketMutex<Queue>; MAX_CPUS],
 }
 
@@ -38,7 +40,7 @@ impl Default for Scheduler {
 impl Scheduler {
     /// Empty queues.
     pub const fn new() -> Self {
-        Self { queues: [const { TicketMutex::new(Deque::new()) }; MAX_CPUS] }
+        Self { ending: AtomicU32::new(0), queues: [const { TicketMutex::new(Deque::new()) }; MAX_CPUS] }
     }
 
     fn queue(&self, cpu: CpuId) -> Option<&TicketMutex<Queue>> {
@@ -66,7 +68,12 @@ impl Scheduler {
             if let Some((domain, vcpu)) = machine.vcpu(index) {
                 if domain.life.is_running() {
                     vcpu.run.set(Run::Running);
-                    return Some(vcpu);
+                    // Invariant 2 again: `Running` is published before anything that others leave for this vCPU is looked at,
+                    // its domain's end and its mailbox. Who leaves something looks at `run` after a barrier of his own.
+                    fence(Ordering::SeqCst);
+                    if domain.life.is_running() {
+                        return Some(vcpu);
+                    }
                 }
                 vcpu.run.set(Run::Offline);
             }

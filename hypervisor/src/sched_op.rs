@@ -1,7 +1,7 @@
 //! `sched_op`: giving the CPU away for a turn, until an event, or for good; and how a domain ends.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{Ordering, fence};
 
 use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason, Watchdog};
 use pv_abi::{Errno, GuestHandle, Port};
@@ -30,6 +30,7 @@ pub fn sched_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: 
     let arg = GuestHandle(arg);
     match SchedOp::from_number(low_u32(cmd)).ok_or(Errno::Enosys)? {
         SchedOp::Yield => {
+            machine.sched.requeue(current.vcpu);
             current.reschedule.set(true);
             Ok(0)
         }
@@ -86,9 +87,16 @@ pub fn shut_down<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, reaso
 #[cold]
 #[inline(never)]
 pub fn end_domain<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, end: Life) {
-    if !domain.life.end(end) {
-        return;
+    machine.sched.ending.fetch_add(1, Ordering::AcqRel);
+    if domain.life.end(end) {
+        announce(machine, current, domain, end);
     }
+    machine.sched.ending.fetch_sub(1, Ordering::AcqRel);
+}
+
+fn announce<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, end: Life) {
+    // A CPU that is just choosing one of its vCPUs publishes that before it looks at the domain's life (`pick`).
+    fence(Ordering::SeqCst);
     console::flush(&machine.hw, domain);
     machine.hw.log(Event::Ended(domain.id, end));
     for vcpu in domain.vcpus {

@@ -11,6 +11,8 @@ use arm_gic::{IntId, UniqueMmioPointer};
 
 /// Bytes of a redistributor: RD and SGI frames.
 pub const REDISTRIBUTOR_SIZE: usize = 0x2_0000;
+/// Shared interrupts that a controller can have.
+const MAX_SPIS: u32 = 988;
 /// Priority of everything EL2 takes.
 const PRIORITY: u8 = 0x80;
 
@@ -33,6 +35,11 @@ pub unsafe fn init_distributor(address: usize) -> Result<(), Unresponsive> {
     distributor.enable_affinity_routing_non_secure(true);
     distributor.modify_control(GicdCtlr::EnableGrp1NS, true);
     distributor.configure_default_settings();
+    // Firmware may have left some on. Those beyond what the controller has are refused, which is as well.
+    for number in 0..MAX_SPIS {
+        let _ = distributor.enable_interrupt(IntId::spi(number), false);
+    }
+    distributor.wait_for_pending_write();
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 use core::arch::asm;
 
+use aarch64_cpu::asm::barrier::{SY, isb};
 use hypervisor::addr::{FrameAddr, GuestVa, Ipa, Mfn};
 use hypervisor::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
 use hypervisor::log::Event;
@@ -10,10 +11,57 @@ use hypervisor::vgic::PrivateIntid;
 use tock_registers::LocalRegisterCopy;
 
 use super::regs::{self, PAR, SPSR, VTTBR};
-use super::{console, direct, gic, log, percpu, timer};
+use super::{console, context, direct, gic, log, percpu, timer};
 
 /// The machine this runs on.
 pub struct Arm;
+
+/// Runs `AT S1E1R` or `AT S1E1W` and gives the guest its `PAR_EL1` back.
+#[inline(always)]
+fn at_stage1(va: GuestVa, access: Access) -> LocalRegisterCopy<u64, PAR::Register> {
+    let par: u64;
+    match access {
+        // SAFETY: a translation has no effect but on PAR_EL1, which is given back.
+        Access::Read => unsafe {
+            asm!("mrs {s}, par_el1", "at s1e1r, {va}", "isb", "mrs {p}, par_el1", "msr par_el1, {s}",
+                s = out(reg) _, p = out(reg) par, va = in(reg) va.get(), options(nostack, preserves_flags));
+        },
+        // SAFETY: as above.
+        Access::Write => unsafe {
+            asm!("mrs {s}, par_el1", "at s1e1w, {va}", "isb", "mrs {p}, par_el1", "msr par_el1, {s}",
+                s = out(reg) _, p = out(reg) par, va = in(reg) va.get(), options(nostack, preserves_flags));
+        },
+    }
+    LocalRegisterCopy::new(par)
+}
+
+#[inline(always)]
+fn ipa_of(par: LocalRegisterCopy<u64, PAR::Register>, va: GuestVa) -> Result<Ipa, Untranslatable> {
+    let page = par.get() & (PAR::PA.mask << PAR::PA.shift);
+    Ipa::new(page | va.get() & 0xFFF).ok_or(Untranslatable)
+}
+
+/// A translation that failed: made again a few times when it was stage 2 that refused a table of the guest's, since another vCPU may be
+/// breaking and making that entry.
+#[cold]
+#[inline(never)]
+fn translate_again(
+    va: GuestVa,
+    access: Access,
+    failed: LocalRegisterCopy<u64, PAR::Register>,
+) -> Result<Ipa, Untranslatable> {
+    let mut par = failed;
+    for _ in 0..100 {
+        if !par.is_set(PAR::S) {
+            break;
+        }
+        par = at_stage1(va, access);
+        if !par.is_set(PAR::F) {
+            return ipa_of(par, va);
+        }
+    }
+    Err(Untranslatable)
+}
 
 /// `VTTBR_EL2` of an address space.
 pub fn vttbr(root: Mfn, vmid: Vmid) -> u64 {
@@ -125,31 +173,14 @@ impl Hardware for Arm {
     }
 
     /// `AT S1E1*` walks the guest's stage 1 with EL1's rights, without PAN. `PAR_EL1` is the guest's register and is given back:
-    /// its interrupt handler may make hypercalls between an `AT` of its own and the reading. The barriers around the read keep
-    /// Cortex-A77 erratum 1508412 away (XSA-436).
+    /// its interrupt handler may make hypercalls between an `AT` of its own and the reading.
     #[inline(always)]
     fn translate(&self, va: GuestVa, access: Access) -> Result<Ipa, Untranslatable> {
-        let saved: u64;
-        let par: u64;
-        match access {
-            // SAFETY: a translation has no effect but on PAR_EL1, which is given back.
-            Access::Read => unsafe {
-                asm!("mrs {s}, par_el1", "at s1e1r, {va}", "isb", "mrs {p}, par_el1", "msr par_el1, {s}",
-                    s = out(reg) saved, p = out(reg) par, va = in(reg) va.get(), options(nostack, preserves_flags));
-            },
-            // SAFETY: as above.
-            Access::Write => unsafe {
-                asm!("mrs {s}, par_el1", "at s1e1w, {va}", "isb", "mrs {p}, par_el1", "msr par_el1, {s}",
-                    s = out(reg) saved, p = out(reg) par, va = in(reg) va.get(), options(nostack, preserves_flags));
-            },
+        let par = at_stage1(va, access);
+        if !par.is_set(PAR::F) {
+            return ipa_of(par, va);
         }
-        let _ = saved;
-        let par = LocalRegisterCopy::<u64, PAR::Register>::new(par);
-        if par.is_set(PAR::F) {
-            return Err(Untranslatable);
-        }
-        let page = par.get() & (PAR::PA.mask << PAR::PA.shift);
-        Ipa::new(page | va.get() & 0xFFF).ok_or(Untranslatable)
+        translate_again(va, access, par)
     }
 
     #[inline]
@@ -183,10 +214,9 @@ impl Hardware for Arm {
     }
 }
 
-/// Runs TLB maintenance with `VTTBR_EL2` naming another address space, and puts it back. EL2 does not use stage 2 itself; a
-/// speculative walk for the guest meanwhile finds the guest's own stage-1 registers under a foreign VMID, so those are told not to
-/// walk by the caller's barrier: the window holds no guest instruction and speculative `AT`s are not issued (A72 erratum 1319367
-/// concerns `AT` at EL1&0 while registers are switched: none is executed here).
+/// Runs TLB maintenance with `VTTBR_EL2` naming another address space, and puts it back. Meanwhile the guest's stage-1 registers stand
+/// beside a foreign stage 2, so walks with them are off: a speculative `AT` must not fill the TLB from the mixture (Cortex-A72 erratum
+/// 1319367). This happens while domains are built only; at run time a domain's stage 2 is changed by its own vCPUs.
 fn with_vmid(vmid: Vmid, work: impl FnOnce()) {
     let loaded = regs::vttbr_el2::read();
     let fields = LocalRegisterCopy::<u64, VTTBR::Register>::new(loaded);
@@ -194,11 +224,14 @@ fn with_vmid(vmid: Vmid, work: impl FnOnce()) {
         work();
         return;
     }
+    let (tcr, sctlr) = (regs::tcr_el1::read(), regs::sctlr_el1::read());
+    context::stop_walks();
     regs::vttbr_el2::write(VTTBR::VMID.val(u64::from(vmid.0)).value);
-    // SAFETY: a context synchronisation event.
-    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+    isb(SY);
     work();
     regs::vttbr_el2::write(loaded);
-    // SAFETY: as above.
-    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+    regs::sctlr_el1::write(sctlr);
+    isb(SY);
+    regs::tcr_el1::write(tcr);
+    isb(SY);
 }

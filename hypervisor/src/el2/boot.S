@@ -69,10 +69,16 @@ primary_start:
     lsr     x9, x21, #39
     cbnz    x9, halt                    /* beyond what the boot tables can name */
 
-    /* Empty tables. */
+    /* Empty tables. A dirty line that the loader left over them must not be written back later. */
     phys    x8, boot_tables
     mov     x9, x8
     add     x10, x8, #(4 * 4096)
+0:  dc      ivac, x9
+    add     x9, x9, #64
+    cmp     x9, x10
+    b.lo    0b
+    dsb     sy
+    mov     x9, x8
 1:  stp     xzr, xzr, [x9], #16
     cmp     x9, x10
     b.lo    1b

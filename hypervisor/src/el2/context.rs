@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use hypervisor::domain::Domain;
 use hypervisor::vcpu::{Run, Vcpu};
-use hypervisor::vgic::{VcpuGic, VcpuShared};
+use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuShared};
 
 use super::gic::{self, HardwareLrs};
 use super::percpu::PerCpu;
@@ -108,7 +108,9 @@ struct Saved {
     el1: El1,
     sctlr: u64,
     tcr: u64,
-    interface: gic::VirtualInterface,
+    vmcr: u64,
+    ap0r: u64,
+    ap1r: u64,
     cntv_ctl: u64,
     cntv_cval: u64,
 }
@@ -158,7 +160,9 @@ impl ArchVcpu {
                 el1: El1::default(),
                 sctlr: regs::SCTLR_EL1_RESET,
                 tcr: 0,
-                interface: gic::VirtualInterface::default(),
+                vmcr: 0,
+                ap0r: 0,
+                ap1r: 0,
                 cntv_ctl: 0,
                 cntv_cval: 0,
             }),
@@ -181,6 +185,11 @@ impl ArchVcpu {
         saved.sctlr = regs::SCTLR_EL1_RESET;
         saved.tcr = 0;
         saved.cntv_ctl = 0;
+        saved.vmcr = 0;
+        saved.ap0r = 0;
+        saved.ap1r = 0;
+        // SAFETY: as above; its floating-point registers are not in a CPU (`CPU_OFF` gave them up).
+        unsafe { *self.fp.get() = Fp { v: [0; 32], fpcr: 0, fpsr: 0 } };
     }
 
     /// [`Self::set_entry`] by another vCPU: only if this one is off, and by one caller at a time (invariant 1).
@@ -209,12 +218,8 @@ impl ArchVcpu {
 
 /// Sets this CPU's controls of EL1 as they stay for ever.
 pub fn init_cpu() {
-    let parange = {
-        let value: u64;
-        // SAFETY: reads an identification register.
-        unsafe { asm!("mrs {}, id_aa64mmfr0_el1", out(reg) value, options(nomem, nostack, preserves_flags)) };
-        (value & 0xF).min(5)
-    };
+    let features = regs::id_aa64mmfr0_el1::read();
+    let parange = (features & 0xF).min(5);
     regs::vtcr_el2::write(regs::VTCR | regs::vtcr_ps(parange));
     regs::hcr_el2::write(regs::HCR_GUEST);
     regs::mdcr_el2::write(regs::mdcr_guest(regs::mdcr_el2::read()));
@@ -225,6 +230,28 @@ pub fn init_cpu() {
     regs::vpidr_el2::write(regs::midr_el1::read());
     regs::cnthp_ctl_el2::write(0);
     regs::cntv_ctl_el0::write(0);
+    regs::mdscr_el1::write(0);
+    regs::actlr_el2::write(0);
+    // Where these exist their reset values are UNKNOWN; zero traps or disables what guests are not told of.
+    if features >> 56 & 0xF != 0 {
+        regs::hfgrtr_el2::write(0);
+        regs::hfgwtr_el2::write(0);
+        regs::hfgitr_el2::write(0);
+        regs::hdfgrtr_el2::write(0);
+        regs::hdfgwtr_el2::write(0);
+    }
+    if regs::id_aa64mmfr1_el1::read() >> 40 & 0xF != 0 {
+        regs::hcrx_el2::write(0);
+    }
+    // Whatever ran at EL1 before must not be found in the TLB.
+    // SAFETY: invalidates what no guest has used yet.
+    unsafe { asm!("dsb nshst", "tlbi alle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Turns walks with the loaded EL1 registers off (invariant 3).
+pub fn stop_walks() {
+    regs::tcr_el1::write(regs::tcr_el1::read() | TCR_NO_WALKS);
+    regs::sctlr_el1::write(regs::sctlr_el1::read() | SCTLR_M);
     isb();
 }
 
@@ -256,18 +283,22 @@ pub fn save(arch: &ArchVcpu) {
     saved.cntv_ctl = regs::cntv_ctl_el0::read();
     saved.cntv_cval = regs::cntv_cval_el0::read();
     regs::cntv_ctl_el0::write(0);
-    super::run::note_timer(arch.vcpu, saved.cntv_ctl, saved.cntv_cval);
+    // The timer's line must have dropped before its interrupt is deactivated below, else it would fire again for the next vCPU.
+    isb();
     let active = arch.with_gic(|gic| {
         let active = gic.hw_in_flight(&HardwareLrs);
+        if active & PrivateIntid::VIRTUAL_TIMER.bit() == 0
+            && arch.shared.delivers(PrivateIntid::VIRTUAL_TIMER)
+        {
+            super::run::note_timer(arch.vcpu, saved.cntv_ctl, saved.cntv_cval);
+        }
         gic.save(&mut HardwareLrs);
         active
     });
-    saved.interface = gic::VirtualInterface::save();
-    for intid in 0..32_u32 {
-        if active >> intid & 1 != 0 {
-            gic::deactivate(intid);
-        }
-    }
+    saved.vmcr = regs::ich_vmcr_el2::read();
+    saved.ap0r = regs::ich_ap0r0_el2::read();
+    saved.ap1r = regs::ich_ap1r0_el2::read();
+    gic::deactivate_all(active);
 }
 
 /// Puts a vCPU into the CPU; `frame` gets its general registers.
@@ -276,18 +307,19 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     // SAFETY: invariant 1.
     let saved = unsafe { &*arch.saved.get() };
     // Invariant 3.
-    regs::tcr_el1::write(regs::tcr_el1::read() | TCR_NO_WALKS);
-    regs::sctlr_el1::write(regs::sctlr_el1::read() | SCTLR_M);
-    isb();
+    stop_walks();
     regs::vttbr_el2::write(arch.vttbr);
     regs::vmpidr_el2::write(arch.vmpidr);
     saved.el1.load();
-    isb();
-    regs::sctlr_el1::write(saved.sctlr | SCTLR_M);
+    if cpu.has_ras.get() {
+        regs::vdisr_el2::write(0);
+    }
+    regs::sctlr_el1::write(saved.sctlr);
     isb();
     regs::tcr_el1::write(saved.tcr);
-    regs::sctlr_el1::write(saved.sctlr);
-    saved.interface.load();
+    regs::ich_vmcr_el2::write(saved.vmcr);
+    regs::ich_ap0r0_el2::write(saved.ap0r);
+    regs::ich_ap1r0_el2::write(saved.ap1r);
     let active = arch.with_gic(|gic| {
         gic.restore(&mut HardwareLrs);
         gic.hw_in_flight(&HardwareLrs)
@@ -300,6 +332,13 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     regs::elr_el2::write(saved.elr);
     regs::spsr_el2::write(saved.spsr);
     *frame = saved.frame;
+}
+
+/// Drops the floating-point registers of a vCPU that goes off.
+pub fn forget_fp(cpu: &PerCpu, arch: &ArchVcpu) {
+    if core::ptr::eq(cpu.fp_owner.get(), arch) {
+        cpu.fp_owner.set(core::ptr::null());
+    }
 }
 
 /// Gives the loaded vCPU the floating-point registers, after it trapped on one.

@@ -29,7 +29,11 @@ pub fn set_conduit(conduit: Conduit) {
 
 /// Powers the machine off when no domain lives any more; the first CPU that sees it does.
 pub fn check(machine: &Machine<Arm>) {
-    if machine.domains.iter().any(|domain| domain.life.is_running()) || ENDED.swap(true, Ordering::AcqRel) {
+    if machine.domains.iter().any(|domain| domain.life.is_running()) {
+        return;
+    }
+    // Another CPU may still be telling of the last one's end; it looks here itself afterwards.
+    if machine.sched.ending.load(Ordering::Acquire) != 0 || ENDED.swap(true, Ordering::AcqRel) {
         return;
     }
     defmt::info!("all domains ended");

@@ -1,7 +1,7 @@
 //! Exceptions given to a guest: what its own EL1 would have taken (Arm ARM D1.3.6).
 use tock_registers::LocalRegisterCopy;
 
-use super::regs::{self, ESR, SPSR};
+use super::regs::{self, ESR, SCTLR1, SPSR};
 
 /// Exception classes that a guest is given.
 #[derive(Clone, Copy)]
@@ -14,8 +14,18 @@ pub enum Class {
     DataAbort,
 }
 
-/// Fault status: synchronous external abort, not on a walk.
-pub const EXTERNAL_ABORT: u64 = 0x10;
+/// Fault status: synchronous external abort, not on a walk; on a walk the level is added to the second.
+const EXTERNAL_ABORT: u64 = 0x10;
+const EXTERNAL_ABORT_ON_WALK: u64 = 0x14;
+
+/// The fault status of the external abort that a guest is given for an abort of stage 2.
+pub fn external_abort(syndrome: LocalRegisterCopy<u64, ESR::Register>) -> u64 {
+    if syndrome.is_set(ESR::S1PTW) {
+        EXTERNAL_ABORT_ON_WALK | syndrome.read(ESR::FSC) & 3
+    } else {
+        EXTERNAL_ABORT
+    }
+}
 
 const EC_UNKNOWN: u64 = 0x00;
 const EC_INSTRUCTION_LOWER: u64 = 0x20;
@@ -53,7 +63,25 @@ pub fn synchronous(class: Class, iss: u64, far: Option<u64>, four_bytes: bool) {
     regs::elr_el1::write(regs::elr_el2::read());
     regs::spsr_el1::write(spsr.get());
     regs::elr_el2::write(regs::vbar_el1::read().wrapping_add(vector));
-    regs::spsr_el2::write(SPSR::DAIF.val(0xF).value | SPSR::M::EL1h.value);
+    regs::spsr_el2::write(entry_state(spsr));
+}
+
+/// The process state that an exception to EL1 begins with (Arm ARM D1.3.6): condition flags, DIT and PAN stay, PAN is set unless
+/// `SCTLR_EL1.SPAN`, SSBS is as `SCTLR_EL1.DSSBS` says.
+fn entry_state(from: LocalRegisterCopy<u64, SPSR::Register>) -> u64 {
+    let sctlr = LocalRegisterCopy::<u64, SCTLR1::Register>::new(regs::sctlr_el1::read());
+    let kept = SPSR::NZCV.mask << SPSR::NZCV.shift
+        | SPSR::DIT.mask << SPSR::DIT.shift
+        | SPSR::PAN.mask << SPSR::PAN.shift;
+    let mut state = from.get() & kept;
+    // SPAN is RES1 where there is no PAN, so the bit is only ever set where it means something.
+    if !sctlr.is_set(SCTLR1::SPAN) {
+        state |= SPSR::PAN::SET.value;
+    }
+    if sctlr.is_set(SCTLR1::DSSBS) {
+        state |= SPSR::SSBS::SET.value;
+    }
+    state | SPSR::DAIF.val(0xF).value | SPSR::M::EL1h.value
 }
 
 /// An undefined instruction.

@@ -53,7 +53,7 @@ pub enum Kind {
     Device,
 }
 
-/// The tables cannot hold the mapping: a machine with more scattered memory than [`TABLES`] allow.
+/// The tables cannot hold the mapping: more scattered memory than [`TABLES`] allow, or addresses beyond the direct map.
 #[derive(Clone, Copy, Debug)]
 pub struct OutOfTables;
 
@@ -66,7 +66,7 @@ struct Tables(UnsafeCell<[[u64; 512]; TABLE_COUNT]>);
 unsafe impl Sync for Tables {}
 
 static TABLES: Tables = Tables(UnsafeCell::new([[0; 512]; TABLE_COUNT]));
-static USED: AtomicUsize = AtomicUsize::new(1);
+static USED: AtomicUsize = AtomicUsize::new(2);
 static LOAD: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" {
@@ -130,8 +130,11 @@ impl Table {
 /// Replaces the boot tables by the final ones: the image, without the guard pages, and nothing else yet.
 pub fn init(load: u64) {
     LOAD.store(load, Ordering::Relaxed);
-    let image_l2 = image_pa((&raw const boot_tables).addr()).wrapping_add(PAGE);
-    Table::ROOT.set(IMAGE_VA / BLOCK1, image_l2 | VALID | TABLE_OR_PAGE);
+    let image_l3 = image_pa((&raw const boot_tables).addr()).wrapping_add(2 * PAGE);
+    // A level-2 table of its own: the boot's may hold the identity block, which secondary CPUs still need.
+    let image_l2 = Table(1);
+    image_l2.set(0, image_l3 | VALID | TABLE_OR_PAGE);
+    Table::ROOT.set(IMAGE_VA / BLOCK1, image_l2.pa() | VALID | TABLE_OR_PAGE);
     let guards = (0..=MAX_CPUS).map(|n| STACKS.guard(n)).chain([BOOT_STACK.guard()]);
     for guard in guards {
         let page = (guard as u64).wrapping_sub(IMAGE_VA) / PAGE;
@@ -165,7 +168,9 @@ pub fn adopt() {
 pub fn map(pa: u64, size: u64, kind: Kind) -> Result<(), OutOfTables> {
     let start = pa & !(PAGE - 1);
     let end = pa.saturating_add(size).saturating_add(PAGE - 1) & !(PAGE - 1);
-    let end = end.min(direct::LIMIT);
+    if end > direct::LIMIT {
+        return Err(OutOfTables);
+    }
     let image = load_address();
     let image_end = image.wrapping_add(super::image_size());
     let mut at = start;

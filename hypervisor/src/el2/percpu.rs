@@ -87,6 +87,12 @@ pub struct PerCpu {
     pub id: CpuId,
     /// Set when the running vCPU may have to give way.
     pub reschedule: Cell<bool>,
+    /// Set when the running vCPU goes off: the scheduler takes it out of the CPU before others are told.
+    pub going_off: Cell<bool>,
+    /// Whether the CPU has `FEAT_RAS`.
+    pub has_ras: Cell<bool>,
+    /// When the running vCPU's turn ends, as system time.
+    pub turn_end: Cell<u64>,
     /// Set when the loaded vCPU's interrupts need the long way ([`hypervisor::vgic`]'s service).
     pub service: Cell<bool>,
     /// Where the vCPU's registers are that is loaded; null when none is.
@@ -113,6 +119,9 @@ const fn block(id: u8) -> PerCpu {
         serrors: Cell::new(0),
         id: CpuId(id),
         reschedule: Cell::new(false),
+        going_off: Cell::new(false),
+        has_ras: Cell::new(false),
+        turn_end: Cell::new(0),
         service: Cell::new(false),
         loaded: Cell::new(ptr::null()),
         fp_owner: Cell::new(ptr::null()),
@@ -146,6 +155,11 @@ impl PerCpu {
     pub fn loaded(&self) -> Option<&'static ArchVcpu> {
         // SAFETY: `set_loaded` takes what lives for ever.
         unsafe { self.loaded.get().as_ref() }
+    }
+
+    /// Says that no vCPU is loaded.
+    pub fn unload(&self) {
+        self.loaded.set(ptr::null());
     }
 
     /// Says which vCPU is loaded.

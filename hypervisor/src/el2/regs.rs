@@ -31,6 +31,30 @@ macro_rules! system_registers {
 }
 
 system_registers! {
+    /// Debug control of the guest.
+    mdscr_el1 = "mdscr_el1";
+    /// Auxiliary control of EL2.
+    actlr_el2 = "actlr_el2";
+    /// Extended hypervisor configuration (`HCRX_EL2`, `FEAT_HCX`).
+    hcrx_el2 = "s3_4_c1_c2_2";
+    /// Fine-grained read traps (`HFGRTR_EL2`, `FEAT_FGT`).
+    hfgrtr_el2 = "s3_4_c1_c1_4";
+    /// Fine-grained write traps (`HFGWTR_EL2`).
+    hfgwtr_el2 = "s3_4_c1_c1_5";
+    /// Fine-grained instruction traps (`HFGITR_EL2`).
+    hfgitr_el2 = "s3_4_c1_c1_6";
+    /// Fine-grained debug read traps (`HDFGRTR_EL2`).
+    hdfgrtr_el2 = "s3_4_c3_c1_4";
+    /// Fine-grained debug write traps (`HDFGWTR_EL2`).
+    hdfgwtr_el2 = "s3_4_c3_c1_5";
+    /// Memory features 1.
+    id_aa64mmfr1_el1 = "id_aa64mmfr1_el1";
+    /// Memory features 0.
+    id_aa64mmfr0_el1 = "id_aa64mmfr0_el1";
+    /// Processor features 0.
+    id_aa64pfr0_el1 = "id_aa64pfr0_el1";
+    /// Deferred virtual SError syndrome (`VDISR_EL2`, `FEAT_RAS`).
+    vdisr_el2 = "s3_4_c12_c1_1";
     /// Stage-2 control.
     vtcr_el2 = "vtcr_el2";
     /// Hypervisor configuration.
@@ -164,6 +188,8 @@ system_registers! {
 register_bitfields! { u64,
     /// Architectural feature traps (Arm ARM D19.2.34, E2H = 0).
     pub CPTR_EL2 [
+        /// RES1.
+        RES1_13 OFFSET(13) NUMBITS(1) [],
         /// Trap CPACR_EL1.
         TCPAC OFFSET(31) NUMBITS(1) [],
         /// Trap the activity monitors.
@@ -222,6 +248,8 @@ register_bitfields! { u64,
     ],
     /// `PAR_EL1` after an address translation.
     pub PAR [
+        /// Stage 2 failed it.
+        S OFFSET(9) NUMBITS(1) [],
         /// Address.
         PA OFFSET(12) NUMBITS(40) [],
         /// It failed.
@@ -295,8 +323,23 @@ register_bitfields! { u64,
         /// Targets by affinity 0.
         TARGETS OFFSET(0) NUMBITS(16) []
     ],
+    /// What of `SCTLR_EL1` an exception looks at.
+    pub SCTLR1 [
+        /// SSBS on entry.
+        DSSBS OFFSET(44) NUMBITS(1) [],
+        /// PAN stays as it is on entry.
+        SPAN OFFSET(23) NUMBITS(1) []
+    ],
     /// Saved process state.
     pub SPSR [
+        /// Condition flags.
+        NZCV OFFSET(28) NUMBITS(4) [],
+        /// Data-independent timing.
+        DIT OFFSET(24) NUMBITS(1) [],
+        /// Privileged access never.
+        PAN OFFSET(22) NUMBITS(1) [],
+        /// Speculative store bypass safe.
+        SSBS OFFSET(12) NUMBITS(1) [],
         /// Exceptions masked: debug, SError, IRQ, FIQ.
         DAIF OFFSET(6) NUMBITS(4) [],
         /// IRQ masked.
@@ -387,6 +430,7 @@ pub fn mdcr_guest(reset: u64) -> u64 {
 /// `CPTR_EL2`: SVE, SME, trace and activity monitors trap; floating point does not.
 pub const CPTR_GUEST: u64 = CPTR_EL2::TAM::SET.value
     | CPTR_EL2::TTA::SET.value
+    | CPTR_EL2::RES1_13::SET.value
     | CPTR_EL2::TSM::SET.value
     | CPTR_EL2::RES1_9::SET.value
     | CPTR_EL2::TZ::SET.value

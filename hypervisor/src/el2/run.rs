@@ -14,7 +14,9 @@ use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
 use super::gic::{self, HardwareLrs};
 use super::percpu::{self, PerCpu};
+use super::regs::ICH_VMCR;
 use super::{finish, regs, timer, trap};
+use tock_registers::LocalRegisterCopy;
 
 /// Chooses who runs next on this CPU and puts its registers into the frame. Idles until there is somebody.
 #[unsafe(no_mangle)]
@@ -27,18 +29,24 @@ extern "C" fn switch_entry(frame: &mut Frame) {
         cpu.reschedule.set(false);
         attend(cpu);
         sched::expire(machine, cpu.id, timer::now());
-        if let Some(arch) = cpu.loaded() {
-            settle(machine, arch);
+        if let Some(arch) = cpu.loaded()
+            && settle(machine, cpu, arch)
+        {
+            arm_timer(machine, cpu);
+            return;
         }
         if let Some(next) = machine.sched.pick(machine, cpu.id) {
             switch_to(machine, cpu, next, frame, first);
             attend(cpu);
+            cpu.turn_end.set(timer::now().saturating_add(timer::turn()));
             arm_timer(machine, cpu);
             return;
         }
-        // The registers stay on the stack while idling; `loaded` says whose they are.
+        // The registers stay in the CPU while it idles; `loaded` says whose they are.
         if first {
-            leave_registers(cpu, frame);
+            if let Some(arch) = cpu.loaded() {
+                context::keep(arch, frame);
+            }
             first = false;
         }
         finish::check(machine);
@@ -46,11 +54,25 @@ extern "C" fn switch_entry(frame: &mut Frame) {
     }
 }
 
-/// The loaded vCPU gives the CPU back: to the queue, or nowhere.
-fn settle(machine: &Machine<Arm>, arch: &'static ArchVcpu) {
+/// What becomes of the loaded vCPU; true when it simply goes on. Only the end of its turn takes the CPU from it: being woken, kicked or
+/// interrupted costs a vCPU nothing of its turn, so that no guest can shorten another's.
+fn settle(machine: &Machine<Arm>, cpu: &'static PerCpu, arch: &'static ArchVcpu) -> bool {
+    if cpu.going_off.replace(false) {
+        // Its registers leave the CPU before `Offline` is published: from then on CPU_ON writes them (context.rs, invariant 1).
+        context::save(arch);
+        context::forget_fp(cpu, arch);
+        cpu.unload();
+        arch.vcpu.run.set(Run::Offline);
+        return false;
+    }
     match arch.vcpu.run.get() {
-        Run::Running if arch.domain.life.is_running() => machine.sched.requeue(arch.vcpu),
-        Run::Running => arch.vcpu.run.set(Run::Offline),
+        Run::Running if !arch.domain.life.is_running() => arch.vcpu.run.set(Run::Offline),
+        Run::Running => {
+            if timer::now() < cpu.turn_end.get() || !machine.sched.has_waiting(cpu.id) {
+                return true;
+            }
+            machine.sched.requeue(arch.vcpu);
+        }
         Run::Blocked => {
             if due(arch) {
                 sched::wake_quietly(machine, arch.vcpu);
@@ -58,19 +80,14 @@ fn settle(machine: &Machine<Arm>, arch: &'static ArchVcpu) {
         }
         Run::Runnable | Run::Offline => {}
     }
+    false
 }
 
 /// Whether the loaded vCPU has an interrupt to take, masked or not.
 fn due(arch: &ArchVcpu) -> bool {
-    let mask = gic::priority_mask();
-    arch.with_gic(|gic| gic.has_deliverable(arch.shared, &HardwareLrs, mask))
-}
-
-/// Keeps the guest's registers, which are in the frame, with the vCPU: idling may end with another one.
-fn leave_registers(cpu: &'static PerCpu, frame: &Frame) {
-    if let Some(arch) = cpu.loaded() {
-        context::keep(arch, frame);
-    }
+    let mask =
+        LocalRegisterCopy::<u64, ICH_VMCR::Register>::new(regs::ich_vmcr_el2::read()).read(ICH_VMCR::VPMR);
+    arch.with_gic(|gic| gic.has_deliverable(arch.shared, &HardwareLrs, mask as u8))
 }
 
 fn switch_to(
@@ -145,11 +162,7 @@ pub fn attend(cpu: &'static PerCpu) {
 /// Does what a service of the virtual GIC asks the image for.
 pub fn serviced(cpu: &'static PerCpu, arch: &'static ArchVcpu, done: &Serviced) {
     gic::request_maintenance(done.maintenance);
-    for intid in 0..32_u32 {
-        if done.deactivate >> intid & 1 != 0 {
-            gic::deactivate(intid);
-        }
-    }
+    gic::deactivate_all(done.deactivate);
     kick_vcpus(cpu, arch, done.kick);
 }
 
@@ -181,7 +194,7 @@ pub fn send_sgi(cpu: &'static PerCpu, arch: &'static ArchVcpu, irq: PrivateIntid
 fn arm_timer(machine: &Machine<Arm>, cpu: &PerCpu) {
     let mut at = sched::earliest_deadline(machine, cpu.id);
     if machine.sched.has_waiting(cpu.id) {
-        at = at.min(timer::now().saturating_add(timer::ticks(sched::TURN_MICROSECONDS)));
+        at = at.min(cpu.turn_end.get());
     }
     timer::interrupt_at(at);
 }
@@ -191,12 +204,17 @@ fn arm_timer(machine: &Machine<Arm>, cpu: &PerCpu) {
 fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu) {
     // A loaded vCPU's own timer runs in the hardware; the others have their deadlines with the scheduler.
     timer::interrupt_at(sched::earliest_deadline(machine, cpu.id));
+    if let Some(arch) = cpu.loaded() {
+        // One that is pending would end the wait at once, for ever.
+        contain_serror(machine, cpu, arch);
+    }
     // SAFETY: waits; changes nothing.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
     trap::interrupt(cpu);
 }
 
-/// The deadline of a vCPU that is taken out of the CPU while blocked: its own, or its timer's if that is earlier.
+/// The deadline of a vCPU that is taken out of the CPU while blocked: its own, or its timer's if that is earlier. Not called for a timer
+/// whose interrupt would not be delivered: it would wake the vCPU for nothing.
 pub fn note_timer(vcpu: &Vcpu, ctl: u64, cval: u64) {
     if vcpu.run.get() == Run::Blocked
         && let Some(at) = timer::guest_deadline(ctl, cval)

@@ -1,6 +1,5 @@
 //! Calls of guests by the SMC calling convention (`hvc #0`, `smc #0`): PSCI, as the portable half decodes it.
 use hypervisor::psci::{self, Request};
-use hypervisor::vcpu::Run;
 use hypervisor::vgic::VcpuShared;
 use hypervisor::{sched, sched_op};
 
@@ -23,8 +22,7 @@ pub fn call(cpu: &'static PerCpu, frame: &mut Frame) {
             frame.set(0, value.cast_unsigned());
         }
         Request::CpuOff => {
-            // The scheduler takes it out: it is neither running nor queued from here on.
-            current.vcpu.run.set(Run::Offline);
+            cpu.going_off.set(true);
             current.reschedule.set(true);
         }
         Request::Suspend => {

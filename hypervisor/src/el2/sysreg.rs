@@ -16,12 +16,15 @@ use super::{gic, inject, run, trap};
 const fn encoding(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
     op0 << 19 | op2 << 16 | op1 << 13 | crn << 9 | crm
 }
+/// `ICC_SRE_EL1` of every guest: system registers on, no bypass.
+const ICC_SRE_ALWAYS: u64 = 7;
 /// The register field within [`ESR::SYSREG`].
 const RT_FIELD: u64 = 0x1F << 4;
 
 const ICC_SGI1R_EL1: u64 = encoding(3, 0, 12, 11, 5);
 const ICC_ASGI1R_EL1: u64 = encoding(3, 0, 12, 11, 6);
 const ICC_SGI0R_EL1: u64 = encoding(3, 0, 12, 11, 7);
+const ICC_SRE_EL1: u64 = encoding(3, 0, 12, 12, 5);
 const ACTLR_EL1: u64 = encoding(3, 0, 1, 0, 1);
 const DC_ISW: u64 = encoding(1, 0, 7, 6, 2);
 const DC_CSW: u64 = encoding(1, 0, 7, 10, 2);
@@ -39,6 +42,8 @@ enum What {
     Identity(u64),
     /// Reads as zero, ignores writes.
     Nothing,
+    /// Always this value; writes are ignored.
+    Fixed(u64),
     /// Sends interrupts.
     Sgi,
     /// Is not there.
@@ -53,6 +58,7 @@ fn what(register: u64) -> What {
     let op2 = register >> 16 & 7;
     match register {
         ICC_SGI1R_EL1 => What::Sgi,
+        ICC_SRE_EL1 => What::Fixed(ICC_SRE_ALWAYS),
         ICC_ASGI1R_EL1 | ICC_SGI0R_EL1 | ACTLR_EL1 | DC_ISW | DC_CSW | DC_CISW | PMINTENSET_EL1
         | PMINTENCLR_EL1 | PMMIR_EL1
         // The physical timer: its deadlines never come (guests use the virtual one).
@@ -78,8 +84,9 @@ pub fn access(
     let rt = syndrome.read(ESR::RT);
     match what(register) {
         What::Identity(value) if read => frame.set(rt, value),
+        What::Fixed(value) if read => frame.set(rt, value),
         What::Nothing if read => frame.set(rt, 0),
-        What::Nothing => {}
+        What::Nothing | What::Fixed(_) => {}
         What::Sgi if !read => {
             let sender = arch.with_gic(|gic| Some(gic.index()));
             if let Some(sender) = sender {
@@ -152,8 +159,8 @@ fn identity(crm: u64, op2: u64) -> u64 {
             let kept = field(0) | field(3) | field(5) | field(6) | field(9) | field(11);
             read_register!("id_aa64mmfr1_el1") & kept
         }
-        // ID_AA64MMFR2_EL1: all but nested virtualization, forced write-back and the second-stage traps.
-        (7, 2) => read_register!("id_aa64mmfr2_el1") & !(field(6) | field(10) | field(14)),
+        // ID_AA64MMFR2_EL1: all but common-not-private translations, nested virtualization, forced write-back and the second-stage traps.
+        (7, 2) => read_register!("id_aa64mmfr2_el1") & !(field(0) | field(6) | field(10) | field(14)),
         _ => 0,
     }
 }

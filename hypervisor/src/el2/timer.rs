@@ -5,12 +5,14 @@ use tock_registers::LocalRegisterCopy;
 
 use super::regs::{self, CNT_CTL};
 use aarch64_cpu::asm::barrier::{SY, isb};
+use hypervisor::sched::TURN_MICROSECONDS;
 
 static BOOT: AtomicU64 = AtomicU64::new(0);
 
 /// Starts time, by the first CPU.
 pub fn start() {
     BOOT.store(regs::cntpct_el0::read(), Ordering::Relaxed);
+    TURN.store(ticks(TURN_MICROSECONDS), Ordering::Relaxed);
 }
 
 /// Counter value at the start: guests' `CNTVOFF_EL2`, so that their virtual counter is the system time.
@@ -33,8 +35,16 @@ pub fn microseconds() -> u64 {
 }
 
 /// Ticks in so many microseconds.
-pub fn ticks(microseconds: u64) -> u64 {
+fn ticks(microseconds: u64) -> u64 {
     regs::cntfrq_el0::read().checked_div(1_000_000).unwrap_or(1).max(1).saturating_mul(microseconds)
+}
+
+/// Ticks of a vCPU's turn; worked out once.
+static TURN: AtomicU64 = AtomicU64::new(0);
+
+/// Ticks of a vCPU's turn.
+pub fn turn() -> u64 {
+    TURN.load(Ordering::Relaxed)
 }
 
 /// Asks for EL2's timer interrupt at this time; `u64::MAX` for none.
@@ -45,6 +55,12 @@ pub fn interrupt_at(deadline: u64) {
     }
     regs::cnthp_cval_el2::write(deadline.saturating_add(offset()));
     regs::cnthp_ctl_el2::write(CNT_CTL::ENABLE::SET.value);
+}
+
+/// Whether the loaded vCPU's timer asks for its interrupt now.
+pub fn guest_timer_fires() -> bool {
+    let ctl = LocalRegisterCopy::<u64, CNT_CTL::Register>::new(regs::cntv_ctl_el0::read());
+    ctl.is_set(CNT_CTL::ENABLE) && ctl.is_set(CNT_CTL::ISTATUS) && !ctl.is_set(CNT_CTL::IMASK)
 }
 
 /// Whether the guest's timer, as saved, would fire, and when (system time).

@@ -19,7 +19,7 @@ use super::gic::Controller;
 use super::inject::{self, Class};
 use super::percpu::{self, PerCpu};
 use super::regs::{self, ESR, HPFAR};
-use super::{emulate, gic, smccc, sysreg};
+use super::{emulate, gic, smccc, sysreg, timer};
 
 type Syndrome = LocalRegisterCopy<u64, ESR::Register>;
 
@@ -89,12 +89,11 @@ extern "C" fn irq_entry(_frame: &mut Frame) -> u64 {
 
 /// Serves the most urgent interrupt, from a guest or from idling.
 pub fn interrupt(cpu: &'static PerCpu) {
-    if gic::is_v2() { serve::<gic::V2>(cpu) } else { serve::<gic::V3>(cpu) }
+    if gic::is_v2() { interrupt_on::<gic::V2>(cpu) } else { interrupt_on::<gic::V3>(cpu) }
 }
 
-/// [`interrupt`] with one kind of controller.
 #[inline(always)]
-fn serve<C: Controller>(cpu: &'static PerCpu) {
+fn interrupt_on<C: Controller>(cpu: &'static PerCpu) {
     let acknowledged = C::acknowledge();
     let intid = C::intid(acknowledged);
     if intid >= gic::SPECIAL {
@@ -103,8 +102,13 @@ fn serve<C: Controller>(cpu: &'static PerCpu) {
     C::drop_priority(acknowledged);
     let sources = super::interrupts();
     if intid == sources.virtual_timer {
-        // Deactivated by the guest, through the list register.
-        gic::raise_on::<C>(cpu, PrivateIntid::VIRTUAL_TIMER);
+        if timer::guest_timer_fires() {
+            // Deactivated by the guest, through the list register.
+            gic::raise_on::<C>(cpu, PrivateIntid::VIRTUAL_TIMER);
+        } else {
+            // It was of a vCPU that has left the CPU meanwhile, or of a deadline that has moved.
+            C::deactivate(acknowledged);
+        }
         return;
     }
     C::deactivate(acknowledged);
@@ -113,7 +117,7 @@ fn serve<C: Controller>(cpu: &'static PerCpu) {
     } else if intid == sources.maintenance {
         cpu.service.set(true);
         cpu.reschedule.set(true);
-    } else {
+    } else if gic::worth_a_line() {
         defmt::warn!("interrupt {=u32} that nobody asked for", intid);
     }
 }
@@ -132,7 +136,7 @@ extern "C" fn sync_entry(frame: &mut Frame, esr: u64) -> u64 {
             wait(cpu);
         }
         class::FLOATING_POINT => context::take_fp(cpu, arch),
-        class::INSTRUCTION_ABORT => instruction_abort(syndrome),
+        class::INSTRUCTION_ABORT => instruction_abort(cpu, arch, syndrome),
         class::SMC64 => {
             if syndrome.read(ESR::IMM16) == 0 {
                 skip();
@@ -199,20 +203,22 @@ fn faulting_ipa(syndrome: Syndrome) -> Option<Ipa> {
 fn data_abort(cpu: &'static PerCpu, arch: &'static ArchVcpu, frame: &mut Frame, syndrome: Syndrome) {
     let kind = syndrome.read(ESR::FSC) & !FSC_LEVEL;
     if (kind == FSC_TRANSLATION || kind == FSC_ADDRESS_SIZE)
-        && !syndrome.is_set(ESR::S1PTW)
         && let Some(ipa) = faulting_ipa(syndrome)
     {
         if kind == FSC_TRANSLATION && mapped_meanwhile(cpu, arch, ipa) {
             return;
         }
-        if syndrome.is_set(ESR::ISV) && emulate::access(cpu, arch, frame, syndrome, ipa) {
+        if !syndrome.is_set(ESR::S1PTW)
+            && syndrome.is_set(ESR::ISV)
+            && emulate::access(cpu, arch, frame, syndrome, ipa)
+        {
             skip();
             return;
         }
     }
     let write = if syndrome.is_set(ESR::WNR) { ESR::WNR::SET.value } else { 0 };
     let maintenance = if syndrome.is_set(ESR::CM) { ESR::CM::SET.value } else { 0 };
-    let iss = inject::EXTERNAL_ABORT | write | maintenance;
+    let iss = inject::external_abort(syndrome) | write | maintenance;
     inject::synchronous(Class::DataAbort, iss, Some(regs::far_el2::read()), syndrome.is_set(ESR::IL));
 }
 
@@ -227,10 +233,14 @@ fn mapped_meanwhile(cpu: &PerCpu, arch: &ArchVcpu, ipa: Ipa) -> bool {
         .is_some_and(|machine| stage2::lookup(&machine.hw, arch.domain.stage2_root, ipa.frame()).is_some())
 }
 
-fn instruction_abort(syndrome: Syndrome) {
+fn instruction_abort(cpu: &PerCpu, arch: &ArchVcpu, syndrome: Syndrome) {
+    let translation = syndrome.read(ESR::FSC) & !FSC_LEVEL == FSC_TRANSLATION;
+    if translation && faulting_ipa(syndrome).is_some_and(|ipa| mapped_meanwhile(cpu, arch, ipa)) {
+        return;
+    }
     inject::synchronous(
         Class::InstructionAbort,
-        inject::EXTERNAL_ABORT,
+        inject::external_abort(syndrome),
         Some(regs::far_el2::read()),
         syndrome.is_set(ESR::IL),
     );

@@ -10,8 +10,7 @@
  *   bug_entry(kind) prints and halts.
  */
     .macro  save_clobbered
-    sub     sp, sp, #{FRAME}
-    stp     x0, x1, [sp, #0]
+    stp     x0, x1, [sp, #-{FRAME}]!
     stp     x2, x3, [sp, #16]
     stp     x4, x5, [sp, #32]
     stp     x6, x7, [sp, #48]
@@ -25,7 +24,6 @@
     .endm
 
     .macro  restore_clobbered
-    ldp     x0, x1, [sp, #0]
     ldp     x2, x3, [sp, #16]
     ldp     x4, x5, [sp, #32]
     ldp     x6, x7, [sp, #48]
@@ -36,7 +34,7 @@
     ldp     x16, x17, [sp, #128]
     ldr     x18, [sp, #144]
     ldp     x29, x30, [sp, #232]
-    add     sp, sp, #{FRAME}
+    ldp     x0, x1, [sp], #{FRAME}
     .endm
 
     .macro  save_preserved
@@ -62,12 +60,13 @@
     isb
     .endm
 
-    .macro  vector
-    .balign 128
+    /* Each vector has 128 bytes, 32 instructions; the assembler refuses to go back, should one be longer. */
+    .macro  vector offset
+    .org    el2_vectors + \offset
     .endm
 
-    .macro  bug kind
-    vector
+    .macro  bug kind, offset
+    vector  \offset
     mov     x0, #\kind
     b       el2_bug
     .endm
@@ -76,18 +75,18 @@
     .balign 2048
     .global el2_vectors
 el2_vectors:
-    bug     0
-    bug     1
-    bug     2
-    bug     3
+    bug     0, 0x000
+    bug     1, 0x080
+    bug     2, 0x100
+    bug     3, 0x180
 
-    bug     4
-    bug     5
-    bug     6
-    vector
+    bug     4, 0x200
+    bug     5, 0x280
+    bug     6, 0x300
+    vector  0x380
     b       el2_serror
 
-    vector
+    vector  0x400
     save_clobbered
     mrs     x1, esr_el2
     mov     x0, sp
@@ -99,27 +98,28 @@ el2_vectors:
     restore_clobbered
     return_to_guest
 
-    vector
+    vector  0x480
     save_clobbered
     mov     x0, sp
     b       el2_irq
 
-    vector
+    vector  0x500
     save_clobbered                      /* FIQ: handled as an interrupt, nothing is in group 0 */
     mov     x0, sp
     b       el2_irq
 
-    vector
+    vector  0x580
     save_clobbered
     save_preserved
     mov     x0, sp
     bl      serror_entry
     b       el2_leave_all
 
-    bug     12
-    bug     13
-    bug     14
-    bug     15
+    bug     12, 0x600
+    bug     13, 0x680
+    bug     14, 0x700
+    bug     15, 0x780
+    .org    el2_vectors + 0x800
 
 el2_irq:
     bl      irq_entry
