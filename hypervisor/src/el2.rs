@@ -32,7 +32,7 @@ use hypervisor::domain_build::Storage;
 use hypervisor::machine::Machine;
 use hypervisor::sched::{self, MAX_CPUS, Scheduler};
 use hypervisor::vcpu::VcpuIndex;
-use hypervisor::vgic::{Layout, PrivateIntid, VcpuGic, VcpuNumber};
+use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuNumber};
 use pv_abi::layout::vcpu_affinity;
 use spin::Once;
 
@@ -154,7 +154,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
         });
         let Some((domain, vcpu, shared)) = found else { bug::stop("a vCPU got lost") };
         let number = VcpuNumber::new(vcpu.number as usize).unwrap_or(VcpuNumber::BOOT);
-        let mut gic = VcpuGic::new(number, Layout::V3, lrs);
+        let mut gic = VcpuGic::new(number, gic::layout(), lrs);
         gic.declare_hw(PrivateIntid::VIRTUAL_TIMER, interrupts().virtual_timer as u16);
         ArchVcpu::new(domain, vcpu, shared, gic, u64::from(vcpu_affinity(vcpu.number)) | MPIDR_RES1)
     });

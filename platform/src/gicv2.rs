@@ -7,6 +7,10 @@
 //!
 //! arm-gic's driver enables group 1 of a secure view, and has neither split end of interrupt nor list registers.
 #![expect(unsafe_code, reason = "device registers")]
+#![allow(
+    missing_docs,
+    reason = "types that tock-registers' macros make: fields have the architecture's names"
+)]
 
 use core::ptr::{NonNull, with_exposed_provenance_mut};
 
@@ -62,7 +66,6 @@ register_bitfields! { u32,
 
 register_structs! {
     /// Distributor, `GICD`.
-    #[expect(missing_docs, reason = "the architecture's names")]
     pub Distributor {
         (0x000 => pub ctlr: ReadWrite<u32, GICD_CTLR::Register>),
         (0x004 => pub typer: ReadOnly<u32, GICD_TYPER::Register>),
@@ -86,7 +89,6 @@ register_structs! {
 
 register_structs! {
     /// CPU interface, `GICC`.
-    #[expect(missing_docs, reason = "the architecture's names")]
     pub CpuInterface {
         (0x0000 => pub ctlr: ReadWrite<u32, GICC_CTLR::Register>),
         (0x0004 => pub pmr: ReadWrite<u32>),
@@ -101,7 +103,6 @@ register_structs! {
 
 register_structs! {
     /// Virtual interface control, `GICH`.
-    #[expect(missing_docs, reason = "the architecture's names")]
     pub VirtualInterface {
         (0x000 => pub hcr: ReadWrite<u32, GICH_HCR::Register>),
         (0x004 => pub vtr: ReadOnly<u32, GICH_VTR::Register>),

@@ -33,6 +33,8 @@ const MAX_HOLES: usize = 192;
 /// Boot storage besides the frame table: what every domain may need, and what one needs.
 const STORAGE_BASE: u64 = 256 << 10;
 const STORAGE_PER_DOMAIN: u64 = 1152 << 10;
+/// Bytes of a GICv2's CPU interface with `GICC_DIR`.
+const GICC_SIZE: u64 = 0x2000;
 /// Shared interrupts of a guest's distributor, as Xen gives its dom0less guests without devices.
 const GUEST_SPIS: usize = 32;
 
@@ -82,28 +84,51 @@ pub fn machine(tree: &Tree<'static>, pa: u64) -> HostMachine<'static> {
 
 /// Sets the interrupt controller up; returns the interrupts that EL2 serves.
 pub fn interrupt_controller(host: &HostMachine<'_>) -> Interrupts {
-    let HostGic::V3 { distributor, redistributors, maintenance, .. } = &host.gic else {
-        stop("a GICv2 is not supported yet: use a machine with a GICv3");
-    };
-    for range in core::iter::once(distributor).chain(redistributors) {
+    let map = |range: &PhysRange| {
         if mmu::map(range.start(), range.size(), Kind::Device).is_err() {
             stop("the interrupt controller cannot be mapped");
         }
-    }
-    // SAFETY: mapped as a device; nothing else uses the distributor.
-    if unsafe { platform::gicv3::init_distributor(direct::virt(distributor.start())) }.is_err() {
+        direct::virt(range.start())
+    };
+    let (responds, maintenance) = match &host.gic {
+        HostGic::V2 { distributor, cpu_interface, hypervisor_interface, maintenance, .. } => {
+            if cpu_interface.size() < GICC_SIZE {
+                stop("the GICv2's CPU interface has no second page: end of interrupt cannot be split");
+            }
+            let frames = gic::Frames {
+                distributor: map(distributor),
+                cpu_interface: map(cpu_interface),
+                virtual_interface: map(hypervisor_interface),
+            };
+            // SAFETY: mapped as devices for ever; nothing else uses them.
+            (unsafe { gic::init_distributor(frames) }.is_ok(), *maintenance)
+        }
+        HostGic::V3 { distributor, redistributors, maintenance, .. } => {
+            for range in redistributors {
+                map(range);
+            }
+            // SAFETY: mapped as a device; nothing else uses the distributor.
+            (unsafe { platform::gicv3::init_distributor(map(distributor)) }.is_ok(), *maintenance)
+        }
+    };
+    if !responds {
         stop("the interrupt controller does not respond");
     }
-    Interrupts {
-        virtual_timer: host.timer.virtual_,
-        hypervisor_timer: host.timer.hypervisor,
-        maintenance: *maintenance,
-    }
+    Interrupts { virtual_timer: host.timer.virtual_, hypervisor_timer: host.timer.hypervisor, maintenance }
 }
 
 /// Sets this CPU's part of the interrupt controller up.
 pub fn cpu_interrupts(host: &HostMachine<'_>, interrupts: Interrupts, cpu: &PerCpu) {
-    let HostGic::V3 { redistributors, .. } = &host.gic else { return };
+    let enabled = [gic::KICK, interrupts.virtual_timer, interrupts.hypervisor_timer, interrupts.maintenance];
+    match &host.gic {
+        HostGic::V2 { .. } => gic::init_private(&enabled),
+        HostGic::V3 { redistributors, .. } => wake_redistributor(redistributors, &enabled, cpu),
+    }
+    gic::init_cpu(cpu);
+}
+
+/// Sets this CPU's redistributor up.
+fn wake_redistributor(redistributors: &[PhysRange], enabled: &[u32], cpu: &PerCpu) {
     let mpidr = super::regs::mpidr_el1::read();
     let found = redistributors.iter().find_map(|region| {
         // SAFETY: `interrupt_controller` mapped the region as a device.
@@ -112,13 +137,11 @@ pub fn cpu_interrupts(host: &HostMachine<'_>, interrupts: Interrupts, cpu: &PerC
         }
     });
     let Some(address) = found else { stop("this CPU has no redistributor") };
-    let enabled = [gic::KICK, interrupts.virtual_timer, interrupts.hypervisor_timer, interrupts.maintenance];
     // SAFETY: it is this CPU's.
-    if unsafe { platform::gicv3::init_redistributor(address, &enabled) }.is_err() {
+    if unsafe { platform::gicv3::init_redistributor(address, enabled) }.is_err() {
         stop("a redistributor does not respond");
     }
     cpu.redistributor.set(address);
-    gic::init_cpu(cpu);
 }
 
 /// RAM as the boot leaves it: what is free, and storage for ever.

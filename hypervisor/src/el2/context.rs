@@ -108,9 +108,7 @@ struct Saved {
     el1: El1,
     sctlr: u64,
     tcr: u64,
-    vmcr: u64,
-    ap0r: u64,
-    ap1r: u64,
+    interface: gic::VirtualInterface,
     cntv_ctl: u64,
     cntv_cval: u64,
 }
@@ -160,9 +158,7 @@ impl ArchVcpu {
                 el1: El1::default(),
                 sctlr: regs::SCTLR_EL1_RESET,
                 tcr: 0,
-                vmcr: 0,
-                ap0r: 0,
-                ap1r: 0,
+                interface: gic::VirtualInterface::default(),
                 cntv_ctl: 0,
                 cntv_cval: 0,
             }),
@@ -185,9 +181,7 @@ impl ArchVcpu {
         saved.sctlr = regs::SCTLR_EL1_RESET;
         saved.tcr = 0;
         saved.cntv_ctl = 0;
-        saved.vmcr = 0;
-        saved.ap0r = 0;
-        saved.ap1r = 0;
+        saved.interface = gic::VirtualInterface::default();
         // SAFETY: as above; its floating-point registers are not in a CPU (`CPU_OFF` gave them up).
         unsafe { *self.fp.get() = Fp { v: [0; 32], fpcr: 0, fpsr: 0 } };
     }
@@ -295,9 +289,7 @@ pub fn save(arch: &ArchVcpu) {
         gic.save(&mut HardwareLrs);
         active
     });
-    saved.vmcr = regs::ich_vmcr_el2::read();
-    saved.ap0r = regs::ich_ap0r0_el2::read();
-    saved.ap1r = regs::ich_ap1r0_el2::read();
+    saved.interface = gic::VirtualInterface::save();
     gic::deactivate_all(active);
 }
 
@@ -317,9 +309,7 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     regs::sctlr_el1::write(saved.sctlr);
     isb();
     regs::tcr_el1::write(saved.tcr);
-    regs::ich_vmcr_el2::write(saved.vmcr);
-    regs::ich_ap0r0_el2::write(saved.ap0r);
-    regs::ich_ap1r0_el2::write(saved.ap1r);
+    saved.interface.load();
     let active = arch.with_gic(|gic| {
         gic.restore(&mut HardwareLrs);
         gic.hw_in_flight(&HardwareLrs)

@@ -1,6 +1,6 @@
 //! Emulated devices: which addresses of a guest are the distributor and the redistributors.
 use hypervisor::addr::Ipa;
-use hypervisor::vgic::{self, AccessSize, Handling, Serviced};
+use hypervisor::vgic::{self, AccessSize, Handling, Serviced, VcpuNumber};
 use pv_abi::layout;
 use tock_registers::LocalRegisterCopy;
 
@@ -27,6 +27,10 @@ pub fn access(
     };
     let access = vgic::Access { frame: device, offset, size };
     let register = syndrome.read(ESR::SRT);
+    if access.is_sgir() && syndrome.is_set(ESR::WNR) {
+        send_sgi(cpu, arch, frame.get(register) as u32);
+        return true;
+    }
     let mut state = arch.domain.state.lock();
     if syndrome.is_set(ESR::WNR) {
         let value = frame.get(register) & mask(size);
@@ -50,8 +54,22 @@ pub fn access(
     true
 }
 
+/// A write to `GICD_SGIR`. It takes no lock: the senders are atomics, and the raise is that of any private interrupt.
+fn send_sgi(cpu: &'static PerCpu, arch: &'static ArchVcpu, value: u32) {
+    let Some(sender) = VcpuNumber::new(arch.vcpu.number as usize) else { return };
+    let sgi = vgic::decode_sgir(value, sender, arch.domain.gic.len());
+    for target in sgi.targets.iter().filter_map(|target| arch.domain.gic.get(target.get())) {
+        target.note_sender(sgi.intid, sender);
+    }
+    run::send_sgi(cpu, arch, sgi.intid, sgi.targets);
+}
+
 fn device(ipa: u64) -> Option<(vgic::Frame, u64)> {
     let within = |base: u64, size: u64| ipa.checked_sub(base).filter(|offset| *offset < size);
+    if gic::is_v2() {
+        return within(layout::GICV2_GICD_BASE, layout::GICV2_GICD_SIZE)
+            .map(|offset| (vgic::Frame::DistributorV2, offset));
+    }
     if let Some(offset) = within(layout::GICV3_GICD_BASE, layout::GICV3_GICD_SIZE) {
         return Some((vgic::Frame::Distributor, offset));
     }
@@ -89,7 +107,7 @@ fn report(arch: &ArchVcpu, device: vgic::Frame, offset: u64, handling: Handling)
     match handling {
         Handling::Handled => {}
         Handling::Unhandled => {
-            let distributor = matches!(device, vgic::Frame::Distributor);
+            let distributor = matches!(device, vgic::Frame::Distributor | vgic::Frame::DistributorV2);
             if gic::worth_a_line() {
                 defmt::debug!(
                     "d{=u16}: GIC (distributor: {=bool}) {=u64:#x}: read as zero, write ignored",

@@ -76,16 +76,6 @@ pub fn deactivate(intid: u32) {
     if is_v2() { V2::deactivate(intid) } else { V3::deactivate(intid) }
 }
 
-/// Deactivates every private interrupt of this CPU that is in the mask.
-pub fn deactivate_all(intids: u32) {
-    let mut left = intids;
-    // At most 32 rounds.
-    while left != 0 {
-        deactivate(left.trailing_zeros());
-        left &= left.wrapping_sub(1);
-    }
-}
-
 /// Makes a CPU enter the hypervisor. What was written before is visible to it.
 pub fn kick(cpu: CpuId) {
     if is_v2() { v2::kick(cpu) } else { v3::kick(cpu) }
@@ -94,7 +84,9 @@ pub fn kick(cpu: CpuId) {
 /// Makes the physical interrupts behind a guest's active again, on the CPU that loads the vCPU: the last step of loading its
 /// interrupts.
 pub fn activate(cpu: &PerCpu, intids: u32) {
-    if is_v2() { v2::activate(intids) } else { v3::activate(cpu, intids) }
+    let timer = 1_u32.wrapping_shl(super::interrupts().virtual_timer);
+    let physical = if intids & PrivateIntid::VIRTUAL_TIMER.bit() == 0 { 0 } else { timer };
+    if is_v2() { v2::activate(physical) } else { v3::activate(cpu, physical) }
 }
 
 /// Raises a private interrupt of the vCPU that is loaded here.

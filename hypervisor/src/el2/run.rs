@@ -14,9 +14,7 @@ use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
 use super::gic::{self, HardwareLrs};
 use super::percpu::{self, PerCpu};
-use super::regs::ICH_VMCR;
 use super::{finish, regs, timer, trap};
-use tock_registers::LocalRegisterCopy;
 
 /// Chooses who runs next on this CPU and puts its registers into the frame. Idles until there is somebody.
 #[unsafe(no_mangle)]
@@ -85,9 +83,8 @@ fn settle(machine: &Machine<Arm>, cpu: &'static PerCpu, arch: &'static ArchVcpu)
 
 /// Whether the loaded vCPU has an interrupt to take, masked or not.
 fn due(arch: &ArchVcpu) -> bool {
-    let mask =
-        LocalRegisterCopy::<u64, ICH_VMCR::Register>::new(regs::ich_vmcr_el2::read()).read(ICH_VMCR::VPMR);
-    arch.with_gic(|gic| gic.has_deliverable(arch.shared, &HardwareLrs, mask as u8))
+    let mask = gic::priority_mask();
+    arch.with_gic(|gic| gic.has_deliverable(arch.shared, &HardwareLrs, mask))
 }
 
 fn switch_to(

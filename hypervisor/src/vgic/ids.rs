@@ -38,6 +38,7 @@ impl PrivateIntid {
         self.0
     }
 
+    /// Its bit among the 32 private interrupts.
     pub const fn bit(self) -> u32 {
         1_u32.wrapping_shl(shift(self.0))
     }
@@ -67,8 +68,7 @@ impl Spi {
         usize::from(self.0 >> 5)
     }
 
-    /// Its bit among the 32 private interrupts.
-    pub const fn bit(self) -> u32 {
+    pub(super) const fn bit(self) -> u32 {
         1_u32.wrapping_shl(shift(self.0 & 31))
     }
 
