@@ -76,6 +76,13 @@ pub fn deactivate(intid: u32) {
     if is_v2() { V2::deactivate(intid) } else { V3::deactivate(intid) }
 }
 
+/// Deactivates the physical interrupts behind these private ones of a guest: only the timer has one.
+pub fn deactivate_all(intids: u32) {
+    if intids & PrivateIntid::VIRTUAL_TIMER.bit() != 0 {
+        deactivate(super::interrupts().virtual_timer);
+    }
+}
+
 /// Makes a CPU enter the hypervisor. What was written before is visible to it.
 pub fn kick(cpu: CpuId) {
     if is_v2() { v2::kick(cpu) } else { v3::kick(cpu) }
