@@ -4,14 +4,17 @@
 //! With `-icount shift=0` and `-cpu max` one tick of the counter is one instruction, the same on any host.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use regex::Regex;
 use serde_json::json;
 
+use crate::baseline::{self, Baseline};
 use crate::check::sources;
 use crate::console::Line;
 use crate::failure::{Doing, Failure, Outcome};
+use crate::hypervisor::{Hypervisor, On};
 use crate::run::{self, Options as RunOptions};
 use crate::system::{Checking, System};
 use crate::{build, setup, workspace};
@@ -22,6 +25,12 @@ pub(crate) struct Options {
     /// Also write the figures to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// The hypervisor; with `xen`, Xen's figures stand beside ours.
+    #[arg(long, value_enum, default_value = "pavo")]
+    on: On,
+    /// Make today's figures those that the tests compare with.
+    #[arg(long, conflicts_with = "on")]
+    update_baseline: bool,
 }
 
 /// An operation's name in the guest's output, the instructions it may take, and Xen 4.20's.
@@ -56,36 +65,51 @@ const TARGETS: [Target; 15] = [
 
 /// What a run showed.
 #[derive(Debug, Default)]
-struct Figures {
+pub(crate) struct Figures {
     /// Instructions by operation, in the order of their lines.
     operations: Vec<(String, u64)>,
+    /// Operations that could not be measured, and why.
+    unsupported: Vec<(String, String)>,
     /// KiB.
     resident: Option<u64>,
     /// Instructions.
     boot: Option<u64>,
 }
 
+impl Figures {
+    /// What the baseline keeps: all counts of instructions.
+    pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
+        let boot = self.boot.map(|number| (baseline::BOOT.to_owned(), number));
+        self.operations.iter().cloned().chain(boot).collect()
+    }
+}
+
 /// Runs the guest and prints the table.
 pub(crate) fn command(options: &Options) -> Outcome<()> {
-    let figures = measure()?;
+    let figures = measure(&Hypervisor::pavo())?;
+    let baseline = Baseline::load()?;
+    let xen = match options.on {
+        On::Pavo => None,
+        On::Xen => match setup::xen() {
+            Ok(xen) => Some(measure(&Hypervisor::xen(&xen))?.counts()),
+            Err(failure) => {
+                println!("skipped: Xen: {failure}");
+                None
+            }
+        },
+    };
+    print_operations(&figures, &baseline, xen.as_ref());
     let image = workspace::read(&workspace::pavo_img())?.len();
     let counts = sources::counts();
-    println!("{:<28} {:>12} {:>8} {:>8}", "operation", "instructions", "target", "Xen 4.20");
-    for (name, number) in &figures.operations {
-        let target = TARGETS.iter().find(|target| target.name == name);
-        let allowed = target.and_then(|target| target.pavo).map_or("-".into(), |number| number.to_string());
-        let xen = target.and_then(|target| target.xen).map_or("-".into(), |number| number.to_string());
-        println!("{name:<28} {number:>12} {allowed:>8} {xen:>8}");
-    }
     println!("{:<28} {:>8} KiB", "EL2 image", image.div_ceil(1024));
     if let Some(resident) = figures.resident {
         println!("{:<28} {resident:>8} KiB", "EL2 resident");
     }
-    if let Some(boot) = figures.boot {
-        println!("{:<28} {boot:>12}", "boot instructions");
-    }
     for (name, count) in &counts {
         println!("{:<28} {:>12} lines", format!("code of {name}"), count.lines);
+    }
+    if options.update_baseline {
+        baseline::write(&figures.counts())?;
     }
     let Some(file) = &options.json else { return Ok(()) };
     let operations: BTreeMap<_, _> = figures.operations.iter().cloned().collect();
@@ -96,12 +120,41 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
         "resident_kib": figures.resident,
         "boot_instructions": figures.boot,
         "lines": lines,
+        "xen": xen,
     });
     workspace::write(file, format!("{value:#}\n").as_bytes())
 }
 
-/// Runs `guest:bench` on one CPU and reads the figures from its lines.
-fn measure() -> Outcome<Figures> {
+/// One row an operation, with the kept figure, the target and Xen's: measured now, or as in the design's table.
+fn print_operations(figures: &Figures, baseline: &Baseline, xen: Option<&BTreeMap<String, u64>>) {
+    let row = |name: &str, here: &str| {
+        let text = |number: Option<u64>| number.map_or("-".into(), |number| number.to_string());
+        let target = TARGETS.iter().find(|target| target.name == name);
+        let theirs = match xen {
+            Some(measured) => measured.get(name).copied(),
+            None => target.and_then(|target| target.xen),
+        };
+        let (kept, allowed) = (text(baseline.get(name)), text(target.and_then(|target| target.pavo)));
+        println!("{name:<28} {here:>12} {kept:>12} {allowed:>8} {:>8}", text(theirs));
+    };
+    println!(
+        "{:<28} {:>12} {:>12} {:>8} {:>8}",
+        "operation", "instructions", "baseline", "target", "Xen 4.20"
+    );
+    for (name, number) in &figures.operations {
+        row(name, &number.to_string());
+    }
+    for (name, why) in &figures.unsupported {
+        row(name, "-");
+        println!("  not measured: {why}");
+    }
+    if let Some(boot) = figures.boot {
+        row(baseline::BOOT, &boot.to_string());
+    }
+}
+
+/// Runs `guest:bench` on one CPU and reads the figures from its lines, to the last of them.
+pub(crate) fn measure(hypervisor: &Hypervisor) -> Outcome<Figures> {
     let text = "[[domain]]\nname = \"bench\"\nkernel = \"guest:bench\"\nmemory = \"64M\"\n";
     let mut system = System::parse("bench", &workspace::root(), text, Checking::Full)?;
     let mut options = RunOptions::for_file(PathBuf::new());
@@ -112,10 +165,14 @@ fn measure() -> Outcome<Figures> {
     build::some(&setup::toolchain()?, &system.guests())?;
     let reader = Reader::new()?;
     let mut figures = Figures::default();
-    let report = run::boot(&setup::qemu()?, &system, &options, &mut |line| reader.read(line, &mut figures))?;
-    report.result()?;
-    if figures.operations.is_empty() {
-        return Err(Failure::failed("guest:bench printed no line `bench NAME instructions N`"));
+    let mut done = false;
+    let report = run::boot(&setup::qemu()?, hypervisor, &system, &options, &mut |line| {
+        reader.read(line, &mut figures);
+        done |= matches!(line, Line::Guest { text, .. } if text.trim_ascii_end() == b"bench done");
+        if done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if !done {
+        return Err(Failure::failed(format!("guest:bench printed no `bench done`: {}", report.summary())));
     }
     Ok(figures)
 }
@@ -123,6 +180,7 @@ fn measure() -> Outcome<Figures> {
 /// Finds figures in lines.
 struct Reader {
     operation: Regex,
+    unsupported: Regex,
     resident: Regex,
     boot: Regex,
 }
@@ -131,6 +189,7 @@ impl Reader {
     fn new() -> Outcome<Self> {
         Ok(Self {
             operation: Regex::new(r"^bench (\S+) instructions ([0-9]+)").doing("pattern")?,
+            unsupported: Regex::new(r"^bench (\S+) unsupported (.*)$").doing("pattern")?,
             resident: Regex::new(r"^EL2 resident ([0-9]+) KiB").doing("pattern")?,
             boot: Regex::new(r"^boot instructions ([0-9]+)").doing("pattern")?,
         })
@@ -144,6 +203,9 @@ impl Reader {
                     && let Ok(number) = parts[2].parse()
                 {
                     figures.operations.push((parts[1].to_owned(), number));
+                }
+                if let Some(parts) = self.unsupported.captures(text.trim_end()) {
+                    figures.unsupported.push((parts[1].to_owned(), parts[2].to_owned()));
                 }
             }
             Line::Log(log) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::failure::{Doing, Failure, Outcome};
 use crate::setup::{self, Toolchain};
@@ -21,24 +22,34 @@ pub(crate) fn command() -> Outcome<()> {
     Ok(())
 }
 
+/// What this process built. Nothing is built twice in a test run: all its steps see the same images.
+static DONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
 /// Builds the EL2 image.
 pub(crate) fn hypervisor(toolchain: &Toolchain) -> Outcome<()> {
-    cargo(toolchain, &["-p", "hypervisor", "--bin", "pavo", "--features", "image"])?;
-    publish(&linked("pavo"), &workspace::pavo_elf(), &workspace::pavo_img())
+    some(toolchain, &BTreeSet::new())
 }
 
 /// Builds the EL2 image and some guests.
 pub(crate) fn some(toolchain: &Toolchain, guests: &BTreeSet<String>) -> Outcome<()> {
-    hypervisor(toolchain)?;
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !done.contains("") {
+        let words = ["-p", "hypervisor", "--bin", "pavo", "--features", "image"];
+        cargo(toolchain, &words, "building the EL2 image")?;
+        publish(&linked("pavo"), &workspace::pavo_elf(), &workspace::pavo_img())?;
+        done.insert(String::new());
+    }
+    let guests: Vec<_> = guests.iter().filter(|name| !done.contains(*name)).cloned().collect();
     if guests.is_empty() {
         return Ok(());
     }
     let mut words = vec!["-p", "guest-kernel", "--features", "guest"];
-    words.extend(guests.iter().flat_map(|name| ["--bin", name]));
-    cargo(toolchain, &words)?;
+    words.extend(guests.iter().flat_map(|name| ["--bin", name.as_str()]));
+    cargo(toolchain, &words, &format!("building the guests {}", guests.join(", ")))?;
     for name in guests {
-        let img = workspace::guest_img(name);
-        publish(&linked(name), &img.with_extension("elf"), &img)?;
+        let img = workspace::guest_img(&name);
+        publish(&linked(&name), &img.with_extension("elf"), &img)?;
+        done.insert(name);
     }
     Ok(())
 }
@@ -66,7 +77,7 @@ pub(crate) fn guest_names() -> Outcome<BTreeSet<String>> {
 
 /// One release build for the bare-metal target. It has a target folder of its own: the cargo that started xtask may
 /// hold the lock of the other.
-fn cargo(toolchain: &Toolchain, what: &[&str]) -> Outcome<()> {
+fn cargo(toolchain: &Toolchain, what: &[&str], doing: &str) -> Outcome<()> {
     let mut command = Command::new("cargo");
     command.current_dir(workspace::root()).args([
         "build",
@@ -77,7 +88,7 @@ fn cargo(toolchain: &Toolchain, what: &[&str]) -> Outcome<()> {
     ]);
     command.arg("--target-dir").arg(workspace::bare()).args(what);
     toolchain.apply(&mut command);
-    process::run(&mut command)
+    process::run(&mut command, doing)
 }
 
 /// Copies a linked file to its place, beside its flat image.

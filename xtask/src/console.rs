@@ -48,6 +48,15 @@ impl Decoder {
     pub(crate) fn new(elf: &[u8]) -> Outcome<Self> {
         let table = Table::parse(elf)
             .map_err(|error| Failure::failed(format!("the image's defmt strings: {error}")))?;
+        Self::with(table)
+    }
+
+    /// A decoder for another hypervisor, whose log is plain text.
+    pub(crate) fn plain() -> Outcome<Self> {
+        Self::with(None)
+    }
+
+    fn with(table: Option<Table>) -> Outcome<Self> {
         let padding = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
         Ok(Self {
             table,

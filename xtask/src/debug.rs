@@ -2,8 +2,9 @@
 
 use std::io::IsTerminal as _;
 
-use crate::console::{Colour, Decoder, Lines};
+use crate::console::{Colour, Lines};
 use crate::failure::{Doing, Failure, Outcome};
+use crate::hypervisor::Hypervisor;
 use crate::{build, process, run, setup, workspace};
 
 /// Starts QEMU with its gdb server on port 1234 and shows the console until it ends.
@@ -11,9 +12,9 @@ pub(crate) fn command(options: &run::Options) -> Outcome<()> {
     let system = options.load()?;
     let (toolchain, qemu) = (setup::toolchain()?, setup::qemu()?);
     build::some(&toolchain, &system.guests())?;
-    let elf = workspace::pavo_elf();
-    let decoder = Decoder::new(&workspace::read(&elf)?)?;
-    let mut prepared = run::prepare(&qemu, &system, options.checking(), options.clock())?;
+    let (elf, pavo) = (workspace::pavo_elf(), Hypervisor::pavo());
+    let decoder = pavo.decoder()?;
+    let mut prepared = run::prepare(&qemu, &pavo, &system, options.checking(), options.clock())?;
     let debugger = if process::exists("gdb-multiarch") { "gdb-multiarch" } else { "gdb" };
     println!("{debugger} {} -ex 'target remote :1234'", elf.display());
     prepared.command.args(["-S", "-s"]).stdout(std::process::Stdio::piped());

@@ -13,6 +13,13 @@ pub(crate) enum Failure {
     Usage(String),
     /// A guest crashed, a build broke or a test failed: status 1.
     Failed(String),
+    /// As [`Failure::Failed`], with lines of a console that show it.
+    Shown {
+        /// One line.
+        text: String,
+        /// What was seen.
+        lines: Vec<String>,
+    },
     /// As [`Failure::Failed`], and all was said already: status 1.
     Reported,
     /// The time given was not enough: status 124, as of `timeout(1)`.
@@ -33,7 +40,7 @@ impl Failure {
     /// The process's exit status.
     pub(crate) fn status(&self) -> u8 {
         match self {
-            Self::Failed(_) | Self::Reported => 1,
+            Self::Failed(_) | Self::Shown { .. } | Self::Reported => 1,
             Self::Usage(_) => 2,
             Self::TimedOut(_) => 124,
         }
@@ -48,7 +55,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Usage(text) | Self::Failed(text) | Self::TimedOut(text) => {
+            Self::Usage(text) | Self::Failed(text) | Self::Shown { text, .. } | Self::TimedOut(text) => {
                 out.write_str(&text.replace('\n', "; "))
             }
             Self::Reported => Ok(()),

@@ -14,7 +14,6 @@ use crate::setup::Qemu;
 use crate::system::Machine;
 
 const RAM: u64 = 0x4000_0000;
-const IMAGE: u64 = RAM + STEP;
 const STEP: u64 = 2 << 20;
 /// QEMU copies the tree with room to edit it; this is more than it ever takes.
 const TREE_ROOM: u64 = 2 * STEP;
@@ -50,7 +49,7 @@ impl Layout {
         let end = RAM + machine.memory;
         let tree = (RAM + (machine.memory / 2).min(128 << 20)).next_multiple_of(STEP);
         let layout = Self { next: tree + TREE_ROOM, end };
-        let image_end = IMAGE + image_size(image);
+        let image_end = image_address(image).saturating_add(image_size(image));
         if image_end > tree || layout.next > end {
             return Err(Failure::usage(format!(
                 "machine.memory: {} MiB leave no room for the hypervisor: use at least 64M",
@@ -79,6 +78,13 @@ impl Layout {
 fn image_size(image: &[u8]) -> u64 {
     let field = image.get(16..24).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
     field.max(image.len() as u64)
+}
+
+/// Where QEMU puts an image: `text_offset` (byte 8) above the start of RAM, or 2 MiB above that if it would cover QEMU's own
+/// first instructions.
+fn image_address(image: &[u8]) -> u64 {
+    let field = image.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    if field < 0x1000 { RAM + STEP + field } else { RAM.saturating_add(field) }
 }
 
 /// QEMU's options that decide what the device tree says.

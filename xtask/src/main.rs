@@ -1,13 +1,16 @@
 //! The developer's command line: set-up, build, run, test, check, bench. One file a command.
 
+mod baseline;
 mod bench;
 mod build;
 mod check;
+mod conformance;
 mod console;
 mod debug;
 mod dom0less;
 mod failure;
 mod fdt;
+mod hypervisor;
 mod image;
 mod machine;
 mod monitor;
@@ -17,6 +20,7 @@ mod setup;
 mod system;
 mod test;
 mod verdict;
+mod watch;
 mod workspace;
 
 use std::process::ExitCode;
@@ -46,6 +50,8 @@ enum Command {
     Run(run::Options),
     /// Run the tests; the last line counts them.
     Test(test::Options),
+    /// Check every hypercall's successes and refusals; prints TAP.
+    Conformance(conformance::Options),
     /// Measure under QEMU, in instructions.
     Bench(bench::Options),
     /// Decode the log of a board: a serial device, a file, or standard input.
@@ -76,6 +82,7 @@ fn dispatch(command: Command) -> Outcome<()> {
         Command::Check => check::command(),
         Command::Run(options) => run::command(&options),
         Command::Test(options) => test::command(&options),
+        Command::Conformance(options) => conformance::command(&options),
         Command::Bench(options) => bench::command(&options),
         Command::Monitor(options) => monitor::command(&options),
         Command::Debug(options) => debug::command(&options),

@@ -1,7 +1,10 @@
 //! Running other programs, so that each failure is one line.
 
+use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::failure::{Failure, Outcome};
 
@@ -13,17 +16,32 @@ pub(crate) fn words(command: &Command) -> String {
     std::iter::once(program.into()).chain(arguments).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs a program with the terminal as its output.
-pub(crate) fn run(command: &mut Command) -> Outcome<()> {
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .map_err(|error| Failure::failed(format!("`{}` cannot be started: {error}", words(command))))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Failure::failed(format!("`{}` failed ({status}): see its output above", words(command))))
+/// How long a program may run before a line says what it does.
+const SOON: Duration = Duration::from_secs(1);
+
+/// Runs a program whose output matters only if it fails: then all of it is shown. `doing` is printed if it takes long,
+/// such as `building the guests`.
+pub(crate) fn run(command: &mut Command, doing: &str) -> Outcome<()> {
+    if std::io::stderr().is_terminal() {
+        command.env("CARGO_TERM_COLOR", "always");
     }
+    let result = std::thread::scope(|scope| {
+        let (done, wait) = mpsc::channel::<()>();
+        scope.spawn(move || {
+            if wait.recv_timeout(SOON) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{doing} ...");
+            }
+        });
+        let result = output(command);
+        let _ = done.send(());
+        result
+    })?;
+    if result.status.success() {
+        return Ok(());
+    }
+    let mut errors = std::io::stderr().lock();
+    let _ = errors.write_all(&result.stdout).and_then(|()| errors.write_all(&result.stderr));
+    Err(Failure::failed(format!("`{}` failed ({}): see its output above", words(command), result.status)))
 }
 
 /// Runs a program and keeps what it prints.

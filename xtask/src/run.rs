@@ -1,27 +1,27 @@
 //! `cargo xtask run`: boots a system file under QEMU and says how it went.
 
-use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Write as _};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::console::{Colour, Decoder, Line, Lines};
+use crate::console::{Colour, Line};
 use crate::dom0less::{self, Modules};
-use crate::failure::{Doing, Failure, Outcome};
+use crate::failure::{Failure, Outcome};
+use crate::hypervisor::Hypervisor;
 use crate::machine::{self, Clock, Layout};
 use crate::setup::Qemu;
 use crate::system::{self, Checking, Ramdisk, System};
 use crate::verdict::Observer;
+use crate::watch::{Ended, watch};
 use crate::{build, fdt, image, setup, workspace};
 
 /// What stays free for the hypervisor, the tree and the modules, bytes.
 const RESERVED: u64 = 32 << 20;
-/// How often a waiting run looks at the clock and at Ctrl-C.
-const TICK: Duration = Duration::from_millis(50);
 
 /// What `run` and `debug` accept.
 #[derive(clap::Args, Debug, Clone)]
@@ -117,7 +117,11 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     let (toolchain, qemu) = (setup::toolchain()?, setup::qemu()?);
     build::some(&toolchain, &system.guests())?;
     let colour = if std::io::stdout().is_terminal() { Colour::On } else { Colour::Off };
-    let report = boot(&qemu, &system, options, &mut |line| show(&line.render(colour)))?;
+    let mut each = |line: &Line| {
+        show(&line.render(colour));
+        ControlFlow::Continue(())
+    };
+    let report = boot(&qemu, &Hypervisor::pavo(), &system, options, &mut each)?;
     report.result().map(|summary| println!("{summary}"))
 }
 
@@ -196,10 +200,15 @@ pub(crate) struct Prepared {
 }
 
 /// Checks what must be known before QEMU starts, and writes the files it needs.
-pub(crate) fn prepare(qemu: &Qemu, system: &System, checking: Checking, clock: Clock) -> Outcome<Prepared> {
+pub(crate) fn prepare(
+    qemu: &Qemu,
+    hypervisor: &Hypervisor,
+    system: &System,
+    checking: Checking,
+    clock: Clock,
+) -> Outcome<Prepared> {
     let folder = Folder::new()?;
-    let pavo = workspace::read(&workspace::pavo_img())?;
-    let mut layout = Layout::new(&system.machine, &pavo)?;
+    let mut layout = Layout::new(&system.machine, &workspace::read(&hypervisor.image)?)?;
     let mut files = Vec::new();
     let mut modules = Vec::new();
     let mut digest = None;
@@ -232,9 +241,12 @@ pub(crate) fn prepare(qemu: &Qemu, system: &System, checking: Checking, clock: C
     }
     let mut tree = fdt::parse(&machine::own_tree(qemu, &system.machine, &folder.0)?)?;
     dom0less::add_domains(&mut tree, system, &modules);
+    if let Some(bootargs) = hypervisor.bootargs {
+        tree.child("chosen").set_strings("xen,xen-bootargs", &[bootargs]);
+    }
     let tree_file = folder.0.join("pavo.dtb");
     workspace::write(&tree_file, &fdt::write(&tree)?)?;
-    let command = machine::boot(qemu, &system.machine, clock, &workspace::pavo_img(), &tree_file, &files);
+    let command = machine::boot(qemu, &system.machine, clock, &hypervisor.image, &tree_file, &files);
     Ok(Prepared { command, digest, _folder: folder })
 }
 
@@ -263,15 +275,16 @@ fn check_memory(system: &System) -> Outcome<()> {
     )))
 }
 
-/// Boots, gives every line to `each` as it comes, and waits for the end.
+/// Boots, gives every line to `each` as it comes, and waits for the end or until `each` has seen enough.
 pub(crate) fn boot(
     qemu: &Qemu,
+    hypervisor: &Hypervisor,
     system: &System,
     options: &Options,
-    each: &mut dyn FnMut(&Line),
+    each: &mut dyn FnMut(&Line) -> ControlFlow<()>,
 ) -> Outcome<Report> {
-    let decoder = Decoder::new(&workspace::read(&workspace::pavo_elf())?)?;
-    let mut prepared = prepare(qemu, system, options.checking(), options.clock())?;
+    let decoder = hypervisor.decoder()?;
+    let mut prepared = prepare(qemu, hypervisor, system, options.checking(), options.clock())?;
     if options.interactive {
         prepared.command.stdin(Stdio::inherit());
     }
@@ -280,13 +293,13 @@ pub(crate) fn boot(
     let mut see = |line: &[u8]| {
         let line = decoder.line(line);
         observer.see(&line);
-        each(&line);
+        each(&line)
     };
     let end = watch(&mut prepared.command, Duration::from_secs(options.timeout), &mut see)?;
     let domains = u32::try_from(system.domains.len()).unwrap_or(u32::MAX);
     let mut problems = observer.problems(domains, prepared.digest.as_deref());
     let timed_out = match end {
-        Ended::Exit(Some(0)) => false,
+        Ended::Exit(Some(0)) | Ended::Enough => false,
         Ended::Exit(status) => {
             let text = status.map_or("was killed".into(), |status| format!("exited with status {status}"));
             problems.push(format!("QEMU {text}"));
@@ -298,80 +311,6 @@ pub(crate) fn boot(
         }
     };
     Ok(Report { domains, observer, problems, timed_out, elapsed: start.elapsed() })
-}
-
-/// How QEMU ended.
-enum Ended {
-    /// By itself; no status if a signal did it.
-    Exit(Option<i32>),
-    /// By us.
-    Timeout,
-}
-
-/// Set by Ctrl-C and by SIGTERM.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// A child that does not outlive this value.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Runs QEMU and reads its serial line until it ends or the time is up.
-fn watch(command: &mut Command, limit: Duration, see: &mut dyn FnMut(&[u8])) -> Outcome<Ended> {
-    // A second registration, for a second run, is refused; the first stays good.
-    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
-    let deadline = Instant::now() + limit;
-    let mut child = Killed(
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().doing("QEMU cannot be started")?,
-    );
-    let mut pipe = child.0.stdout.take().ok_or_else(|| Failure::failed("QEMU has no output"))?;
-    let errors = child.0.stderr.take().ok_or_else(|| Failure::failed("QEMU has no error output"))?;
-    std::thread::spawn(move || pass_on(errors));
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-            if sender.send(buffer[..count].to_vec()).is_err() {
-                break;
-            }
-        }
-    });
-    let mut lines = Lines::default();
-    loop {
-        match receiver.recv_timeout(TICK) {
-            Ok(bytes) => lines.push(&bytes, &mut *see),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-        if INTERRUPTED.load(Ordering::Relaxed) {
-            return Err(Failure::failed("interrupted"));
-        }
-        if Instant::now() >= deadline {
-            if let Some(rest) = lines.rest() {
-                see(rest);
-            }
-            return Ok(Ended::Timeout);
-        }
-    }
-    if let Some(rest) = lines.rest() {
-        see(rest);
-    }
-    let status = child.0.wait().doing("QEMU")?;
-    Ok(Ended::Exit(status.code()))
-}
-
-/// Shows what QEMU says itself, without the warning that it gives whenever all virtual CPUs wait under `-icount`.
-fn pass_on(errors: impl std::io::Read) {
-    for line in BufReader::new(errors).lines().map_while(Result::ok) {
-        if !line.contains("icount sleep disabled and no active timers") {
-            eprintln!("{line}");
-        }
-    }
 }
 
 /// The demonstration's or another system file, by name.

@@ -22,8 +22,19 @@ pub(crate) enum Found {
     Skipped(String),
 }
 
+/// How long a check takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cost {
+    /// Part of every test run.
+    Low,
+    /// Left out of the quick one.
+    High,
+}
+
 /// A named check.
 pub(crate) struct Check {
+    /// Whether it is part of a quick test run.
+    pub(crate) cost: Cost,
     /// What people read.
     pub(crate) name: &'static str,
     /// Runs it.
@@ -32,16 +43,28 @@ pub(crate) struct Check {
 
 /// All checks in the order of their cost.
 pub(crate) const ALL: [Check; 10] = [
-    Check { name: "format", run: |_| cargo(&["fmt", "--all", "--check"], &[]) },
-    Check { name: "clippy, host", run: |_| clippy_host() },
-    Check { name: "clippy, EL2 image", run: |toolchain| clippy_bare(toolchain, "hypervisor", "image") },
-    Check { name: "clippy, guests", run: |toolchain| clippy_bare(toolchain, "guest-kernel", "guest") },
-    Check { name: "documentation", run: |_| documentation() },
-    Check { name: "dependencies", run: |_| dependencies() },
-    Check { name: "panic check finds a planted panic", run: planted::check },
-    Check { name: "no panic reachable from the vectors", run: panic_reachability },
-    Check { name: "image size", run: image_size },
-    Check { name: "lines/unsafe", run: |_| Ok(sources::check()) },
+    Check {
+        cost: Cost::Low,
+        name: "format",
+        run: |_| cargo("formatting", &["fmt", "--all", "--check"], &[]),
+    },
+    Check { cost: Cost::Low, name: "clippy, host", run: |_| clippy_host() },
+    Check {
+        cost: Cost::Low,
+        name: "clippy, EL2 image",
+        run: |toolchain| clippy_bare(toolchain, "hypervisor", "image"),
+    },
+    Check {
+        cost: Cost::Low,
+        name: "clippy, guests",
+        run: |toolchain| clippy_bare(toolchain, "guest-kernel", "guest"),
+    },
+    Check { cost: Cost::High, name: "documentation", run: |_| documentation() },
+    Check { cost: Cost::High, name: "dependencies", run: |_| dependencies() },
+    Check { cost: Cost::Low, name: "panic check finds a planted panic", run: planted::check },
+    Check { cost: Cost::Low, name: "no panic reachable from the vectors", run: panic_reachability },
+    Check { cost: Cost::Low, name: "image size", run: image_size },
+    Check { cost: Cost::Low, name: "lines/unsafe", run: |_| Ok(sources::check()) },
 ];
 
 /// Runs all checks; fails if one did.
@@ -72,15 +95,16 @@ pub(crate) fn line(name: &str, result: &Outcome<Found>) -> String {
     }
 }
 
-/// A cargo command in the workspace; its output is shown as it comes.
-fn cargo(words: &[&str], environment: &[(&str, &str)]) -> Outcome<Found> {
+/// A cargo command in the workspace.
+fn cargo(doing: &str, words: &[&str], environment: &[(&str, &str)]) -> Outcome<Found> {
     let mut command = Command::new("cargo");
     command.current_dir(workspace::root()).args(words).envs(environment.iter().copied());
-    process::run(&mut command).map(|()| Found::Good(String::new()))
+    process::run(&mut command, doing).map(|()| Found::Good(String::new()))
 }
 
 fn clippy_host() -> Outcome<Found> {
-    cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+    let words = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    cargo("linting for the host", &words, &[])
 }
 
 fn clippy_bare(toolchain: &Toolchain, package: &str, feature: &str) -> Outcome<Found> {
@@ -99,19 +123,20 @@ fn clippy_bare(toolchain: &Toolchain, package: &str, feature: &str) -> Outcome<F
         .arg(workspace::bare());
     command.args(["--", "-D", "warnings"]);
     toolchain.apply(&mut command);
-    process::run(&mut command).map(|()| Found::Good(String::new()))
+    process::run(&mut command, &format!("linting {package}")).map(|()| Found::Good(String::new()))
 }
 
 fn documentation() -> Outcome<Found> {
     let words = ["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"];
-    cargo(&words, &[("RUSTDOCFLAGS", "-D warnings")])
+    cargo("building the documentation", &words, &[("RUSTDOCFLAGS", "-D warnings")])
 }
 
 fn dependencies() -> Outcome<Found> {
     if !process::exists("cargo-deny") {
         return Ok(Found::Skipped("cargo-deny is not installed".into()));
     }
-    cargo(&["deny", "--offline", "--log-level", "error", "check", "bans", "sources", "licenses"], &[])
+    let words = ["deny", "--offline", "--log-level", "error", "check", "bans", "sources", "licenses"];
+    cargo("checking dependencies", &words, &[])
 }
 
 fn panic_reachability(toolchain: &Toolchain) -> Outcome<Found> {

@@ -3,7 +3,7 @@
 //! The mirror is whatever the machine's own apt sources name, so that no host is written down here.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::failure::{Doing, Failure, Outcome};
@@ -12,6 +12,8 @@ use crate::{process, workspace};
 /// A private apt configuration under `target/pavo/apt`.
 pub(super) struct Apt {
     folder: PathBuf,
+    /// Another architecture than the machine's.
+    architecture: Option<&'static str>,
     /// The release's code name, as in `/etc/os-release`.
     pub(super) codename: String,
 }
@@ -28,27 +30,60 @@ impl Apt {
     /// the same mirror; one that the mirror lacks makes this fail.
     pub(super) fn with_suites(name: &str, extra: impl Fn(&str) -> Vec<String>) -> Outcome<Self> {
         let codename = codename()?;
-        let folder = workspace::pavo().join("apt").join(name);
-        let parts = folder.join("parts");
-        workspace::make_folder(&folder.join("lists/partial"))?;
-        workspace::make_folder(&folder.join("cache/archives/partial"))?;
-        workspace::make_folder(&parts)?;
         let (file, source) = machine_source(&codename)?;
-        let own = parts.join(file.file_name().unwrap_or_default());
+        let apt = Self::empty(name, None, codename)?;
+        let own = apt.folder.join("parts").join(file.file_name().unwrap_or_default());
         fs::copy(&file, &own).doing(format_args!("cannot copy {}", file.display()))?;
-        let suites = extra(&codename);
+        let suites = extra(&apt.codename);
         if !suites.is_empty() {
-            let signed = source.signed_by.map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
-            let stanza = format!(
-                "Types: deb\nURIs: {}\nSuites: {}\nComponents: main\n{signed}",
-                source.uri,
-                suites.join(" ")
-            );
-            workspace::write(&parts.join("pavo.sources"), stanza.as_bytes())?;
+            apt.add(&source, &suites.join(" "))?;
         }
-        let apt = Self { folder, codename };
-        apt.quiet(apt.command("apt-get").args(["update", "--error-on=any"]))?;
-        Ok(apt)
+        apt.update()
+    }
+
+    /// Prepares a configuration for packages of another architecture, with one suite of the machine's mirror, and fetches
+    /// its lists. Its packages can be downloaded, not installed.
+    pub(super) fn foreign(name: &str, suite: &str, architecture: &'static str) -> Outcome<Self> {
+        let codename = codename()?;
+        let (_, source) = machine_source(&codename)?;
+        let apt = Self::empty(name, Some(architecture), codename)?;
+        apt.add(&source, suite)?;
+        apt.update()
+    }
+
+    fn empty(name: &str, architecture: Option<&'static str>, codename: String) -> Outcome<Self> {
+        let folder = workspace::pavo().join("apt").join(name);
+        for part in ["lists/partial", "cache/archives/partial", "parts"] {
+            workspace::make_folder(&folder.join(part))?;
+        }
+        Ok(Self { folder, architecture, codename })
+    }
+
+    /// Adds suites of a mirror.
+    fn add(&self, source: &Source, suites: &str) -> Outcome<()> {
+        let key = source.signed_by.as_ref().map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
+        let stanza = format!("Types: deb\nURIs: {}\nSuites: {suites}\nComponents: main\n{key}", source.uri);
+        workspace::write(&self.folder.join("parts/pavo.sources"), stanza.as_bytes())
+    }
+
+    fn update(self) -> Outcome<Self> {
+        self.quiet(self.command("apt-get").args(["update", "--error-on=any"]))?;
+        Ok(self)
+    }
+
+    /// Downloads a package, such as `rust-src` or `rust-src=1.95.0+dfsg1-1`, unpacks it, and returns the folder that
+    /// stands for `/`.
+    pub(super) fn unpack(&self, package: &str) -> Outcome<PathBuf> {
+        self.quiet(self.command("apt-get").current_dir(&self.folder).args(["download", package]))?;
+        let deb = fs::read_dir(&self.folder)
+            .doing("cannot list the download")?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .ok_or_else(|| Failure::failed("apt downloaded no package"))?;
+        let root = self.folder.join("root");
+        process::quiet(Command::new("dpkg").arg("-x").arg(&deb).arg(&root))?;
+        Ok(root)
     }
 
     /// An apt program with this configuration.
@@ -59,6 +94,11 @@ impl Apt {
             [("Dir::Etc::sourceparts", "parts"), ("Dir::State::lists", "lists"), ("Dir::Cache", "cache")]
         {
             command.arg("-o").arg(format!("{key}={}", self.folder.join(place).display()));
+        }
+        if let Some(architecture) = self.architecture {
+            for key in ["APT::Architecture", "APT::Architectures"] {
+                command.arg("-o").arg(format!("{key}={architecture}"));
+            }
         }
         command
     }
@@ -74,11 +114,6 @@ impl Apt {
         let text = String::from_utf8_lossy(&text).into_owned();
         let error = text.lines().rev().find(|line| line.starts_with("E:")).unwrap_or("no error message");
         Err(Failure::failed(format!("apt: {}", error.trim_start_matches("E:").trim())))
-    }
-
-    /// The folder of this configuration.
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
     }
 }
 

@@ -86,16 +86,7 @@ fn unpack(apt: &Apt, release: &str) -> Outcome<PathBuf> {
         .filter_map(|line| line.split('|').nth(1).map(str::trim))
         .find(|version| version.starts_with(&format!("{release}+")))
         .ok_or_else(|| Failure::failed(format!("Debian has no rust-src {release}")))?;
-    let package = format!("rust-src={version}");
-    apt.quiet(apt.command("apt-get").current_dir(apt.folder()).args(["download", &package]))?;
-    let deb = fs::read_dir(apt.folder())
-        .doing("cannot list the download")?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .ok_or_else(|| Failure::failed("apt downloaded no package"))?;
-    let root = apt.folder().join("root");
-    process::quiet(Command::new("dpkg").arg("-x").arg(&deb).arg(&root))?;
+    let root = apt.unpack(&format!("rust-src={version}"))?;
     let sources = root.join("usr/src");
     fs::read_dir(&sources)
         .doing("the package has no usr/src")?

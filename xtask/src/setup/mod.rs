@@ -9,9 +9,11 @@ mod apt;
 mod debian_rust;
 mod qemu;
 mod target;
+mod xen;
 
 pub(crate) use qemu::{Qemu, qemu};
 pub(crate) use target::{Toolchain, toolchain};
+pub(crate) use xen::{Xen, xen};
 
 use crate::failure::Outcome;
 

@@ -2,7 +2,11 @@
 //!
 //! The last line is `N passed, N failed, N skipped`; the exit status is 1 if one failed.
 
+mod conformance;
+mod faults;
+mod figures;
 mod refusals;
+mod schedule;
 mod step;
 mod systems;
 
@@ -38,24 +42,30 @@ impl Options {
     }
 }
 
-/// Runs the steps one after another.
+/// Runs the steps, those that allow it two at a time.
 pub(crate) fn command(options: &Options) -> Outcome<()> {
     let filter = options.filter.as_deref().unwrap_or("");
     let filter = Regex::new(filter)
         .map_err(|_| Failure::usage(format!("--filter: \"{filter}\" is no regular expression")))?;
     let start = Instant::now();
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for step in all().into_iter().filter(|step| step.level <= options.level() && filter.is_match(&step.name))
-    {
-        let began = Instant::now();
-        let result = (step.run)();
-        println!("{} ({:.1} s)", check::line(&step.name, &result), began.elapsed().as_secs_f64());
+    let steps: Vec<_> = all()
+        .into_iter()
+        .filter(|step| step.level <= options.level() && filter.is_match(&step.name))
+        .collect();
+    schedule::run(&steps, &mut |step, result, elapsed| {
+        if let Err(Failure::Shown { lines, .. }) = result {
+            for line in lines {
+                println!("         | {line}");
+            }
+        }
+        println!("{} ({:.1} s)", check::line(&step.name, result), elapsed.as_secs_f64());
         match result {
             Ok(Found::Good(_)) => passed += 1,
             Ok(Found::Skipped(_)) => skipped += 1,
             Err(_) => failed += 1,
         }
-    }
+    });
     println!("total {:.0} s", start.elapsed().as_secs_f64());
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     match (failed, passed + skipped) {
@@ -71,5 +81,8 @@ fn all() -> Vec<Step> {
     steps.extend(refusals::host());
     steps.extend(systems::all());
     steps.extend(refusals::hypervisor());
+    steps.extend(faults::all());
+    steps.extend(conformance::all());
+    steps.extend(figures::all());
     steps
 }

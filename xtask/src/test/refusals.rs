@@ -8,7 +8,6 @@ use crate::check::Found;
 use crate::failure::{Doing, Failure, Outcome};
 use crate::process;
 use crate::run::Options;
-use crate::workspace;
 
 use super::step::{Level, Step};
 use super::systems::{self, observe};
@@ -69,7 +68,7 @@ const MISTAKES: [Mistake; 8] = [
 pub(super) fn host() -> Vec<Step> {
     let mistakes = MISTAKES.iter().map(|mistake| {
         Step::new(format!("refused by xtask: {}", mistake.name), Level::Quick, || {
-            workspace::write(&workspace::pavo().join("test/garbage.bin"), &[0x5a; 4096])?;
+            systems::garbage()?;
             let file = systems::write(mistake.name, mistake.text)?;
             one_line(&["run".as_ref(), file.as_os_str()], mistake.line)
         })
@@ -161,13 +160,14 @@ pub(super) fn hypervisor() -> Vec<Step> {
         Step::new(format!("refused by the hypervisor: {}", broken.name), Level::Default, || {
             others_run(broken)
         })
+        .shared()
     };
     BROKEN.iter().map(step).collect()
 }
 
 /// The refusal is one line of the log, the good domain ends cleanly, and the run as a whole fails.
 fn others_run(broken: &Broken) -> Outcome<Found> {
-    workspace::write(&workspace::pavo().join("test/garbage.bin"), &[0x5a; 4096])?;
+    systems::garbage()?;
     let first = if broken.keys.is_empty() {
         String::new()
     } else {

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::check::{self, Found};
+use crate::check::{self, Cost, Found};
 use crate::failure::Outcome;
 use crate::{build, process, setup, workspace};
 
@@ -17,14 +17,25 @@ pub(super) enum Level {
     Full,
 }
 
+/// Whether a step may run at the same time as its neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Company {
+    /// It builds, or needs the whole machine for its timing.
+    Alone,
+    /// It boots its own QEMU and waits.
+    Shared,
+}
+
 /// A named step.
 pub(super) struct Step {
     /// What people read and `--filter` matches.
     pub(super) name: String,
     /// When it runs.
     pub(super) level: Level,
+    /// What may run beside it.
+    pub(super) company: Company,
     /// Runs it.
-    pub(super) run: Box<dyn Fn() -> Outcome<Found>>,
+    pub(super) run: Box<dyn Fn() -> Outcome<Found> + Send + Sync>,
 }
 
 impl Step {
@@ -32,9 +43,14 @@ impl Step {
     pub(super) fn new(
         name: impl Into<String>,
         level: Level,
-        run: impl Fn() -> Outcome<Found> + 'static,
+        run: impl Fn() -> Outcome<Found> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), level, run: Box::new(run) }
+        Self { name: name.into(), level, company: Company::Alone, run: Box::new(run) }
+    }
+
+    /// The same step, beside others.
+    pub(super) fn shared(self) -> Self {
+        Self { company: Company::Shared, ..self }
     }
 }
 
@@ -51,11 +67,16 @@ pub(super) fn host() -> Vec<Step> {
         }),
     ];
     steps.extend(check::ALL.iter().map(|check| {
-        Step::new(format!("check: {}", check.name), Level::Quick, || (check.run)(&setup::toolchain()?))
+        let level = match check.cost {
+            Cost::Low => Level::Quick,
+            Cost::High => Level::Default,
+        };
+        Step::new(format!("check: {}", check.name), level, || (check.run)(&setup::toolchain()?))
     }));
     steps.push(Step::new("host tests", Level::Quick, || {
         let mut command = Command::new("cargo");
-        process::run(command.current_dir(workspace::root()).args(["test", "--quiet", "--workspace"]))?;
+        command.current_dir(workspace::root()).args(["test", "--quiet", "--workspace"]);
+        process::run(&mut command, "building and running the host tests")?;
         Ok(Found::Good(String::new()))
     }));
     steps

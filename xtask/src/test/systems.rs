@@ -1,11 +1,14 @@
 //! Systems under QEMU that must end cleanly: the shipped ones on several machines, and with other files to send.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use crate::build;
 use crate::check::Found;
 use crate::console::{Colour, Line};
 use crate::failure::{Failure, Outcome};
+use crate::hypervisor::Hypervisor;
 use crate::run::{self, Options};
 use crate::{setup, workspace};
 
@@ -36,6 +39,13 @@ const NO_GICV2: &str = "a GICv2 is not supported yet";
 /// Sizes of files to send, bytes: nothing, less than a word, a page, more than the receiver's memory.
 const SIZES: [usize; 4] = [0, 1, 4096, 40 << 20];
 
+/// Where QEMU loads the image, bytes above the start of RAM: 64 KiB steps that are no 2 MiB steps.
+const OFFSETS: [u64; 3] = [0x1_0000, 0x123_0000, 0x1ff_0000];
+/// Where QEMU's `virt` has its RAM.
+const RAM: u64 = 0x4000_0000;
+/// Byte offset of `text_offset` in the arm64 image header.
+const TEXT_OFFSET: usize = 8;
+
 /// How a run went, for the steps that look at its lines.
 pub(super) struct Observed {
     /// Success, or the failure with its status.
@@ -47,39 +57,64 @@ pub(super) struct Observed {
 }
 
 impl Observed {
-    /// A failure that quotes the end of the console above it.
+    /// A failure that quotes the end of the console.
     pub(super) fn failed(&self, why: &str) -> Failure {
-        for line in self.console.iter().rev().take(30).rev() {
-            println!("         | {line}");
-        }
-        Failure::failed(why)
+        let first = self.console.len().saturating_sub(30);
+        Failure::Shown { text: why.into(), lines: self.console[first..].to_vec() }
     }
 }
 
 /// Boots a system and keeps what it prints.
 pub(super) fn observe(options: &Options) -> Outcome<Observed> {
+    observe_on(&Hypervisor::pavo(), options)
+}
+
+/// Boots a system with a changed image.
+fn observe_on(hypervisor: &Hypervisor, options: &Options) -> Outcome<Observed> {
     let system = options.load()?;
     build::some(&setup::toolchain()?, &system.guests())?;
     let qemu = setup::qemu()?;
     let (mut console, mut log) = (Vec::new(), Vec::new());
-    let report = run::boot(&qemu, &system, options, &mut |line| {
+    let report = run::boot(&qemu, hypervisor, &system, options, &mut |line| {
         if let Line::Log(entry) = line {
             log.push(entry.text.clone());
         }
         console.push(String::from_utf8_lossy(&line.render(Colour::Off)).trim_end().to_owned());
+        ControlFlow::Continue(())
     })?;
     Ok(Observed { result: report.result(), console, log })
 }
 
 /// The system must end cleanly.
 fn cleanly(options: &Options) -> Outcome<Found> {
-    let observed = observe(options)?;
+    clean(&observe(options)?)
+}
+
+fn clean(observed: &Observed) -> Outcome<Found> {
     if observed.console.iter().any(|line| line.contains(NO_GICV2)) {
         return Ok(Found::Skipped(NO_GICV2.into()));
     }
     match &observed.result {
         Ok(_) => Ok(Found::Good(String::new())),
         Err(failure) => Err(observed.failed(&failure.to_string())),
+    }
+}
+
+/// The demonstration, with the image where its header's `text_offset` now says.
+fn loaded_at(offset: u64) -> Outcome<Found> {
+    let options = Options::for_file(run::shipped("two-guests"));
+    build::some(&setup::toolchain()?, &options.load()?.guests())?;
+    let mut image = workspace::read(&workspace::pavo_img())?;
+    let field = image.get_mut(TEXT_OFFSET..TEXT_OFFSET + 8);
+    field.ok_or_else(|| Failure::failed("the image has no header"))?.copy_from_slice(&offset.to_le_bytes());
+    let file = workspace::pavo().join("test").join(format!("pavo-at-{offset:x}.img"));
+    workspace::write(&file, &image)?;
+    let observed = observe_on(&Hypervisor::changed(file), &options)?;
+    let address = format!("{:#x}", RAM + offset);
+    if observed.log.first().is_some_and(|line| line.contains(&address)) {
+        clean(&observed)
+    } else {
+        Err(observed.failed(&format!("the first line of the log does not name {address}")))
     }
 }
 
@@ -90,27 +125,42 @@ pub(super) fn write(name: &str, text: &str) -> Outcome<PathBuf> {
     Ok(file)
 }
 
+/// Makes `garbage.bin`, a file that is no kernel, beside the tests' system files. Steps that run at one time share it.
+pub(super) fn garbage() -> Outcome<()> {
+    static MADE: Mutex<()> = Mutex::new(());
+    let _made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    workspace::write(&workspace::pavo().join("test/garbage.bin"), &[0x5a; 4096])
+}
+
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
     let mut steps = Vec::new();
     for name in ["hello", "two-guests"] {
         for on in MACHINES {
             let title = format!("system: {name} on {} x {}, GICv{}", on.cpus, on.cpu, on.gic);
-            steps.push(Step::new(title, on.level, move || {
+            let step = Step::new(title, on.level, move || {
                 let mut options = Options::for_file(run::shipped(name));
                 options.cpu = Some(on.cpu.into());
                 options.cpus = Some(on.cpus);
                 options.gic = Some(on.gic);
                 cleanly(&options)
-            }));
+            });
+            // Where the only CPU runs everything in turn, a busy host changes nothing.
+            steps.push(if on.cpus == 1 { step.shared() } else { step });
         }
     }
+    for offset in OFFSETS {
+        let title = format!("system: two-guests, the image loaded {offset:#x} above the start of RAM");
+        steps.push(Step::new(title, Level::Default, move || loaded_at(offset)).shared());
+    }
     for size in SIZES {
-        steps.push(Step::new(format!("system: two-guests send {size} bytes"), Level::Default, move || {
+        let title = format!("system: two-guests send {size} bytes");
+        let step = Step::new(title, Level::Default, move || {
             let mut options = Options::for_file(sending(size)?);
             options.timeout = 180;
             cleanly(&options)
-        }));
+        });
+        steps.push(step.shared());
     }
     steps.push(Step::new("system: counting instructions repeats exactly", Level::Default, || {
         let mut options = Options::for_file(run::shipped("hello"));

@@ -1,0 +1,142 @@
+//! `tests/baseline.toml`: how many instructions each operation took when somebody last looked, so that growth is seen.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+
+use toml::Table;
+
+use crate::failure::{Failure, Outcome};
+use crate::workspace;
+
+/// For messages.
+const FILE: &str = "tests/baseline.toml";
+/// The figure that is no operation: from the first instruction to the first guest's.
+pub(crate) const BOOT: &str = "boot";
+/// How far a figure may move, per cent.
+const TOLERANCE: u64 = 5;
+
+/// Figures by name.
+#[derive(Debug, Default)]
+pub(crate) struct Baseline(BTreeMap<String, u64>);
+
+/// A figure that moved.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// More than before, and than is tolerated.
+    Grew(String, u64, u64),
+    /// There is no figure any more.
+    Gone(String),
+    /// Less than before by more than is tolerated.
+    Fell(String, u64, u64),
+    /// There was no figure before.
+    New(String, u64),
+}
+
+impl Change {
+    /// Whether it fails a test.
+    pub(crate) fn is_worse(&self) -> bool {
+        match self {
+            Self::Grew(..) | Self::Gone(_) => true,
+            Self::Fell(..) | Self::New(..) => false,
+        }
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Grew(name, old, new) => write!(out, "{name} grew from {old} to {new} instructions"),
+            Self::Gone(name) => write!(out, "{name} is no longer measured"),
+            Self::Fell(name, old, new) => write!(out, "{name} fell from {old} to {new} instructions"),
+            Self::New(name, new) => write!(out, "{name} is new, with {new} instructions"),
+        }
+    }
+}
+
+impl Baseline {
+    /// Reads the table; none is an empty one.
+    pub(crate) fn load() -> Outcome<Self> {
+        match std::fs::read_to_string(workspace::root().join(FILE)) {
+            Ok(text) => Self::parse(&text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Failure::failed(format!("cannot read {FILE}: {error}"))),
+        }
+    }
+
+    fn parse(text: &str) -> Outcome<Self> {
+        let wrong = |what: &str| Failure::usage(format!("{FILE}: {what}"));
+        let table: Table = text.parse().map_err(|error: toml::de::Error| wrong(error.message()))?;
+        let figures = table.get("instructions").and_then(|table| table.as_table());
+        let figures = figures.ok_or_else(|| wrong("[instructions] is missing"))?;
+        let read = |(name, value): (&String, &toml::Value)| {
+            let number = value.as_integer().and_then(|number| u64::try_from(number).ok());
+            number
+                .map(|number| (name.clone(), number))
+                .ok_or_else(|| wrong(&format!("{name}: expected a number")))
+        };
+        figures.iter().map(read).collect::<Outcome<_>>().map(Self)
+    }
+
+    /// A figure.
+    pub(crate) fn get(&self, name: &str) -> Option<u64> {
+        self.0.get(name).copied()
+    }
+
+    /// What moved.
+    pub(crate) fn compare(&self, measured: &BTreeMap<String, u64>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (name, &old) in &self.0 {
+            match measured.get(name) {
+                None => changes.push(Change::Gone(name.clone())),
+                Some(&new) if new.saturating_mul(100) > old.saturating_mul(100 + TOLERANCE) => {
+                    changes.push(Change::Grew(name.clone(), old, new));
+                }
+                Some(&new) if new.saturating_mul(100) < old.saturating_mul(100 - TOLERANCE) => {
+                    changes.push(Change::Fell(name.clone(), old, new));
+                }
+                Some(_) => {}
+            }
+        }
+        let new = measured.iter().filter(|(name, _)| !self.0.contains_key(*name));
+        changes.extend(new.map(|(name, number)| Change::New(name.clone(), *number)));
+        changes
+    }
+}
+
+/// Makes these the figures to compare with.
+pub(crate) fn write(measured: &BTreeMap<String, u64>) -> Outcome<()> {
+    let mut text = String::from(
+        "# What operations took when this was written: instructions, by `cargo xtask bench --update-baseline`.\n\
+         # `cargo xtask test` fails when one takes 5 % more. One CPU, `-cpu max`, GICv3, counted by QEMU.\n\n[instructions]\n",
+    );
+    for (name, number) in measured {
+        let _ = writeln!(text, "{name} = {number}");
+    }
+    workspace::write(&workspace::root().join(FILE), text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures(numbers: &[(&str, u64)]) -> BTreeMap<String, u64> {
+        numbers.iter().map(|(name, number)| ((*name).to_owned(), *number)).collect()
+    }
+
+    #[test]
+    fn five_per_cent_are_tolerated_either_way() {
+        let kept = Baseline::parse("[instructions]\na = 100\nb = 100\nc = 100\nd = 100\n").unwrap();
+        let changes = kept.compare(&figures(&[("a", 105), ("b", 106), ("c", 95), ("d", 94)]));
+        assert_eq!(changes, [Change::Grew("b".into(), 100, 106), Change::Fell("d".into(), 100, 94)]);
+        assert_eq!(changes.iter().map(Change::is_worse).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(changes[0].to_string(), "b grew from 100 to 106 instructions");
+    }
+
+    #[test]
+    fn a_figure_that_is_gone_is_worse_and_a_new_one_is_not() {
+        let kept = Baseline::parse("[instructions]\nold = 1\n").unwrap();
+        let changes = kept.compare(&figures(&[("new", 2)]));
+        assert_eq!(changes, [Change::Gone("old".into()), Change::New("new".into(), 2)]);
+        assert_eq!(changes.iter().map(Change::is_worse).collect::<Vec<_>>(), [true, false]);
+    }
+}

@@ -1,0 +1,204 @@
+//! `cargo xtask conformance`: the `abicheck` guest on Pavo or on Xen, as TAP.
+//!
+//! The guest's expectations are Xen's answers: on Xen all of them must hold. What Pavo answers otherwise, on purpose or
+//! so far, is listed in `tests/differences.toml`; an entry that is no longer true fails the run.
+
+mod compare;
+mod differences;
+mod tap;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use regex::Regex;
+use serde_json::json;
+
+use crate::console::Line;
+use crate::failure::{Doing, Failure, Outcome};
+use crate::hypervisor::{Hypervisor, On};
+use crate::run::{self, Options as RunOptions};
+use crate::system::{self, Checking, System};
+use crate::{build, setup, workspace};
+
+use differences::{Differences, Verdict};
+pub(crate) use tap::Case;
+use tap::{Reader, Seen};
+
+/// What `conformance` accepts.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Options {
+    /// The board.
+    #[arg(long)]
+    pub(crate) board: Option<String>,
+    /// The interrupt controller's version.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=3))]
+    pub(crate) gic: u32,
+    /// Physical CPUs.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) cpus: u32,
+    /// QEMU's CPU model, such as cortex-a72 or max.
+    #[arg(long, default_value = "cortex-a72")]
+    pub(crate) cpu: String,
+    /// Only the cases whose names match this regular expression.
+    #[arg(long)]
+    filter: Option<String>,
+    /// Also write the results to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// The hypervisor.
+    #[arg(long, value_enum, default_value = "pavo")]
+    on: On,
+    /// Seconds until the run is given up.
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+    /// Let time advance by instructions: slower, repeatable.
+    #[arg(long)]
+    pub(crate) icount: bool,
+}
+
+impl Options {
+    /// All cases on Pavo.
+    pub(crate) fn on_pavo(gic: u32, cpus: u32, cpu: &str) -> Self {
+        Self {
+            board: None,
+            gic,
+            cpus,
+            cpu: cpu.into(),
+            filter: None,
+            json: None,
+            on: On::Pavo,
+            timeout: 180,
+            icount: false,
+        }
+    }
+}
+
+/// What a run of the guest showed.
+#[derive(Debug)]
+pub(crate) struct Results {
+    /// The hypervisor's name and version.
+    pub(crate) hypervisor: String,
+    /// The cases in order.
+    pub(crate) cases: Vec<Case>,
+    /// The console from the guest's last case on, for the case that it did not end.
+    pub(crate) console: Vec<String>,
+}
+
+/// Runs the guest, prints TAP, compares.
+pub(crate) fn command(options: &Options) -> Outcome<()> {
+    let pattern = options.filter.as_deref().unwrap_or("");
+    let filter = Regex::new(pattern)
+        .map_err(|_| Failure::usage(format!("--filter: \"{pattern}\" is no regular expression")))?;
+    if let Some(board) = &options.board {
+        system::check_board(board).map_err(|text| Failure::usage(format!("--board: {text}")))?;
+    }
+    let differences = Differences::load()?;
+    let hypervisor = match options.on {
+        On::Pavo => Hypervisor::pavo(),
+        On::Xen => match setup::xen() {
+            Ok(xen) => Hypervisor::xen(&xen),
+            Err(failure) => {
+                println!("skipped: Xen: {failure}");
+                return Ok(());
+            }
+        },
+    };
+    let mut results = results(options, &hypervisor)?;
+    results.cases.retain(|case| filter.is_match(&case.name));
+    if results.cases.is_empty() {
+        return Err(Failure::usage(format!("--filter: no case matches \"{pattern}\"")));
+    }
+    let known = match options.on {
+        On::Pavo => differences,
+        On::Xen => Differences::default(),
+    };
+    println!("TAP version 13");
+    let (mut passed, mut failed, mut listed) = (0, 0, 0);
+    for (number, case) in (1..).zip(&results.cases) {
+        let verdict = known.judge(case);
+        println!("{}", tap::line(number, case, &verdict));
+        match verdict {
+            Verdict::Passed => passed += 1,
+            Verdict::Listed(_) => listed += 1,
+            Verdict::Failed | Verdict::Stale => failed += 1,
+        }
+    }
+    println!("1..{}", results.cases.len());
+    if pattern.is_empty() {
+        for name in known.unknown(&results.cases) {
+            println!("# {}: there is no case \"{name}\": remove it from the table", differences::FILE);
+            failed += 1;
+        }
+    }
+    for line in compare::with_xen(&results)? {
+        println!("# {line}");
+    }
+    if let Some(file) = &options.json {
+        workspace::write(file, to_json(options, &results).as_bytes())?;
+    }
+    let known = if listed == 0 { String::new() } else { format!(", {listed} known differences") };
+    println!("{passed} passed, {failed} failed{known} ({})", results.hypervisor);
+    if failed == 0 { Ok(()) } else { Err(Failure::Reported) }
+}
+
+/// Runs all cases; a text for people on how many passed, or a failure that shows those that did not.
+pub(crate) fn test(options: &Options) -> Outcome<String> {
+    let known = Differences::load()?;
+    let results = results(options, &Hypervisor::pavo())?;
+    let mut listed = 0;
+    let mut lines = Vec::new();
+    for (number, case) in (1..).zip(&results.cases) {
+        match known.judge(case) {
+            Verdict::Passed => {}
+            Verdict::Listed(_) => listed += 1,
+            verdict @ (Verdict::Failed | Verdict::Stale) => lines.push(tap::line(number, case, &verdict)),
+        }
+    }
+    let unknown = known.unknown(&results.cases);
+    lines.extend(unknown.iter().map(|name| format!("{}: there is no case \"{name}\"", differences::FILE)));
+    let all = results.cases.len();
+    if lines.is_empty() {
+        Ok(format!("{} cases, {listed} known differences", all - listed))
+    } else {
+        let text = format!("{} of {all} cases: {}", lines.len(), lines.first().map_or("", |line| line));
+        lines.extend(results.console);
+        Err(Failure::Shown { text, lines })
+    }
+}
+
+/// Boots the guest beside a domain that only waits, until its plan is there or it cannot come any more.
+fn results(options: &Options, hypervisor: &Hypervisor) -> Outcome<Results> {
+    let text = "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\ncmdline = \"peer=2\"\n\
+                [[domain]]\nname = \"peer\"\nkernel = \"guest:faulty\"\nmemory = \"32M\"\ncmdline = \"how=hang\"\n";
+    let mut system = System::parse("conformance", &workspace::root(), text, Checking::Full)?;
+    let mut run = RunOptions::for_file(PathBuf::new());
+    (run.timeout, run.icount) = (options.timeout, options.icount);
+    system.machine.cpus = options.cpus;
+    system.machine.gic = options.gic;
+    system.machine.cpu.clone_from(&options.cpu);
+    build::some(&setup::toolchain()?, &system.guests())?;
+    let ended = Regex::new("^d1: (shutdown|destroyed|refused)").doing("pattern")?;
+    let mut reader = Reader::new()?;
+    let report = run::boot(&setup::qemu()?, hypervisor, &system, &run, &mut |line| {
+        let over = match line {
+            Line::Log(log) => ended.is_match(&log.text),
+            Line::Guest { .. } | Line::Other(_) => false,
+        };
+        match (reader.see(line), over) {
+            (Seen::Plan, _) | (Seen::Other, true) => ControlFlow::Break(()),
+            (Seen::Other, false) => ControlFlow::Continue(()),
+        }
+    })?;
+    Ok(reader.end(&report.summary()))
+}
+
+/// One line a case, so that changes are read easily.
+fn to_json(options: &Options, results: &Results) -> String {
+    let cases: Vec<_> = results.cases.iter().map(|case| format!("    {}", case.to_json())).collect();
+    let machine = json!({ "board": "virt", "gic": options.gic, "cpus": options.cpus, "cpu": options.cpu });
+    format!(
+        "{{\n  \"hypervisor\": {},\n  \"machine\": {machine},\n  \"cases\": [\n{}\n  ]\n}}\n",
+        json!(results.hypervisor),
+        cases.join(",\n")
+    )
+}

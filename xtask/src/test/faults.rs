@@ -1,0 +1,68 @@
+//! Guests that end badly, or not at all: the run says so, and a neighbour is not touched.
+
+use super::step::{Level, Step};
+use super::systems::{self, observe};
+use crate::check::Found;
+use crate::failure::Outcome;
+use crate::run::Options;
+
+/// `how=` of the `faulty` guest, and what the hypervisor then logs of it.
+const ENDS: [(&str, &str); 6] = [
+    ("reboot", "d1: shutdown reboot"),
+    ("crash", "d1: shutdown crash"),
+    ("error", "d1: shutdown crash"),
+    ("panic", "d1: shutdown crash"),
+    ("overflow", "d1: shutdown crash"),
+    ("exhaust", "d1: shutdown crash"),
+];
+/// Those that never end.
+const ENDLESS: [&str; 2] = ["spin", "hang"];
+/// Seconds until a run with one of those is given up.
+const PATIENCE: u64 = 15;
+
+/// All steps of this file.
+pub(super) fn all() -> Vec<Step> {
+    let ends = ENDS.iter().map(|(how, line)| {
+        Step::new(format!("a guest's bad end: {how}"), Level::Default, move || {
+            expect(&options(how)?, line, 1)
+        })
+        .shared()
+    });
+    let endless = ENDLESS.iter().map(|how| {
+        Step::new(format!("a guest without an end: {how}"), Level::Default, move || {
+            let mut options = options(how)?;
+            options.timeout = PATIENCE;
+            expect(&options, "d2: shutdown poweroff", 124)
+        })
+        .shared()
+    });
+    ends.chain(endless).collect()
+}
+
+/// The guest, and a clean one after it, on one CPU.
+fn options(how: &str) -> Outcome<Options> {
+    let text = format!(
+        "[[domain]]\nname = \"faulty\"\nkernel = \"guest:faulty\"\nmemory = \"32M\"\ncmdline = \"how={how}\"\n\
+         [[domain]]\nname = \"clean\"\nkernel = \"guest:hello\"\nmemory = \"32M\"\n"
+    );
+    let mut options = Options::for_file(systems::write(&format!("faulty-{how}"), &text)?);
+    options.cpus = Some(1);
+    Ok(options)
+}
+
+/// The line is in the log once, the neighbour ends cleanly, and the run has that exit status.
+fn expect(options: &Options, line: &str, status: u8) -> Outcome<Found> {
+    let observed = observe(options)?;
+    let count = |wanted: &str| observed.log.iter().filter(|text| *text == wanted).count();
+    if count(line) != 1 {
+        return Err(observed.failed(&format!("the log has {} lines \"{line}\"", count(line))));
+    }
+    if count("d2: shutdown poweroff") != 1 {
+        return Err(observed.failed("the neighbour did not end cleanly"));
+    }
+    match &observed.result {
+        Err(failure) if failure.status() == status => Ok(Found::Good(String::new())),
+        Err(failure) => Err(observed.failed(&format!("status {}, not {status}", failure.status()))),
+        Ok(_) => Err(observed.failed(&format!("status 0, not {status}"))),
+    }
+}
