@@ -129,7 +129,7 @@ pub struct Unresponsive;
 /// # Safety
 /// `address` maps that frame as device memory for ever. Frames are shared by all CPUs; the accesses made through them are the
 /// caller's matter.
-#[inline(always)]
+#[inline]
 pub unsafe fn frame<T>(address: usize) -> Option<&'static T> {
     let registers = NonNull::new(with_exposed_provenance_mut::<T>(address))?;
     // SAFETY: the caller's promise.
@@ -137,17 +137,20 @@ pub unsafe fn frame<T>(address: usize) -> Option<&'static T> {
 }
 
 /// Sets the distributor up, on the first CPU: nothing enabled, shared interrupts to this CPU.
+///
+/// # Errors
+/// It cannot be switched on.
 pub fn init_distributor(distributor: &Distributor) -> Result<(), Unresponsive> {
     distributor.ctlr.write(GICD_CTLR::ENABLE::CLEAR);
     let words = distributor.typer.read(GICD_TYPER::LINES) as usize;
-    let own = u32::from(own_interface(distributor)) * 0x0101_0101;
+    let own = u32::from_le_bytes([own_interface(distributor); 4]);
     // Word 0 is banked: each CPU's own.
     let words = 1..words.saturating_add(1);
     for arrays in [&distributor.icenabler, &distributor.icactiver, &distributor.icpendr] {
         fill(arrays, words.clone(), u32::MAX);
     }
     fill(&distributor.igroupr, words.clone(), 0);
-    let of = |words_each: usize| words.start * words_each..words.end * words_each;
+    let of = |each: usize| each..words.end.saturating_mul(each);
     fill(&distributor.icfgr, of(2), 0);
     fill(&distributor.ipriorityr, of(8), PRIORITIES);
     fill(&distributor.itargetsr, of(8), own);
@@ -178,7 +181,7 @@ pub fn init_cpu_interface(interface: &CpuInterface) {
     interface.ctlr.set(0);
     interface.pmr.set(0xff);
     interface.bpr.set(0);
-    interface.ctlr.write(GICC_CTLR::ENABLE::SET + GICC_CTLR::EOIMODE::SET);
+    interface.ctlr.set(GICC_CTLR::ENABLE::SET.value | GICC_CTLR::EOIMODE::SET.value);
 }
 
 fn fill(registers: &[ReadWrite<u32>], which: core::ops::Range<usize>, value: u32) {

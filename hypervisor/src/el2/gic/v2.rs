@@ -141,16 +141,16 @@ pub fn kick(cpu: CpuId) {
     }
     // SAFETY: a barrier: stores before the signal are seen by who gets it.
     unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) };
-    distributor.sgir.write(GICD_SGIR::TARGETS.val(u32::from(bit)) + GICD_SGIR::INTID.val(KICK));
+    distributor.sgir.set(GICD_SGIR::TARGETS.val(u32::from(bit)).value | GICD_SGIR::INTID.val(KICK).value);
 }
 
 /// Makes physical interrupts active on this CPU, and waits until that and the list registers are what the guest meets.
 pub fn activate(intids: u32) {
-    if let Some(register) = distributor().and_then(|distributor| distributor.isactiver.first()) {
-        if intids != 0 {
-            register.set(intids);
-            let _ = register.get();
-        }
+    if intids != 0
+        && let Some(register) = distributor().and_then(|distributor| distributor.isactiver.first())
+    {
+        register.set(intids);
+        let _ = register.get();
     }
     arrived();
 }
@@ -158,12 +158,12 @@ pub fn activate(intids: u32) {
 /// Asks for a maintenance interrupt.
 pub fn request_maintenance(wanted: Maintenance) {
     let which = match wanted {
-        Maintenance::None => GICH_HCR::EN::SET,
-        Maintenance::NoPending => GICH_HCR::EN::SET + GICH_HCR::NPIE::SET,
-        Maintenance::Underflow => GICH_HCR::EN::SET + GICH_HCR::UIE::SET,
+        Maintenance::None => 0,
+        Maintenance::NoPending => GICH_HCR::NPIE::SET.value,
+        Maintenance::Underflow => GICH_HCR::UIE::SET.value,
     };
     if let Some(interface) = virtual_interface() {
-        interface.hcr.write(which);
+        interface.hcr.set(GICH_HCR::EN::SET.value | which);
     }
 }
 
