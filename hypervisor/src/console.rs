@@ -8,7 +8,7 @@
 //! 3. A line is put out in one piece, when it is complete, when it is full, and when the domain ends.
 //!
 //! Xen lets the control domain alone write (a debug build all domains); Pavo lets every domain, since there is no control domain that
-//! would show their consoles. Nobody reads.
+//! would show their consoles. Whoever reads finds nothing.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 
@@ -166,13 +166,16 @@ pub fn flush<H: Hardware>(hw: &H, domain: &Domain) {
 /// `console_io`.
 ///
 /// # Errors
-/// `-EFAULT`, what came before is written; `-EPERM` for all but writing. Restarts.
+/// `-EFAULT`, what came before is written; `-E2BIG` for reading more than an `int` can say, `-ENOSYS`. Restarts.
 #[inline(never)]
 pub fn console_io<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let [cmd, count, buffer, a3, a4] = *args;
     match ConsoleOp::from_number(low_u32(cmd)) {
         Some(ConsoleOp::Write) => {}
-        Some(ConsoleOp::Read) | None => return Err(Errno::Eperm.into()),
+        // The result is an `int`, and there is never anything to read.
+        Some(ConsoleOp::Read) if i32::try_from(low_u32(count)).is_err() => return Err(Errno::E2big.into()),
+        Some(ConsoleOp::Read) => return Ok(0),
+        None => return Err(Errno::Enosys.into()),
     }
     let mut left = usize::try_from(low_u32(count)).map_err(|_| Errno::Einval)?;
     let mut va = GuestVa::new(buffer);

@@ -6,7 +6,7 @@
 //!    order: frame allocator (30), run queue (40), console (50). Nothing waits for another CPU while it holds one.
 //! 3. `ports`, `life`, the vCPUs' atomics and the constants are read without the lock; ports change under it.
 use core::cmp::Ordering;
-use core::sync::atomic::{self, AtomicU32, AtomicU64};
+use core::sync::atomic::{self, AtomicBool, AtomicU32, AtomicU64};
 
 use pv_abi::DomId;
 use spin::mutex::{TicketMutex, TicketMutexGuard};
@@ -21,6 +21,7 @@ use crate::memory::MemoryState;
 use crate::stage2::Stage2;
 use crate::vcpu::Vcpu;
 use crate::vgic::{DistState, VcpuShared};
+use crate::watchdog::Watchdogs;
 use pv_abi::sched::ShutdownReason;
 
 /// Domains the machine can have.
@@ -115,6 +116,10 @@ pub struct Domain {
     pub enhanced: bool,
     /// Whether it lives.
     pub life: LifeCell,
+    /// Whether updates of run-state areas are marked (`VMASST_TYPE_runstate_update_flag`).
+    pub marks_runstate: AtomicBool,
+    /// Its watchdogs. Set under its lock.
+    pub watchdogs: Watchdogs,
     /// Its event ports ([`crate::evtchn::PortWord`]), index = port.
     pub ports: &'static [AtomicU64],
     /// Its vCPUs, index = number.

@@ -36,6 +36,10 @@ use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
 use close::Closed;
 
+/// The last offset at which a FIFO control block fits into its page (`struct evtchn_fifo_control_block`: two words of 32 bits and 16
+/// queue heads of 32 bits).
+const CONTROL_BLOCK_LAST: u32 = 4096 - 72;
+
 /// `event_channel_op`.
 ///
 /// # Errors
@@ -120,7 +124,12 @@ fn others<H: Hardware>(
         // Physical interrupts are not bound to ports on ARM.
         EventOp::BindPirq => read::<BindVirq, H>(machine, current, arg).and(Err(Errno::Eopnotsupp.into())),
         // The FIFO ABI is not offered; these are the answers of a Xen built without it, and guests go on with two levels.
-        EventOp::InitControl => read::<InitControl, H>(machine, current, arg).and(Err(Errno::Enosys.into())),
+        EventOp::InitControl => {
+            let it: InitControl = read(machine, current, arg)?;
+            current.domain.vcpu(it.vcpu).ok_or(Errno::Enoent)?;
+            let fits = it.offset <= CONTROL_BLOCK_LAST && it.offset.is_multiple_of(8);
+            Err(if fits { Errno::Enosys } else { Errno::Einval }.into())
+        }
         EventOp::ExpandArray => read::<u64, H>(machine, current, arg).and(Err(Errno::Enosys.into())),
         EventOp::SetPriority => {
             let it: BindVcpu = read(machine, current, arg)?;

@@ -15,7 +15,7 @@
 //! 4. `order` has a meaning in the first frame of a free block only; everywhere else it is [`NO_ORDER`].
 //! 5. Frames that are not RAM have the role [`Role::NotRam`] for ever.
 //!
-//! Roles to come with paravirtual page tables, numbers reserved: 6..=9 page table of level 0 to 3, 10 kernel text, 11 user text.
+//! Roles to come with paravirtual page tables, numbers reserved: 8..=11 page table of level 0 to 3, 12 kernel text, 13 user text.
 //! Those frames are counted as data is, and only at count zero do they become data again.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -41,12 +41,24 @@ pub enum Role {
     Stage2Table = 4,
     /// The hypervisor's, shown to its domain: shared info, grant table.
     Shared = 5,
+    /// The hypervisor's, charged to a domain: what it remembers of the domain's grants.
+    DomainTable = 6,
+    /// Left a domain, nobody's, and not free before every CPU has left the hypervisor.
+    Limbo = 7,
 }
 
 impl Role {
     /// Every role, index = number.
-    pub const ALL: [Self; 6] =
-        [Self::NotRam, Self::Free, Self::Hypervisor, Self::Data, Self::Stage2Table, Self::Shared];
+    pub const ALL: [Self; 8] = [
+        Self::NotRam,
+        Self::Free,
+        Self::Hypervisor,
+        Self::Data,
+        Self::Stage2Table,
+        Self::Shared,
+        Self::DomainTable,
+        Self::Limbo,
+    ];
 
     const fn from_bits(bits: u8) -> Self {
         match bits {
@@ -55,6 +67,8 @@ impl Role {
             3 => Self::Data,
             4 => Self::Stage2Table,
             5 => Self::Shared,
+            6 => Self::DomainTable,
+            7 => Self::Limbo,
             // Nothing else is ever stored.
             _ => Self::NotRam,
         }
@@ -68,6 +82,8 @@ impl Role {
             Self::Data => 3,
             Self::Stage2Table => 4,
             Self::Shared => 5,
+            Self::DomainTable => 6,
+            Self::Limbo => 7,
         }
     }
 }
@@ -296,7 +312,14 @@ impl FrameTable {
         match (entry.state().role, entry.next()) {
             (Role::Data | Role::Shared, link) if link != NO_LINK => Gfn::new(u64::from(link)),
             (
-                Role::NotRam | Role::Free | Role::Hypervisor | Role::Stage2Table | Role::Data | Role::Shared,
+                Role::NotRam
+                | Role::Free
+                | Role::Hypervisor
+                | Role::Stage2Table
+                | Role::Data
+                | Role::Shared
+                | Role::DomainTable
+                | Role::Limbo,
                 _,
             ) => None,
         }

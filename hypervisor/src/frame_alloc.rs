@@ -9,10 +9,12 @@
 //!    linear in the block, nothing else is.
 //! 4. Nothing is written into free frames. A frame is cleared before a domain sees it ([`Frames::allocate_clear`]).
 //! 5. One lock, rank 30, taken below a domain's.
-//! 6. A frame that a domain has seen may still be read or written by a CPU that looked it up without a lock: whoever frees such a
-//!    frame at run time does so when every CPU has left the hypervisor since it was unmapped. Today nobody does: frames of
-//!    domains are freed at boot only, when none has run.
+//! 6. A frame that a domain has seen may still be read or written by a CPU that looked it up without a lock: at run time it is given back
+//!    by [`Frames::retire`], and is free when every CPU has left the hypervisor since ([`Quiescent`]). Whatever a
+//!    CPU looks up without a lock, it has done with when it passes.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+mod limbo;
+
 use core::ops::Range;
 
 use pv_abi::DomId;
@@ -21,6 +23,8 @@ use spin::mutex::TicketMutex;
 use crate::addr::Mfn;
 use crate::frame::{FrameEntry, FrameError, FrameState, FrameTable, NO_LINK, NO_ORDER, Role};
 use crate::hardware::Hardware;
+use limbo::Limbo;
+pub use limbo::Quiescent;
 
 /// The largest block is `2^MAX_ORDER` frames: 1 GiB, a stage-2 block of level 1.
 pub const MAX_ORDER: u32 = 18;
@@ -31,6 +35,8 @@ const ORDERS: usize = 19;
 pub struct Frames {
     /// Who owns what: read without the lock.
     pub table: FrameTable,
+    /// When CPUs have left the hypervisor.
+    pub quiescent: Quiescent,
     free: TicketMutex<FreeLists>,
     /// Allocations that still succeed before one fails, once; negative for none.
     #[cfg(any(test, feature = "fake"))]
@@ -43,6 +49,8 @@ struct FreeLists {
     heads: [u32; ORDERS],
     /// Frames in all lists.
     frames: u64,
+    /// Frames that are to be free.
+    limbo: Limbo,
 }
 
 impl Frames {
@@ -50,7 +58,8 @@ impl Frames {
     pub const fn new(table: FrameTable) -> Self {
         Self {
             table,
-            free: TicketMutex::new(FreeLists { heads: [NO_LINK; ORDERS], frames: 0 }),
+            quiescent: Quiescent::new(),
+            free: TicketMutex::new(FreeLists { heads: [NO_LINK; ORDERS], frames: 0, limbo: Limbo::new() }),
             #[cfg(any(test, feature = "fake"))]
             fail_after: core::sync::atomic::AtomicI64::new(-1),
         }
@@ -96,7 +105,11 @@ impl Frames {
             return None;
         }
         let mut lists = self.free.lock();
-        let start = lists.take(&self.table, order)?;
+        let start = match lists.take(&self.table, order) {
+            Some(start) => start,
+            None if lists.reclaim(&self.table, &self.quiescent) != 0 => lists.take(&self.table, order)?,
+            None => return None,
+        };
         let to = FrameState::unreferenced(owner, role);
         for number in block(start, order) {
             let frame = Mfn::new(number)?;
@@ -119,7 +132,12 @@ impl Frames {
                 hw.clear(frame);
                 match role {
                     Role::Data | Role::Shared => hw.clean_to_memory(frame),
-                    Role::NotRam | Role::Free | Role::Hypervisor | Role::Stage2Table => {}
+                    Role::NotRam
+                    | Role::Free
+                    | Role::Hypervisor
+                    | Role::Stage2Table
+                    | Role::DomainTable
+                    | Role::Limbo => {}
                 }
             }
         }
@@ -134,8 +152,8 @@ impl Frames {
         let mut lists = self.free.lock();
         let state = self.table.state(mfn).ok_or(FrameError::NoFrame)?;
         match state.role {
-            Role::NotRam | Role::Free => return Err(FrameError::WrongRole),
-            Role::Hypervisor | Role::Data | Role::Stage2Table | Role::Shared => {}
+            Role::NotRam | Role::Free | Role::Limbo => return Err(FrameError::WrongRole),
+            Role::Hypervisor | Role::Data | Role::Stage2Table | Role::Shared | Role::DomainTable => {}
         }
         if state.count != 0 {
             return Err(FrameError::Referenced);
@@ -144,6 +162,26 @@ impl Frames {
         lists.put(&self.table, mfn.get(), 0);
         lists.frames = lists.frames.wrapping_add(1);
         Ok(())
+    }
+
+    /// Gives up a frame of RAM of `owner`'s that nobody refers to, unmapped and flushed: it is free when every CPU has passed.
+    ///
+    /// # Errors
+    /// It is no such frame: nothing is changed.
+    pub fn retire(&self, mfn: Mfn, owner: DomId) -> Result<(), FrameError> {
+        self.free.lock().limbo.take(&self.table, mfn, owner)
+    }
+
+    /// Makes a few frames free that were given up and have waited long enough. Cheap when there are none.
+    pub fn reclaim(&self) {
+        if self.limbo_frames() != 0 {
+            self.free.lock().reclaim(&self.table, &self.quiescent);
+        }
+    }
+
+    /// Frames that were given up and are not free yet.
+    pub fn limbo_frames(&self) -> u64 {
+        self.table.total(DomId::XEN, Role::Limbo)
     }
 
     /// Gives `2^order` frames back, one by one; they may be of several allocations.
@@ -167,6 +205,11 @@ impl Frames {
             }
         }
         freed
+    }
+
+    /// Frames in the two lists of limbo; for the self-check.
+    pub(crate) fn linked_in_limbo(&self) -> u64 {
+        self.free.lock().limbo.frames()
     }
 
     /// Frames that are free.

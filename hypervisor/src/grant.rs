@@ -20,8 +20,10 @@ mod map;
 mod pin;
 mod table;
 
+pub(crate) use active::GREF_LIMIT;
 pub use active::{Active, MAX_PINS, Track, Use};
-pub use table::{GrantState, GrantTables, SharedFrame};
+pub(crate) use manage::grow;
+pub use table::{GrantState, GrantTables, TRACKS_PER_FRAME, TableFrame};
 
 use core::mem::offset_of;
 
@@ -140,7 +142,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
                 let at = guest_memory::element::<UnmapAndReplace>(at, index)?;
                 let op: UnmapAndReplace = guest_memory::read(machine, current, at)?;
                 // There is nothing to replace a mapping with on ARM.
-                let known = map::names_mapping(current, op.handle);
+                let known = map::names_mapping(machine, current, op.handle);
                 let status = if known { GrantStatus::GeneralError } else { GrantStatus::BadHandle };
                 tell(machine, current, at, offset_of!(UnmapAndReplace, status), status.value())
             },

@@ -12,7 +12,7 @@
     reason = "on the path of every hypercall: a call more would be seen in the numbers"
 )]
 
-use pv_abi::{DomId, Errno, GuestHandle, Hypercall};
+use pv_abi::{DomId, Errno, Hypercall};
 
 use crate::domain::Domain;
 use crate::hardware::Hardware;
@@ -108,11 +108,11 @@ fn dispatch<H: Hardware, const NESTED: bool>(
         Hypercall::EventChannelOp => evtchn::event_channel_op(machine, current, args),
         Hypercall::GrantTableOp => grant::grant_table_op(machine, current, args),
         Hypercall::SchedOp => sched_op::sched_op(machine, current, args),
-        Hypercall::MemoryOp => memory::memory_op(machine, current, args[0], GuestHandle(args[1])),
+        Hypercall::MemoryOp => memory::memory_op(machine, current, args),
         Hypercall::ConsoleIo => console::console_io(machine, current, args),
         Hypercall::VcpuOp => vcpu_op::vcpu_op(machine, current, args),
         Hypercall::HvmOp => hvm::hvm_op(machine, current, args),
-        Hypercall::VmAssist => vcpu_op::vm_assist(args),
+        Hypercall::VmAssist => vcpu_op::vm_assist(current, args),
         Hypercall::Multicall if NESTED => Err(Errno::Einval.into()),
         Hypercall::Multicall => multicall::multicall(machine, current, args),
     }

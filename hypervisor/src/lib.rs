@@ -28,6 +28,8 @@ pub mod selfcheck;
 pub mod multicall;
 pub mod privileged;
 pub mod psci;
+pub mod runstate;
 pub mod sched_op;
 pub mod vcpu_op;
 pub mod version;
+pub mod watchdog;

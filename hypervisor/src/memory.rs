@@ -2,11 +2,16 @@
 //!
 //! Invariants
 //! 1. A domain changes its own stage 2 only; others' are refused with Xen's numbers (`-ESRCH` for none, `-EPERM` for another).
-//! 2. A page of the hypervisor's ([`Role::Shared`]) is mapped at one guest frame at most, as in Xen: a second place is `-EBUSY` until the
+//! 2. A page of the hypervisor's ([`crate::frame::Role::Shared`]) is mapped at one guest frame at most, as in Xen: a second place is `-EBUSY` until the
 //!    first is removed or replaced.
-//! 3. A frame of RAM that is replaced or removed here stays the domain's until the domain ends.
-//! 4. Every call plans first: after the first change to stage 2 it cannot fail.
+//! 3. A frame of RAM that is replaced or removed here stays the domain's until the domain ends; one that is given back
+//!    (`decrease_reservation`) leaves it at once, and only while nobody refers to it.
+//! 4. Every call plans first: after the first change to stage 2 it cannot fail. Calls about many pages do one after the other, and tell how
+//!    far they came.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+mod batch;
+mod reservation;
+
 use pv_abi::memory::{
     AddToPhysmap, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, MapSpace, MemoryOp, RemoveFromPhysmap,
 };
@@ -14,14 +19,13 @@ use pv_abi::{DomId, Errno, GuestHandle};
 
 use crate::addr::{Gfn, Mfn};
 use crate::domain::{Domain, DomainState};
-use crate::frame::Role;
-use crate::frame_alloc::Frames;
-use crate::grant::GrantState;
+use crate::grant;
 use crate::guest_memory;
 use crate::hardware::Hardware;
-use crate::hypercall::{Answer, any_domain};
+use crate::hypercall::{Answer, Args, Stop, any_domain, low_u32};
 use crate::machine::{Current, Machine};
 use crate::stage2::{Kind, MapError, Mapping};
+use reservation::Change;
 
 /// What a domain has and may have, in frames of 4 KiB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +53,11 @@ impl MemoryState {
             Some(_) | None => false,
         }
     }
+
+    /// Counts `frames` as the domain's no more.
+    pub fn discharge(&mut self, frames: u64) {
+        self.frames = self.frames.saturating_sub(frames);
+    }
 }
 
 impl From<MapError> for Errno {
@@ -72,9 +81,9 @@ const SHARING_COUNTS: [u64; 2] = [18, 19];
 pub fn memory_op<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
-    cmd: u64,
-    arg: GuestHandle,
+    args: &Args,
 ) -> Answer {
+    let (cmd, arg) = (args[0], GuestHandle(args[1]));
     let progress = cmd >> MEMOP_EXTENT_SHIFT;
     if SHARING_COUNTS.contains(&cmd) {
         return Ok(0);
@@ -98,7 +107,7 @@ pub fn memory_op<H: Hardware>(
         MemoryOp::AddToPhysmap => {
             let progress = u16::try_from(progress).map_err(|_| Errno::Edom)?;
             let request = guest_memory::read::<AddToPhysmap, H>(machine, current, arg)?;
-            add_to_physmap(machine, current, &request, progress)?;
+            add_to_physmap(machine, current, &request, progress, args)?;
             Ok(0)
         }
         MemoryOp::RemoveFromPhysmap => {
@@ -107,10 +116,10 @@ pub fn memory_op<H: Hardware>(
             remove_from_physmap(machine, current, &request)?;
             Ok(0)
         }
-        MemoryOp::IncreaseReservation
-        | MemoryOp::DecreaseReservation
-        | MemoryOp::PopulatePhysmap
-        | MemoryOp::AddToPhysmapBatch => Err(Errno::Enosys.into()),
+        MemoryOp::IncreaseReservation => reservation::adjust(machine, current, Change::Increase, args),
+        MemoryOp::DecreaseReservation => reservation::adjust(machine, current, Change::Decrease, args),
+        MemoryOp::PopulatePhysmap => reservation::adjust(machine, current, Change::Populate, args),
+        MemoryOp::AddToPhysmapBatch => batch::add_to_physmap_batch(machine, current, args),
     }
 }
 
@@ -152,36 +161,60 @@ pub fn add_to_physmap<H: Hardware>(
     current: &Current<'_>,
     request: &AddToPhysmap,
     progress: u16,
-) -> Result<(), Errno> {
+    args: &Args,
+) -> Result<(), Stop> {
     let space = MapSpace::from_number(request.space);
     if space == Some(MapSpace::GmfnForeign) {
-        return Err(Errno::Enosys);
+        return Err(Errno::Enosys.into());
     }
-    // Xen looks at the domain, then at the space's permission, then at the caller's right to the domain.
-    let domain = any_domain(machine, current, request.domid).ok_or(Errno::Esrch)?;
+    let domain = permitted(machine, current, request.domid, space)?;
+    if request.gpfn == u64::MAX {
+        return Err(Errno::Einval.into());
+    }
+    if space == Some(MapSpace::GmfnRange) {
+        return Ok(gmfn_range(request, progress)?);
+    }
+    add_one(machine, domain, space, request.idx, request.gpfn, args)
+}
+
+/// Xen looks at the domain, then at the space's permission, then at the caller's right to the domain.
+fn permitted<'m, H: Hardware>(
+    machine: &'m Machine<H>,
+    current: &Current<'m>,
+    domid: DomId,
+    space: Option<MapSpace>,
+) -> Result<&'m Domain, Errno> {
+    let domain = any_domain(machine, current, domid).ok_or(Errno::Esrch)?;
     if space == Some(MapSpace::DevMmio) {
         return Err(Errno::Eacces);
     }
-    if domain.id != current.domain.id {
-        return Err(Errno::Eperm);
-    }
-    if request.gpfn == u64::MAX {
-        return Err(Errno::Einval);
-    }
+    if domain.id == current.domain.id { Ok(domain) } else { Err(Errno::Eperm) }
+}
+
+/// Places one page of the caller's domain.
+fn add_one<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    space: Option<MapSpace>,
+    idx: u64,
+    gpfn: u64,
+    args: &Args,
+) -> Result<(), Stop> {
     match space.ok_or(Errno::Enosys)? {
         MapSpace::SharedInfo => {
-            if request.idx != 0 {
-                return Err(Errno::Einval);
+            if idx != 0 {
+                return Err(Errno::Einval.into());
             }
-            place(machine, &mut domain.state.lock(), domain.shared_info, request.gpfn)
+            Ok(place(machine, &mut domain.state.lock(), domain.shared_info, gpfn)?)
         }
         MapSpace::GrantTable => {
             let mut state = domain.state.lock();
-            let frame = grant_frame(machine, domain, &mut state, request.idx)?;
-            place(machine, &mut state, frame, request.gpfn)
+            let frame = grant_frame(machine, domain, &mut state, idx, args)?;
+            Ok(place(machine, &mut state, frame, gpfn)?)
         }
-        MapSpace::GmfnRange => gmfn_range(request, progress),
-        MapSpace::Gmfn | MapSpace::GmfnForeign | MapSpace::DevMmio => Err(Errno::Enosys),
+        MapSpace::Gmfn | MapSpace::GmfnRange | MapSpace::GmfnForeign | MapSpace::DevMmio => {
+            Err(Errno::Enosys.into())
+        }
     }
 }
 
@@ -197,42 +230,22 @@ fn gmfn_range(request: &AddToPhysmap, progress: u16) -> Result<(), Errno> {
     if request.size == progress { Ok(()) } else { Err(Errno::Enosys) }
 }
 
-/// Frame `index` of the domain's grant table, which grows up to there. Xen looks at 32 bits of the index.
+/// Frame `index` of the domain's grant table, which grows up to there, a few frames a run. Xen looks at 32 bits of the index, and answers
+/// `-EINVAL` without memory too.
 fn grant_frame<H: Hardware>(
     machine: &Machine<H>,
     domain: &Domain,
     state: &mut DomainState,
     index: u64,
-) -> Result<Mfn, Errno> {
-    #[expect(clippy::cast_possible_truncation, reason = "as Xen does")]
-    let index = index as u32;
-    grow_grant_table(&machine.hw, &machine.frames, domain.id, &mut state.grants, index)?;
-    state.grants.frame(index).ok_or(Errno::Einval)
-}
-
-/// Lets a grant table grow so that it has frame `index`: nothing when it has. At most as many steps as its quota has frames.
-///
-/// # Errors
-/// `-EINVAL` beyond the quota or without memory; what it has grown until then stays.
-pub fn grow_grant_table<H: Hardware>(
-    hw: &H,
-    frames: &Frames,
-    owner: DomId,
-    grants: &mut GrantState,
-    index: u32,
-) -> Result<(), Errno> {
-    if index >= grants.max_frames() {
-        return Err(Errno::Einval);
+    args: &Args,
+) -> Result<Mfn, Stop> {
+    let index = low_u32(index);
+    let frames = index.checked_add(1).ok_or(Errno::Einval)?;
+    match grant::grow(machine, domain.id, &mut state.grants, frames, args) {
+        Ok(()) => Ok(state.grants.frame(index).ok_or(Errno::Einval)?),
+        Err(Stop::Errno(_)) => Err(Errno::Einval.into()),
+        Err(restart @ Stop::Restart(_)) => Err(restart),
     }
-    while grants.frames() <= index {
-        let frame = frames.allocate_clear(hw, 0, owner, Role::Shared).ok_or(Errno::Einval)?;
-        if let Err(errno) = grants.append(frame) {
-            // It was allocated a line ago and nobody refers to it.
-            let _ = frames.free(frame);
-            return Err(errno);
-        }
-    }
-    Ok(())
 }
 
 /// Maps a page of the hypervisor's at a guest frame (invariant 2).

@@ -4,16 +4,19 @@
 //! 1. A vCPU is in its home CPU's queue exactly while it is `Runnable`, and in no other (queue lock, rank 40).
 //! 2. No wake-up is lost: a vCPU that blocks publishes `Blocked` first and looks at its pending events after; a waker publishes
 //!    the event first and looks at `run` after. Both sides have a full barrier between, so one of them sees the other.
-//! 3. Deadlines are looked at by the home CPU only; another CPU that sets an earlier one kicks it.
+//! 3. Deadlines of vCPUs, and watchdogs of the domains whose first vCPU is at home there, are looked at by the home CPU only; another CPU that sets an earlier one kicks it.
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use heapless::Deque;
 use spin::mutex::TicketMutex;
 
+use crate::domain::Domain;
 use crate::hardware::{CpuId, Hardware};
 use crate::machine::{Current, Machine};
+use crate::runstate;
 use crate::vcpu::{NOT_POLLING, Run, Vcpu, VcpuIndex};
 use crate::vgic::{Intid, PrivateIntid};
+use crate::watchdog;
 
 /// Physical CPUs the machine can have.
 pub const MAX_CPUS: usize = 8;
@@ -67,6 +70,7 @@ impl Scheduler {
             let index = queue.lock().pop_front()?;
             if let Some((domain, vcpu)) = machine.vcpu(index) {
                 if domain.life.is_running() {
+                    runstate::enter(machine, vcpu, Run::Running);
                     vcpu.run.set(Run::Running);
                     // Invariant 2 again: `Running` is published before anything that others leave for this vCPU is looked at,
                     // its domain's end and its mailbox. Who leaves something looks at `run` after a barrier of his own.
@@ -75,6 +79,7 @@ impl Scheduler {
                         return Some(vcpu);
                     }
                 }
+                runstate::enter(machine, vcpu, Run::Offline);
                 vcpu.run.set(Run::Offline);
             }
         }
@@ -92,6 +97,7 @@ impl Scheduler {
 pub fn start<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
     let started = vcpu.run.change(Run::Offline, Run::Runnable);
     if started {
+        runstate::enter(machine, vcpu, Run::Runnable);
         machine.sched.enqueue(vcpu);
         machine.hw.kick(vcpu.home);
     }
@@ -116,6 +122,7 @@ pub fn wake_quietly<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
     if vcpu.run.get() != Run::Blocked || !vcpu.run.change(Run::Blocked, Run::Runnable) {
         return false;
     }
+    runstate::enter(machine, vcpu, Run::Runnable);
     vcpu.poll.store(NOT_POLLING, Ordering::Relaxed);
     vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
     machine.sched.enqueue(vcpu);
@@ -153,6 +160,8 @@ pub fn block<H: Hardware>(
     ready: impl FnOnce() -> bool,
 ) {
     current.vcpu.deadline.store(deadline.unwrap_or(u64::MAX), Ordering::Relaxed);
+    // Before anybody can wake it.
+    runstate::leave(machine, current.vcpu, Run::Blocked);
     current.vcpu.run.set(Run::Blocked);
     fence(Ordering::SeqCst);
     if ready() || deadline.is_some_and(|at| at <= machine.hw.counter()) {
@@ -162,25 +171,42 @@ pub fn block<H: Hardware>(
     current.reschedule.set(true);
 }
 
-/// Wakes the vCPUs of this CPU whose deadline has come.
+/// Wakes the vCPUs of this CPU whose deadline has come, and ends the domains whose watchdog has.
+///
+/// The image calls it between guests and while idle, when this CPU has looked up nothing without a lock that it still uses: it passes
+/// ([`crate::frame_alloc::Quiescent`]).
 pub fn expire<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) {
+    machine.frames.quiescent.pass(cpu);
+    machine.frames.reclaim();
     for vcpu in vcpus_of(machine, cpu) {
         if vcpu.deadline.load(Ordering::Relaxed) <= now && vcpu.run.get() == Run::Blocked {
             wake_quietly(machine, vcpu);
         }
     }
+    for domain in watched_by(machine, cpu) {
+        if domain.watchdogs.earliest() <= now && domain.life.is_running() {
+            watchdog::bite(machine, domain, cpu);
+        }
+    }
 }
 
-/// When the first of this CPU's blocked vCPUs is to be woken; `u64::MAX` for never.
+/// When this CPU has to look again: the first deadline of its blocked vCPUs, or of the watchdogs it looks after; `u64::MAX` for never.
 pub fn earliest_deadline<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> u64 {
-    vcpus_of(machine, cpu)
+    let vcpus = vcpus_of(machine, cpu)
         .filter(|vcpu| vcpu.run.get() == Run::Blocked)
-        .map(|vcpu| vcpu.deadline.load(Ordering::Relaxed))
-        .min()
-        .unwrap_or(u64::MAX)
+        .map(|vcpu| vcpu.deadline.load(Ordering::Relaxed));
+    let watchdogs = watched_by(machine, cpu)
+        .filter(|domain| domain.life.is_running())
+        .map(|domain| domain.watchdogs.earliest());
+    vcpus.chain(watchdogs).min().unwrap_or(u64::MAX)
 }
 
 /// The vCPUs whose home is this CPU: at most [`MAX_VCPUS`].
 fn vcpus_of<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> impl Iterator<Item = &Vcpu> {
     machine.domains.iter().flat_map(|domain| domain.vcpus.iter()).filter(move |vcpu| vcpu.home == cpu)
+}
+
+/// The domains whose watchdogs this CPU looks after: those whose first vCPU is at home here.
+fn watched_by<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> impl Iterator<Item = &Domain> {
+    machine.domains.iter().filter(move |domain| domain.vcpus.first().is_some_and(|first| first.home == cpu))
 }

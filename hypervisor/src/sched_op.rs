@@ -3,27 +3,27 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason, Watchdog};
+use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason};
 use pv_abi::{Errno, GuestHandle, Port};
 
 use crate::domain::{Domain, Life};
 use crate::evtchn::{self, PortKind};
-use crate::hardware::Hardware;
+use crate::hardware::{CpuId, Hardware};
 use crate::hypercall::{Answer, Args, low_u32};
 use crate::log::Event;
 use crate::machine::{Current, Machine};
 use crate::sched;
 use crate::vcpu::{POLLING_MANY, Run};
 use crate::vgic::VcpuShared;
-use crate::{console, guest_memory};
+use crate::{console, guest_memory, watchdog};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// `sched_op`.
 ///
 /// # Errors
-/// `-EFAULT`; `-EINVAL` for a bad port or too many; `-ESRCH` and `-EPERM` for remote shutdown; `-ENOSPC` for a watchdog;
-/// `-ENOSYS`.
+/// `-EFAULT`; `-EINVAL` for a bad port or too many; `-ESRCH` and `-EPERM` for remote shutdown; `-EINVAL` for a watchdog that is not
+/// set; `-ENOSYS`.
 #[inline(never)]
 pub fn sched_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let [cmd, arg, ..] = *args;
@@ -58,11 +58,7 @@ pub fn sched_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: 
             machine.domain(asked.domain).ok_or(Errno::Esrch)?;
             Err(Errno::Eperm.into())
         }
-        SchedOp::Watchdog => {
-            // Domains have no watchdogs yet: a new one is one too many, and no other is in use.
-            let asked: Watchdog = guest_memory::read(machine, current, arg)?;
-            Err(if asked.id == 0 { Errno::Enospc } else { Errno::Einval }.into())
-        }
+        SchedOp::Watchdog => watchdog::set(machine, current, &guest_memory::read(machine, current, arg)?),
         SchedOp::PinOverride => Err(Errno::Eperm.into()),
     }
 }
@@ -87,25 +83,32 @@ pub fn shut_down<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, reaso
 #[cold]
 #[inline(never)]
 pub fn end_domain<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, end: Life) {
-    machine.sched.ending.fetch_add(1, Ordering::AcqRel);
-    if domain.life.end(end) {
-        announce(machine, current, domain, end);
+    if end_on(machine, current.cpu, domain, end) && domain.id == current.domain.id {
+        current.reschedule.set(true);
     }
-    machine.sched.ending.fetch_sub(1, Ordering::AcqRel);
 }
 
-fn announce<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, end: Life) {
+/// [`end_domain`] by a CPU, whoever runs on it; false when the domain had ended before. The CPU's own vCPU goes off when it is chosen again.
+#[cold]
+pub(crate) fn end_on<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain, end: Life) -> bool {
+    machine.sched.ending.fetch_add(1, Ordering::AcqRel);
+    let first = domain.life.end(end);
+    if first {
+        announce(machine, cpu, domain, end);
+    }
+    machine.sched.ending.fetch_sub(1, Ordering::AcqRel);
+    first
+}
+
+fn announce<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain, end: Life) {
     // A CPU that is just choosing one of its vCPUs publishes that before it looks at the domain's life (`pick`).
     fence(Ordering::SeqCst);
     console::flush(&machine.hw, domain);
     machine.hw.log(Event::Ended(domain.id, end));
     for vcpu in domain.vcpus {
-        if vcpu.home != current.cpu && vcpu.run.get() == Run::Running {
+        if vcpu.home != cpu && vcpu.run.get() == Run::Running {
             machine.hw.kick(vcpu.home);
         }
-    }
-    if domain.id == current.domain.id {
-        current.reschedule.set(true);
     }
 }
 

@@ -3,21 +3,21 @@
 //! 1. Every frame has one owner and one role, and the totals are what a count gives. (I1)
 //! 2. Stage 2 of a domain maps its own RAM, its own shared pages, frames that a live grant mapping permits (at least for what is
 //!    mapped), and devices, which are not RAM. (I3)
-//! 3. A frame's count is the number of grant references in use and of vCPU info areas that lie in it. (I4)
+//! 3. A frame's count is the number of grant references in use and of vCPU info and run-state areas that lie in it. (I4)
 //! 4. A frame of RAM that is mapped is mapped once, at its home. (I6)
-//! 5. Every table is the domain's, is reached once, and is counted.
+//! 5. Every stage-2 table is the domain's, is reached once, and is counted; every frame that remembers grants is the domain's.
 //!
 //! For tests and the debug console. The machine must be at rest: no hypercall under way on any CPU.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use pv_abi::DomId;
 
-use crate::addr::{Gfn, Mfn};
+use crate::addr::{FrameAddr, Gfn, Mfn};
 use crate::domain::{Domain, DomainState, MAX_DOMAINS};
 use crate::frame::{FrameTable, NO_ORDER, Role};
 use crate::grant::{Active, Track};
 use crate::hardware::Hardware;
 use crate::machine::Machine;
-use crate::stage2::{Entry, Kind, Mapping, ROOT_TABLES, lookup, walk};
+use crate::stage2::{Entry, Kind, Mapping, ROOT_TABLES, walk};
 use crate::vcpu::Vcpu;
 
 /// The first thing that is not as it must be.
@@ -55,6 +55,7 @@ pub fn check<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
         {
             let state = domain.state.lock();
             stage2(machine, domain, &state)?;
+            domain_tables(machine, domain, &state)?;
             if state.memory.frames != machine.frames.table.total(domain.id, Role::Data) {
                 return Err(Violation::Memory(domain.id));
             }
@@ -95,7 +96,9 @@ fn totals<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
             }
         }
     }
-    if machine.frames.free_frames() != table.total(DomId::XEN, Role::Free) {
+    if machine.frames.free_frames() != table.total(DomId::XEN, Role::Free)
+        || machine.frames.linked_in_limbo() != machine.frames.limbo_frames()
+    {
         return Err(Violation::FreeLists);
     }
     Ok(())
@@ -122,7 +125,7 @@ fn stage2<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &DomainStat
             Entry::Leaf { gfn, order, mapping, .. } => (0..1u64.wrapping_shl(order)).find_map(|offset| {
                 let gfn = gfn.checked_add(offset)?;
                 let mapping = Mapping { mfn: mapping.mfn.checked_add(offset)?, ..mapping };
-                leaf(table, domain, state, gfn, mapping)
+                leaf(table, domain, gfn, mapping)
             }),
         };
         violation.is_none()
@@ -138,11 +141,29 @@ fn stage2<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &DomainStat
     Ok(())
 }
 
+/// The frames in which the hypervisor remembers a domain's grants are the domain's, and all that have that role.
+fn domain_tables<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &DomainState,
+) -> Result<(), Violation> {
+    let table = &machine.frames.table;
+    let is_own = |mfn: Mfn| {
+        table.state(mfn).is_some_and(|found| found.role == Role::DomainTable && found.owner == domain.id)
+    };
+    let found = state.grants.own_frames().filter(|mfn| is_own(*mfn)).count();
+    let all = state.grants.own_frames().count() == found;
+    if all && u64::try_from(found) == Ok(table.total(domain.id, Role::DomainTable)) {
+        Ok(())
+    } else {
+        Err(Violation::Tables(domain.id))
+    }
+}
+
 /// Whether a domain may map one frame as it does.
 fn leaf(
     table: &FrameTable,
     domain: &Domain,
-    state: &DomainState,
     gfn: Gfn,
     mapping: Mapping,
 ) -> Option<Violation> {
@@ -155,51 +176,72 @@ fn leaf(
         Kind::Shared if !has(Role::Shared) => wrong,
         Kind::Ram | Kind::Shared => (!home).then_some(Violation::Home(domain.id, gfn)),
         Kind::Device => found.is_some_and(|found| found.role != Role::NotRam).then_some(wrong).flatten(),
-        Kind::GrantWritable | Kind::GrantReadOnly => {
-            let recorded = state.grants.mappings().any(|(_, track)| match *track {
-                Track::Free(_) => false,
-                Track::Mapped { gfn: at, writable, .. } => {
-                    at == gfn && (writable || mapping.kind == Kind::GrantReadOnly)
-                }
-            });
-            (!recorded).then_some(wrong).flatten()
-        }
+        // Looked at without the lock (`grants`).
+        Kind::GrantWritable | Kind::GrantReadOnly => None,
     }
 }
 
-/// Every grant mapping that the domain holds has a reference in use that permits it, of the frame that is mapped.
+/// Every mapping that the domain tracks has a reference in use that permits it; and every grant that is mapped, one that is tracked there
+/// and permits it. A tracked mapping may have lost its place to something else, another grant included.
 fn grants<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
-    for n in 0..usize::MAX {
-        // One at a time, since the granter may be the domain itself and locks are not taken twice.
-        let Some(track) = domain.state.lock().grants.mappings().nth(n).map(|(_, track)| *track) else {
-            break;
-        };
-        let Track::Mapped { granter, gref, gfn, writable } = track else { continue };
-        let violation = Violation::Grant(domain.id, gfn);
-        let active =
-            machine.domain(granter).and_then(|granter| granter.state.lock().grants.active(gref).copied());
-        let active = active.filter(Active::is_pinned).ok_or(violation)?;
-        let (_, writes) = active.pins();
-        if writable && writes == 0 {
-            return Err(violation);
+    let mut violation = Ok(());
+    tracked(machine, domain, None, |gfn, writable, active| {
+        let permits = active.is_some_and(|active| active.is_pinned() && (!writable || active.pins().1 != 0));
+        if !permits {
+            violation = Err(Violation::Grant(domain.id, gfn));
         }
-        // The domain may have put something else at the place itself; if a grant is there, it is this one.
-        if let Some(mapping) = lookup(&machine.hw, domain.stage2_root, gfn)
+    });
+    violation?;
+    let mut violation = Ok(());
+    walk(&machine.hw, domain.stage2_root, |entry| {
+        if let Entry::Leaf { gfn, mapping, .. } = entry
             && matches!(mapping.kind, Kind::GrantWritable | Kind::GrantReadOnly)
-            && active.mfn() != Some(mapping.mfn)
         {
-            return Err(violation);
+            let mut recorded = false;
+            tracked(machine, domain, Some(gfn), |_, writable, active| {
+                recorded |= (writable || mapping.kind == Kind::GrantReadOnly)
+                    && active.and_then(|active| active.mfn()) == Some(mapping.mfn);
+            });
+            if !recorded {
+                violation = Err(Violation::Mapped(domain.id, gfn, mapping));
+            }
+        }
+        violation.is_ok()
+    });
+    violation
+}
+
+/// Shows the mappings that a domain tracks, or those at one guest frame: guest frame, whether for writing, and what is in use of the reference.
+fn tracked<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    only: Option<Gfn>,
+    mut visit: impl FnMut(Gfn, bool, Option<Active>),
+) {
+    let mut from = 0;
+    loop {
+        // One at a time, since the granter may be the domain itself and locks are not taken twice.
+        let next = domain.state.lock().grants.mapping_from(&machine.hw, from, only);
+        let Some((handle, track)) = next else { break };
+        from = handle.saturating_add(1);
+        if let Track::Mapped { granter, gref, gfn, writable } = track {
+            let granter = machine.domain(granter);
+            let active = granter.and_then(|granter| granter.state.lock().grants.active(machine, gref));
+            visit(gfn, writable, active);
         }
     }
-    Ok(())
 }
 
 /// The counts of a domain's frames are those of their holders, and of nothing else.
 fn counts<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
     let state = domain.state.lock();
     let holders = |mfn: Mfn| {
-        let granted = state.grants.pinned().filter(|(_, active)| active.mfn() == Some(mfn));
-        granted.map(|(_, active)| references(active)).sum::<u32>().saturating_add(infos(domain, mfn))
+        let mut holders = infos(domain, mfn).saturating_add(areas(domain, mfn));
+        // A reference in use holds its frame once, however often it is mapped.
+        state.grants.pinned(machine, |_, active| {
+            holders = holders.saturating_add(u32::from(active.mfn() == Some(mfn)));
+        });
+        holders
     };
     let table = &machine.frames.table;
     // Frames with a count have as many holders...
@@ -209,13 +251,18 @@ fn counts<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Viol
         }
     }
     // ... and frames with a holder have a count.
-    for (_, active) in state.grants.pinned() {
+    let mut unheld = None;
+    state.grants.pinned(machine, |_, active| {
         let held = active.mfn().and_then(|mfn| table.state(mfn));
         if held.is_none_or(|held| held.owner != domain.id || held.count == 0) {
-            return Err(Violation::Count(active.mfn().unwrap_or_default()));
+            unheld = active.mfn().or(unheld);
         }
+    });
+    if let Some(mfn) = unheld {
+        return Err(Violation::Count(mfn));
     }
-    for mfn in domain.vcpus.iter().filter_map(info_frame).filter(|mfn| *mfn != domain.shared_info) {
+    let infos = domain.vcpus.iter().filter_map(info_frame).filter(|mfn| *mfn != domain.shared_info);
+    for mfn in infos.chain(area_frames(domain)) {
         if table.state(mfn).is_none_or(|held| held.owner != domain.id || held.count == 0) {
             return Err(Violation::Count(mfn));
         }
@@ -234,9 +281,14 @@ fn infos(domain: &Domain, mfn: Mfn) -> u32 {
     u32::try_from(found).unwrap_or(u32::MAX)
 }
 
-/// References to the frame that a grant reference in use holds: one, however often it is mapped.
-const fn references(_active: &Active) -> u32 {
-    1
+/// The frames of vCPUs' run-state areas: one or two for each area.
+fn area_frames(domain: &Domain) -> impl Iterator<Item = Mfn> + '_ {
+    domain.vcpus.iter().flat_map(|vcpu| vcpu.runstate.area()).flatten().map(FrameAddr::frame)
+}
+
+/// Parts of run-state areas that lie in a frame.
+fn areas(domain: &Domain, mfn: Mfn) -> u32 {
+    u32::try_from(area_frames(domain).filter(|frame| *frame == mfn).count()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

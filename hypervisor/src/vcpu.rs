@@ -11,6 +11,7 @@ use pv_abi::DomId;
 
 use crate::addr::{FrameAddr, Pa};
 use crate::hardware::CpuId;
+use crate::runstate::RunState;
 
 /// A vCPU among all of the machine's: index into the list of vCPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,6 +92,8 @@ pub struct Vcpu {
     pub poll: AtomicU32,
     /// Counter value at which it is to be woken; `u64::MAX` never.
     pub deadline: AtomicU64,
+    /// How long it did what, and where that is told.
+    pub runstate: RunState,
 }
 
 impl Vcpu {
@@ -105,6 +108,7 @@ impl Vcpu {
             info: AtomicU64::new(0),
             poll: AtomicU32::new(NOT_POLLING),
             deadline: AtomicU64::new(u64::MAX),
+            runstate: RunState::new(),
         }
     }
 

@@ -4,7 +4,7 @@
 use core::sync::atomic::Ordering;
 
 use pv_abi::shared::VcpuInfo;
-use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, RunstateInfo, VcpuOp};
+use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, VcpuOp};
 use pv_abi::{Errno, GuestHandle, PAGE_SIZE};
 
 use crate::addr::{FrameAddr, Gfn};
@@ -14,27 +14,34 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, low_u32};
 use crate::machine::{Current, Machine};
-use crate::sched_op::nanoseconds;
+use crate::runstate;
 use crate::stage2::{self, Kind};
-use crate::vcpu::{Run, Vcpu};
+use crate::vcpu::Vcpu;
 
-/// `VMASST_CMD_enable` and `VMASST_CMD_disable`.
-const ASSIST_COMMANDS: u32 = 2;
+/// `VMASST_CMD_enable`.
+const ASSIST_ENABLE: u32 = 0;
+/// `VMASST_CMD_disable`.
+const ASSIST_DISABLE: u32 = 1;
 /// `VMASST_TYPE_runstate_update_flag`, the only one on ARM.
 const ASSIST_RUNSTATE_UPDATE_FLAG: u32 = 5;
 
-/// `vm_assist`: the one assistance there is, marking updates of the run state, needs nothing to be done, since the run state is
-/// published whole.
+/// `vm_assist`: the one assistance there is marks updates of run-state areas.
 ///
 /// # Errors
 /// `-EINVAL` for another assistance, `-ENOSYS` for another command.
 #[inline(never)]
-pub fn vm_assist(args: &Args) -> Answer {
+pub fn vm_assist(current: &Current<'_>, args: &Args) -> Answer {
     let [cmd, what, ..] = *args;
     if low_u32(what) != ASSIST_RUNSTATE_UPDATE_FLAG {
         return Err(Errno::Einval.into());
     }
-    if low_u32(cmd) < ASSIST_COMMANDS { Ok(0) } else { Err(Errno::Enosys.into()) }
+    let marks = match low_u32(cmd) {
+        ASSIST_ENABLE => true,
+        ASSIST_DISABLE => false,
+        _ => return Err(Errno::Enosys.into()),
+    };
+    current.domain.marks_runstate.store(marks, Ordering::Relaxed);
+    Ok(0)
 }
 
 /// `vcpu_op`.
@@ -52,23 +59,10 @@ pub fn vcpu_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &
         }
         VcpuOp::RegisterRunstateMemoryArea => {
             let area: RegisterRunstate = guest_memory::read(machine, current, arg)?;
-            // As in Xen, an address that cannot be written is the guest's loss.
-            let _ = guest_memory::write(machine, current, GuestHandle(area.addr), &runstate(machine, vcpu));
+            runstate::register(machine, current, vcpu, GuestHandle(area.addr));
         }
     }
     Ok(0)
-}
-
-/// What is told of a vCPU's run state; times are not counted yet and stay zero.
-fn runstate<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> RunstateInfo {
-    let state = match vcpu.run.get() {
-        Run::Running => 0,
-        Run::Runnable => 1,
-        Run::Blocked => 2,
-        Run::Offline => 3,
-    };
-    let state_entry_time = nanoseconds(machine.hw.counter(), machine.hw.counter_frequency());
-    RunstateInfo { state, pad: 0, state_entry_time, time: [0; 4] }
 }
 
 /// Moves a vCPU's `vcpu_info` into a page of the domain's own RAM, once. What was pending stays pending, and the vCPU gets an event to

@@ -65,6 +65,23 @@ abi_struct! {
         /// Guest frame where it appears.
         pub gpfn: u64,
     }
+    /// Argument of [`MemoryOp::AddToPhysmapBatch`].
+    pub struct AddToPhysmapBatch {
+        /// Whose memory changes.
+        pub domid: DomId,
+        /// A [`MapSpace`].
+        pub space: u16,
+        /// Elements of the arrays.
+        pub size: u16,
+        /// Whose frames, for [`MapSpace::GmfnForeign`]; 0 for the other spaces.
+        pub foreign_domid: DomId,
+        /// Array of indexes in that space.
+        pub idxs: GuestHandle,
+        /// Array of guest frames where they appear.
+        pub gpfns: GuestHandle,
+        /// Out: array of 32-bit results, 0 or a negative errno.
+        pub errs: GuestHandle,
+    }
     /// Argument of [`MemoryOp::RemoveFromPhysmap`].
     pub struct RemoveFromPhysmap {
         /// Whose memory changes.
@@ -90,6 +107,9 @@ abi_struct! {
         pub pad: [u16; 3],
     }
 }
+/// `XENMEMF_populate_on_demand` of [`Reservation::mem_flags`].
+pub const MEMF_POPULATE_ON_DEMAND: u32 = 1 << 16;
 layout!(AddToPhysmap, 24, { domid: 0, size: 2, space: 4, idx: 8, gpfn: 16 });
+layout!(AddToPhysmapBatch, 32, { domid: 0, space: 2, size: 4, foreign_domid: 6, idxs: 8, gpfns: 16, errs: 24 });
 layout!(RemoveFromPhysmap, 16, { domid: 0, gpfn: 8 });
 layout!(Reservation, 32, { extent_start: 0, nr_extents: 8, extent_order: 16, mem_flags: 20, domid: 24 });

@@ -11,6 +11,9 @@ operations! {
     }
 }
 
+/// `XEN_RUNSTATE_UPDATE`: the bit of [`RunstateInfo::state_entry_time`] that marks an update in progress.
+pub const RUNSTATE_UPDATE: u64 = 1 << 63;
+
 abi_struct! {
     /// Argument of [`VcpuOp::RegisterVcpuInfo`].
     pub struct RegisterVcpuInfo {

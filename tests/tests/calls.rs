@@ -15,9 +15,9 @@ use pavo_tests::{ARG, Guest, NOWHERE, SELECTOR, guest, number, two};
 use pv_abi::event::{BindIpi, EventOp};
 use pv_abi::hvm::HvmParamArg;
 use pv_abi::multicall::MulticallEntry;
-use pv_abi::sched::{Poll, RemoteShutdown, Shutdown, ShutdownReason, Watchdog};
+use pv_abi::sched::{Poll, RemoteShutdown, Shutdown, ShutdownReason};
 use pv_abi::shared::VcpuInfo;
-use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, RunstateInfo};
+use pv_abi::vcpu::RegisterVcpuInfo;
 use pv_abi::version::{CompileInfo, FeatureInfo};
 use pv_abi::{DomId, GuestHandle, Port};
 use zerocopy::IntoBytes;
@@ -26,11 +26,11 @@ const EPERM: i64 = -1;
 const ENOENT: i64 = -2;
 const ESRCH: i64 = -3;
 const ENXIO: i64 = -6;
+const E2BIG: i64 = -7;
 const EACCES: i64 = -13;
 const EFAULT: i64 = -14;
 const EBUSY: i64 = -16;
 const EINVAL: i64 = -22;
-const ENOSPC: i64 = -28;
 const ENOSYS: i64 = -38;
 
 fn call(guest: Guest<'_>, number: u64, a0: u64, a1: u64) -> i64 {
@@ -191,22 +191,6 @@ fn other_vcpu_operations_do_not_exist_on_arm() {
     assert_eq!(assist(2, 5), ENOSYS);
 }
 
-#[test]
-fn a_run_state_is_published_at_its_address() {
-    let world = two();
-    let one = guest(&world, 1);
-    world.machine.hw.advance(COUNTER_FREQUENCY);
-    world.domain(1).vcpu(0).unwrap().run.set(Run::Running);
-    let at = RAM + 0x6_0000 - 8;
-    assert_eq!(vcpu_op(one, 5, 0, RegisterRunstate { addr: at }.as_bytes()), 0);
-    let mut bytes = [0; 48];
-    bytes[..8].copy_from_slice(&one.read::<[u8; 8]>(at));
-    bytes[8..].copy_from_slice(&one.read::<[u8; 40]>(at + 8));
-    let state: RunstateInfo = zerocopy::transmute!(bytes);
-    assert_eq!((state.state, state.state_entry_time), (0, 1_000_000_000));
-    assert_eq!(vcpu_op(one, 5, 0, RegisterRunstate { addr: NOWHERE }.as_bytes()), 0, "the guest's loss");
-}
-
 // --- sched_op ---
 
 fn sched(guest: Guest<'_>, cmd: u64, arg: &[u8]) -> i64 {
@@ -336,8 +320,6 @@ fn what_needs_a_toolstack_is_refused() {
     let remote =
         |domain| sched(one, 4, RemoteShutdown { domain: DomId(domain), pad: 0, reason: 0 }.as_bytes());
     assert_eq!((remote(1), remote(2), remote(3), remote(0x7FF0)), (EPERM, EPERM, ESRCH, ESRCH));
-    let watchdog = |id| sched(one, 6, Watchdog { id, timeout: 10 }.as_bytes());
-    assert_eq!((watchdog(0), watchdog(1), watchdog(2), watchdog(3)), (ENOSPC, EINVAL, EINVAL, EINVAL));
     assert_eq!((sched(one, 7, &[0; 8]), sched(one, 8, &[0; 8])), (EPERM, ENOSYS));
     for cmd in 2..7 {
         assert_eq!(call(one, number::SCHED_OP, cmd, NOWHERE), EFAULT);
@@ -410,11 +392,15 @@ fn a_flood_is_cut_and_counted() {
 }
 
 #[test]
-fn nobody_reads_the_console() {
+fn there_is_nothing_to_read_at_the_console() {
     let world = two();
     let one = guest(&world, 1);
-    assert_eq!(one.call(number::CONSOLE_IO, [1, 10, ARG, 0, 0]), EPERM);
-    assert_eq!(one.call(number::CONSOLE_IO, [2, 10, ARG, 0, 0]), EPERM);
+    for (count, result) in
+        [(0, 0), (10, 0), ((1 << 31) - 1, 0), (1 << 31, E2BIG), ((1 << 32) - 1, E2BIG), (1 << 32, 0)]
+    {
+        assert_eq!(one.call(number::CONSOLE_IO, [1, count, NOWHERE, 0, 0]), result, "{count}");
+    }
+    assert_eq!(one.call(number::CONSOLE_IO, [2, 10, ARG, 0, 0]), ENOSYS);
     assert_eq!(one.call(number::CONSOLE_IO, [0, 1, NOWHERE, 0, 0]), EFAULT);
     assert_eq!(one.call(number::CONSOLE_IO, [0, 0, NOWHERE, 0, 0]), 0);
     assert_eq!(one.call(number::CONSOLE_IO, [0, u64::from(u32::MAX), u64::MAX, 0, 0]), EFAULT);

@@ -9,9 +9,9 @@ use hypervisor::vcpu::Run;
 use hypervisor::vgic::PrivateIntid;
 use pavo_tests::{ARG, Guest, MASK, NOWHERE, SELECTOR, guest, number, two};
 use pv_abi::event::{
-    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PortArg, Reset, Status,
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, PortArg, Reset, Status,
 };
-use pv_abi::{DomId, Port};
+use pv_abi::{DomId, Errno, Port};
 
 const EPERM: i64 = -1;
 const ENOENT: i64 = -2;
@@ -302,16 +302,32 @@ fn static_channels_are_there_at_boot_and_may_be_closed() {
     let world = two();
     let (one, two) = (guest(&world, 1), guest(&world, 2));
     let hw = &world.machine.hw;
-    bind_static(hw, world.domain(1), Port(0xA), world.domain(2), Port(0xC)).unwrap();
-    assert!(two.is_pending(Port(0xC)) && !one.is_pending(Port(0xA)));
+    let bind = |id: u16, port, peer, peer_port| {
+        bind_static(hw, world.domain(id), Port(port), DomId(peer), Port(peer_port))
+    };
+    bind(2, 0xC, 1, 0xA).unwrap();
+    bind(1, 0xA, 2, 0xC).unwrap();
+    assert!(two.is_pending(Port(0xC)) && !one.is_pending(Port(0xA)), "the later domain's end is the second");
     two.take_events();
     assert_eq!(one.send(Port(0xA)), 0);
     assert!(two.is_pending(Port(0xC)));
-    assert!(bind_static(hw, world.domain(1), Port(0xA), world.domain(2), Port(1)).is_err());
-    assert!(bind_static(hw, world.domain(1), Port(0), world.domain(2), Port(1)).is_err());
-    assert!(bind_static(hw, world.domain(1), Port(5), world.domain(1), Port(5)).is_err());
-    assert!(bind_static(hw, world.domain(1), Port(5), world.domain(2), Port(4096)).is_err());
+    assert_eq!((bind(1, 0xA, 2, 1), bind(1, 5, 1, 5)), (Err(Errno::Ebusy), Err(Errno::Ebusy)));
+    assert_eq!((bind(1, 0, 2, 1), bind(1, 4096, 2, 5)), (Err(Errno::Enospc), Err(Errno::Enospc)));
+    bind(1, 20, 1, 21).unwrap();
+    bind(1, 21, 1, 20).unwrap();
+    assert!(one.is_pending(Port(21)) && !one.is_pending(Port(20)), "the later one of two of one domain");
     assert_eq!(one.unbound(2), Port(1), "dynamic ports are around them");
     assert_eq!(two.close(Port(0xC)), 0);
     assert_eq!(status(one, Port(0xA)).1.status, 1);
+}
+
+#[test]
+fn the_fifo_abi_is_refused_after_its_arguments_were_looked_at() {
+    let world = two();
+    let one = guest(&world, 1);
+    let init =
+        |vcpu, offset| one.event(EventOp::InitControl, InitControl { vcpu, offset, ..Default::default() }).0;
+    assert_eq!(init(2, 4), -2, "no such vCPU");
+    assert_eq!((init(0, 4), init(0, 4096), init(0, 4096 - 64), init(1, u32::MAX)), (-22, -22, -22, -22));
+    assert_eq!((init(0, 0), init(1, 4096 - 72)), (-38, -38));
 }

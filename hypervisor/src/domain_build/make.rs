@@ -1,6 +1,6 @@
 //! The [`Domain`] value: its tables in boot storage, its first frames in the grant table, its static channels.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pv_abi::grant::ENTRIES_PER_FRAME;
 use spin::mutex::TicketMutex;
@@ -8,24 +8,24 @@ use spin::mutex::TicketMutex;
 use super::refusal::Refusal;
 use super::{Builder, Contents};
 use crate::console::LineBuffer;
-use crate::devicetree::{DomainConfig, Enhanced, StaticChannel};
+use crate::devicetree::{DomainConfig, Enhanced};
 use crate::domain::{Domain, DomainState, LifeCell};
-use crate::evtchn::{PortKind, PortWord, PortsState};
-use crate::grant::{Active, GrantState, GrantTables, SharedFrame, Track};
+use crate::evtchn::{PortsState, bind_static};
+use crate::grant::{GREF_LIMIT, GrantState, GrantTables, TRACKS_PER_FRAME};
 use crate::hardware::{CpuId, Hardware, Vmid};
 use crate::hvm::Params;
-use crate::memory::{MemoryState, grow_grant_table};
+use crate::memory::MemoryState;
 use crate::vcpu::{Vcpu, VcpuIndex};
 use crate::vgic::{DistState, VcpuShared};
+use crate::watchdog::Watchdogs;
 
 /// Mappings of others' grants that Xen tracks in one frame of maptrack.
-const TRACKS_PER_FRAME: usize = 256;
-/// Mappings that a domain may hold at once whatever its configuration says: the table is in the hypervisor's memory.
-const MAX_TRACKS: usize = 4096;
-/// Frames of a grant table whatever the configuration says, for the same reason.
-const MAX_GRANT_FRAMES: usize = 64;
-/// Ports come into being in groups of so many, as Xen's buckets.
-const PORT_GROUP: usize = 64;
+const XEN_TRACKS_PER_FRAME: u32 = 256;
+/// Mappings that a domain may hold at once whatever its configuration says.
+const MAX_TRACKS: u32 = 16384;
+/// Frames of a grant table whatever the configuration says.
+const MAX_GRANT_FRAMES: u32 = 64;
+const _: () = assert!(MAX_GRANT_FRAMES * ENTRIES_PER_FRAME <= GREF_LIMIT);
 
 /// Memory for what lives as long as the hypervisor, carved at boot and never given back.
 pub trait Storage {
@@ -74,10 +74,9 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         let vcpus = usize::try_from(config.vcpus).map_err(|_| Refusal::NoStorage)?;
         let ports = usize::try_from(config.quotas.max_ports).map_err(|_| Refusal::NoStorage)?;
         let mut grants = GrantState::new(self.grant_tables(config)?);
-        grow_grant_table(self.hw, self.frames, config.id, &mut grants, 0).map_err(|_| Refusal::NoStorage)?;
+        grants.grow(self.hw, self.frames, config.id, 1).map_err(|_| Refusal::NoStorage)?;
 
         let ports: &'static [AtomicU64] = self.carve(ports, |_| AtomicU64::new(0))?;
-        connect(ports, &config.channels)?;
         let all: &'static [Vcpu] = self.carve(vcpus, |number| shape.vcpu(config, number))?;
         if let Some(first) = all.first() {
             // Xen's legacy place for the first vCPU's info: the start of the shared-info page.
@@ -91,30 +90,35 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             gic: DistState::new(vcpus, shape.spis),
             stage2: contents.stage2,
         };
-        Ok(Domain {
+        let domain = Domain {
             id: config.id,
             vmid: shape.vmid,
             stage2_root: state.stage2.root(),
             shared_info: contents.shared_info,
             enhanced: config.enhanced != Enhanced::None,
             life: LifeCell::default(),
+            marks_runstate: AtomicBool::new(false),
+            watchdogs: Watchdogs::new(),
             ports,
             vcpus: all,
             gic: self.carve(vcpus, |_| VcpuShared::new())?,
             state: TicketMutex::new(state),
             console: TicketMutex::new(LineBuffer::new()),
-        })
+        };
+        for channel in &config.channels {
+            bind_static(self.hw, &domain, channel.local_port, channel.peer, channel.peer_port)
+                .map_err(|_| Refusal::Channel)?;
+        }
+        Ok(domain)
     }
 
     fn grant_tables(&self, config: &DomainConfig<'_>) -> Result<GrantTables, Refusal> {
         let count = |number: u32| usize::try_from(number).map_err(|_| Refusal::NoStorage);
-        let frames = count(config.quotas.grant_frames)?.min(MAX_GRANT_FRAMES);
-        let tracks = count(config.quotas.maptrack_frames)?.saturating_mul(TRACKS_PER_FRAME).min(MAX_TRACKS);
-        let entries = frames.saturating_mul(count(ENTRIES_PER_FRAME)?);
+        let max_tracks = config.quotas.maptrack_frames.saturating_mul(XEN_TRACKS_PER_FRAME).min(MAX_TRACKS);
         Ok(GrantTables {
-            shared: self.carve(frames, |_| SharedFrame::default())?,
-            active: self.carve(entries, |_| Active::UNUSED)?,
-            maptrack: self.carve(tracks, |_| Track::UNUSED)?,
+            frames: self.carve(count(config.quotas.grant_frames.min(MAX_GRANT_FRAMES))?, |_| None)?,
+            tracks: self.carve(count(max_tracks.div_ceil(TRACKS_PER_FRAME))?, |_| None)?,
+            max_tracks,
         })
     }
 
@@ -125,21 +129,4 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
     ) -> Result<&'static mut [T], Refusal> {
         self.storage.slice(n, make).ok_or(Refusal::NoStorage)
     }
-}
-
-/// Connects the ports of static channels. Groups up to the highest are then known, as in Xen.
-fn connect(ports: &[AtomicU64], channels: &[StaticChannel]) -> Result<(), Refusal> {
-    for channel in channels {
-        let local = usize::try_from(channel.local_port.0).map_err(|_| Refusal::Channel)?;
-        let port = ports.get(local).ok_or(Refusal::Channel)?;
-        let known = (local / PORT_GROUP).saturating_add(1).saturating_mul(PORT_GROUP);
-        for before in ports.iter().take(known) {
-            if before.load(Ordering::Relaxed) == 0 {
-                before.store(PortWord::FREE.pack(), Ordering::Relaxed);
-            }
-        }
-        let kind = PortKind::Interdomain(channel.peer, channel.peer_port);
-        port.store(PortWord { kind, vcpu: 0 }.pack(), Ordering::Release);
-    }
-    Ok(())
 }

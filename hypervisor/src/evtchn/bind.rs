@@ -122,35 +122,32 @@ fn vcpu_number(domain: &Domain, vcpu: u32) -> Result<u16, Errno> {
     if usize::from(number) < domain.vcpus.len() { Ok(number) } else { Err(Errno::Enoent) }
 }
 
-/// Boot: connects two named ports, as the system's configuration says (Xen's `xen,evtchn-v1`). They are ordinary channels from
-/// then on. The second end starts pending, as it does when a domain binds it itself.
+/// Boot: makes a port of a domain that has not run yet one end of a channel, as the system's configuration says (Xen's `xen,evtchn-v1`);
+/// whoever makes the other domain does the same for the other end. It is an ordinary channel from then on. The second end starts
+/// pending, as it does when a domain binds it itself: that of the domain that comes later, or the later one of a domain's own two.
 ///
 /// # Errors
-/// `-ENOSPC` when a domain cannot have that port, `-EBUSY` when it is in use, or both ends are one.
+/// `-ENOSPC` when the domain cannot have that port, `-EBUSY` when it is in use, or both ends are one.
 pub fn bind_static<H: Hardware>(
     hw: &H,
-    one: &Domain,
-    one_port: Port,
-    two: &Domain,
-    two_port: Port,
+    domain: &Domain,
+    port: Port,
+    peer: DomId,
+    peer_port: Port,
 ) -> Result<(), Errno> {
-    let _locks = lock_two(one, two);
-    check_static(one, one_port)?;
-    check_static(two, two_port)?;
-    if one.id == two.id && one_port == two_port {
-        return Err(Errno::Ebusy);
-    }
-    let waits = PortWord { kind: PortKind::Unbound(two.id), vcpu: 0 };
-    PortsState::occupy(one, one_port, waits);
-    connect(two, two_port, one, one_port, 0);
-    deliver::set_pending_at_boot(hw, two, two_port);
-    Ok(())
-}
-
-fn check_static(domain: &Domain, port: Port) -> Result<(), Errno> {
+    let _state = domain.state.lock();
     let in_range = usize::try_from(port.0).is_ok_and(|index| index < domain.ports.len());
     if port.0 == 0 || !in_range || port.0 >= pv_abi::event::NR_CHANNELS_2L {
         return Err(Errno::Enospc);
     }
-    if port::load(domain, port).kind == PortKind::Free { Ok(()) } else { Err(Errno::Ebusy) }
+    if port::load(domain, port).kind != PortKind::Free || (peer == domain.id && peer_port == port) {
+        return Err(Errno::Ebusy);
+    }
+    PortsState::occupy(domain, port, PortWord { kind: PortKind::Interdomain(peer, peer_port), vcpu: 0 });
+    let is_second = peer < domain.id
+        || (peer == domain.id && port::load(domain, peer_port).kind == PortKind::Interdomain(peer, port));
+    if is_second {
+        deliver::set_pending_at_boot(hw, domain, port);
+    }
+    Ok(())
 }

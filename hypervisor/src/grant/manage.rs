@@ -10,14 +10,14 @@ use super::table::GrantState;
 use crate::addr::{Gfn, Pa};
 use crate::domain::Domain;
 use crate::frame::Role;
-use crate::frame_alloc::Frames;
 use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
 
-/// Frames that one call adds to a table before it lets interrupts in: each is cleared.
-const GROW_BUDGET: u32 = 16;
+/// Frames that one run adds to a table before it lets interrupts in: each is two of the machine's, cleared and one of them cleaned to
+/// memory, some 2000 instructions.
+const GROW_BUDGET: u32 = 6;
 /// `INVALID_GFN`.
 const NO_GFN: u64 = u64::MAX;
 
@@ -48,34 +48,23 @@ pub(super) fn query_size<H: Hardware>(machine: &Machine<H>, current: &Current<'_
     .value();
 }
 
-/// Lets a table grow to `frames` frames of its owner's, or leaves it as it was.
+/// Lets the table of a domain grow to `to` frames, at most [`GROW_BUDGET`] a run.
 ///
 /// # Errors
-/// No frame to be had, or more than the table may have.
+/// A restart of the call when there is more to do; else as [`GrantState::grow`], and what this run added is gone again.
 pub(crate) fn grow<H: Hardware>(
-    hw: &H,
-    frames: &Frames,
+    machine: &Machine<H>,
     owner: DomId,
     grants: &mut GrantState,
     to: u32,
-) -> Result<(), Errno> {
-    let before = grants.frames();
-    for _ in before..to {
-        let added = frames.allocate_clear(hw, 0, owner, Role::Shared).ok_or(Errno::Enomem).and_then(|mfn| {
-            // A frame that found no place was just allocated: it can be freed.
-            grants.append(mfn).inspect_err(|_| {
-                let _ = frames.free(mfn);
-            })
-        });
-        if let Err(errno) = added {
-            for _ in before..to {
-                let Some(mfn) = grants.remove_last(before) else { break };
-                let _ = frames.free(mfn);
-            }
-            return Err(errno);
-        }
+    args: &Args,
+) -> Result<(), Stop> {
+    if to > grants.max_frames() {
+        return Err(Errno::Einval.into());
     }
-    Ok(())
+    let step = to.min(grants.frames().saturating_add(GROW_BUDGET));
+    grants.grow(&machine.hw, &machine.frames, owner, step)?;
+    if step < to { Err(Stop::Restart(*args)) } else { Ok(()) }
 }
 
 /// Sizes the caller's table and lists where the domain has its frames.
@@ -96,12 +85,10 @@ pub(super) fn setup_table<H: Hardware>(
     if op.nr_frames > state.grants.max_frames() {
         return Ok(GrantStatus::GeneralError);
     }
-    let step = op.nr_frames.min(state.grants.frames().saturating_add(GROW_BUDGET));
-    if grow(&machine.hw, &machine.frames, domain.id, &mut state.grants, step).is_err() {
-        return Ok(GrantStatus::GeneralError);
-    }
-    if step < op.nr_frames {
-        return Err(Stop::Restart(*args));
+    match grow(machine, domain.id, &mut state.grants, op.nr_frames, args) {
+        Ok(()) => {}
+        Err(Stop::Errno(_)) => return Ok(GrantStatus::GeneralError),
+        Err(restart @ Stop::Restart(_)) => return Err(restart),
     }
     for index in 0..op.nr_frames {
         let home = state.grants.frame(index).and_then(|mfn| machine.frames.table.home(mfn));
@@ -153,8 +140,8 @@ pub(super) fn swap<H: Hardware>(
 ) -> Result<(), GrantStatus> {
     let state = current.domain.state.lock();
     let grants = &state.grants;
-    let a = grants.active(op.ref_a).ok_or(GrantStatus::BadGntref)?;
-    let b = grants.active(op.ref_b).ok_or(GrantStatus::BadGntref)?;
+    let a = grants.active(machine, op.ref_a).ok_or(GrantStatus::BadGntref)?;
+    let b = grants.active(machine, op.ref_b).ok_or(GrantStatus::BadGntref)?;
     if op.ref_a == op.ref_b {
         return Ok(());
     }

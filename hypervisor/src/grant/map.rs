@@ -8,7 +8,7 @@ use pv_abi::grant::{GrantStatus, MapFlags, MapGrantRef, UnmapGrantRef};
 use pv_abi::{DomId, GrantHandle};
 use spin::mutex::TicketMutexGuard;
 
-use super::active::{Active, Track, Use};
+use super::active::{Track, Use};
 use super::pin::{Purpose, pin, unpin};
 use crate::addr::{Ipa, Mfn};
 use crate::domain::{Domain, DomainState, lock_two};
@@ -58,7 +58,8 @@ pub(super) fn map<H: Hardware>(
     };
 
     let mut both = Both::lock(current.domain, granter);
-    let handle = both.mapper.grants.free_handle().ok_or(GrantStatus::NoSpace)?;
+    let handle = both.mapper.grants.free_handle(&machine.hw, &machine.frames, current.domain.id);
+    let handle = handle.ok_or(GrantStatus::NoSpace)?;
     let mfn = pin(machine, current, granter, both.granter(), op.gref, how, Purpose::Map)?;
     // Flags that mean nothing here are refused only now, as in Xen.
     let known = flags & !MapFlags::READONLY.bits() == MapFlags::HOST_MAP.bits();
@@ -77,10 +78,8 @@ pub(super) fn map<H: Hardware>(
         // It stays the domain's, in no place.
         machine.frames.table.set_home(replaced.mfn, None);
     }
-    both.mapper.grants.track(
-        handle,
-        Track::Mapped { granter: granter.id, gref: op.gref, gfn, writable: how == Use::Write },
-    );
+    let mapping = Track::Mapped { granter: granter.id, gref: op.gref, gfn, writable: how == Use::Write };
+    both.mapper.grants.track(&machine.hw, handle, mapping);
     op.handle = handle;
     op.dev_bus_addr = mfn.base().get();
     Ok(())
@@ -102,10 +101,11 @@ pub(super) fn unmap<H: Hardware>(
     op: &UnmapGrantRef,
 ) -> Result<(), GrantStatus> {
     // The granter is known only by looking under the lock; the mapping is looked at again under both.
-    let seen = current.domain.state.lock().grants.tracked(op.handle).ok_or(GrantStatus::BadHandle)?;
+    let seen = current.domain.state.lock().grants.tracked(&machine.hw, op.handle);
+    let seen = seen.ok_or(GrantStatus::BadHandle)?;
     let granter = machine.domain(granter_of(seen)).ok_or(GrantStatus::BadHandle)?;
     let mut both = Both::lock(current.domain, granter);
-    let (gref, gfn, how) = match both.mapper.grants.tracked(op.handle) {
+    let (gref, gfn, how) = match both.mapper.grants.tracked(&machine.hw, op.handle) {
         Some(Track::Mapped { granter: now, gref, gfn, writable }) if now == granter.id => {
             (gref, gfn, if writable { Use::Write } else { Use::Read })
         }
@@ -118,7 +118,7 @@ pub(super) fn unmap<H: Hardware>(
         return Err(GrantStatus::GeneralError);
     }
     let there = both.mapper.stage2.lookup(&machine.hw, gfn);
-    let used = both.granter().grants.active(gref).and_then(Active::mfn);
+    let used = both.granter().grants.active(machine, gref).and_then(|active| active.mfn());
     match there.map(|mapping| (mapping.kind, used == Some(mapping.mfn))) {
         Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) => {
             // A grant has an entry of its own: it was mapped as a page.
@@ -130,24 +130,32 @@ pub(super) fn unmap<H: Hardware>(
         }
         None => {}
     }
-    both.mapper.grants.untrack(op.handle);
+    both.mapper.grants.untrack(&machine.hw, op.handle);
     unpin(machine, current, granter, both.granter(), gref, how);
     Ok(())
 }
 
 /// Whether the caller has a frame mapped by a grant.
 pub(super) fn has_mapped<H: Hardware>(hw: &H, state: &DomainState, mfn: Mfn) -> bool {
-    state.grants.mappings().any(|(_, track)| match *track {
-        Track::Free(_) => false,
-        Track::Mapped { gfn, .. } => state.stage2.lookup(hw, gfn).is_some_and(|mapping| {
-            mapping.mfn == mfn && matches!(mapping.kind, Kind::GrantWritable | Kind::GrantReadOnly)
-        }),
-    })
+    let mut from = 0;
+    // One turn a mapping.
+    while let Some((handle, Track::Mapped { gfn, .. })) = state.grants.mapping_from(hw, from, None) {
+        let there = state.stage2.lookup(hw, gfn).filter(|there| there.mfn == mfn);
+        if there.is_some_and(|there| matches!(there.kind, Kind::GrantWritable | Kind::GrantReadOnly)) {
+            return true;
+        }
+        from = handle.saturating_add(1);
+    }
+    false
 }
 
 /// Whether a handle names a mapping of the caller's.
-pub(super) fn names_mapping(current: &Current<'_>, handle: GrantHandle) -> bool {
-    current.domain.state.lock().grants.tracked(handle).is_some()
+pub(super) fn names_mapping<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    handle: GrantHandle,
+) -> bool {
+    current.domain.state.lock().grants.tracked(&machine.hw, handle).is_some()
 }
 
 fn granter_of(track: Track) -> DomId {

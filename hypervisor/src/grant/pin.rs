@@ -4,7 +4,7 @@
 use pv_abi::grant::{ENTRY_SIZE, EntryFlags, GTF_TYPE_MASK, GrantStatus};
 use pv_abi::{DomId, GrantRef};
 
-use super::active::Use;
+use super::active::{Active, Use};
 use crate::addr::{FrameAddr, Gfn, Mfn};
 use crate::domain::{Domain, DomainState};
 use crate::evtchn::word_contended;
@@ -34,7 +34,7 @@ pub(super) fn pin<H: Hardware>(
 ) -> Result<Mfn, GrantStatus> {
     let user = current.domain.id;
     let at = state.grants.entry_at(gref).ok_or(GrantStatus::BadGntref)?;
-    let active = *state.grants.active(gref).ok_or(GrantStatus::BadGntref)?;
+    let mut active = state.grants.active(machine, gref).ok_or(GrantStatus::BadGntref)?;
     if active.is_pinned() && (active.domid != user || active.is_full(how)) {
         return Err(GrantStatus::GeneralError);
     }
@@ -52,18 +52,16 @@ pub(super) fn pin<H: Hardware>(
             .and_then(|mfn| if mfn == held { Ok(held) } else { Err(GrantStatus::GeneralError) }),
         Some(held) => Ok(held),
     };
-    match (found, state.grants.active_mut(gref)) {
-        (Ok(mfn), Some(active)) => {
-            active.frame = mfn.get();
+    match found {
+        Ok(mfn) => {
+            active.frame = mfn;
             active.domid = user;
             active.pin(how);
-            Ok(mfn)
+            state.grants.set_active(machine, gref, active);
         }
-        (found, _) => {
-            reduce_status(machine, current, granter, state, gref, how);
-            found.and(Err(GrantStatus::BadGntref))
-        }
+        Err(_) => reduce_status(machine, current, granter, at, active, how),
     }
+    found
 }
 
 /// What a reference is used for.
@@ -84,14 +82,15 @@ pub(super) fn unpin<H: Hardware>(
     gref: GrantRef,
     how: Use,
 ) {
-    let Some(active) = state.grants.active_mut(gref) else { return };
-    let Some(mfn) = active.mfn() else { return };
+    let Some(mut active) = state.grants.active(machine, gref) else { return };
+    let (Some(mfn), Some(at)) = (active.mfn(), state.grants.entry_at(gref)) else { return };
     active.unpin(how);
+    state.grants.set_active(machine, gref, active);
     if !active.is_pinned() {
         // The first use took it.
         let _ = machine.frames.table.release(mfn);
     }
-    reduce_status(machine, current, granter, state, gref, how);
+    reduce_status(machine, current, granter, at, active, how);
 }
 
 /// The frame that an entry names, if it is the granter's own RAM. The entry is read once.
@@ -154,11 +153,10 @@ fn reduce_status<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
     granter: &Domain,
-    state: &DomainState,
-    gref: GrantRef,
+    at: FrameAddr,
+    active: Active,
     how: Use,
 ) {
-    let (Some(active), Some(at)) = (state.grants.active(gref), state.grants.entry_at(gref)) else { return };
     let mut bits = EntryFlags::empty();
     if !active.is_pinned() {
         bits |= EntryFlags::READING;

@@ -1,41 +1,66 @@
 //! A domain's grant table: the frames it shares with the hypervisor, what is in use of it, and what the domain has mapped of others.
+//!
+//! What the hypervisor remembers of a domain's grants grows with them, in frames of role [`Role::DomainTable`] charged to the domain: one
+//! beside each frame of the shared table, and one for each 512 mappings. They are cleared when they come and stay with the table, as in
+//! Xen. No guest sees them.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use pv_abi::grant::ENTRIES_PER_FRAME;
-use pv_abi::{Errno, GrantHandle, GrantRef};
+use pv_abi::{DomId, Errno, GrantHandle, GrantRef, PAGE_SIZE};
+use zerocopy::IntoBytes;
 
 use super::active::{Active, Track};
-use crate::addr::{FrameAddr, Mfn};
+use crate::addr::{FrameAddr, Gfn, Mfn};
+use crate::frame::Role;
+use crate::frame_alloc::Frames;
+use crate::hardware::Hardware;
+use crate::machine::Machine;
 
-/// A frame of the shared table, once the table has grown to it. Where the domain has it is the frame table's to know
-/// (`FrameTable::home`).
-pub type SharedFrame = Option<Mfn>;
+/// A frame of the shared table, and the one beside it that says what is in use of its entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TableFrame {
+    /// Shown to the domain. Where it has it is the frame table's to know ([`crate::frame::FrameTable::home`]).
+    pub(super) shared: Mfn,
+    /// One word an entry ([`Active`]).
+    pub(super) active: Mfn,
+}
+
+const WORD: usize = 8;
+/// Mappings that one frame tells of.
+pub const TRACKS_PER_FRAME: u32 = 512;
+const _: () = assert!(TRACKS_PER_FRAME as usize * WORD == PAGE_SIZE);
+const _: () = assert!(ENTRIES_PER_FRAME as usize * WORD == PAGE_SIZE);
 
 /// The storage of a domain's table, sized by its quota at boot.
 #[derive(Debug)]
 pub struct GrantTables {
     /// One for each frame that the table may have.
-    pub shared: &'static mut [SharedFrame],
-    /// [`ENTRIES_PER_FRAME`] for each of them.
-    pub active: &'static mut [Active],
-    /// Mappings of other domains' grants that the domain may hold at once.
-    pub maptrack: &'static mut [Track],
+    pub frames: &'static mut [Option<TableFrame>],
+    /// One for each [`TRACKS_PER_FRAME`] mappings that the domain may hold.
+    pub tracks: &'static mut [Option<Mfn>],
+    /// Mappings of others' grants that the domain may hold at once.
+    pub max_tracks: u32,
 }
 
 /// A domain's grant table; under its lock.
 #[derive(Debug)]
 pub struct GrantState {
-    pub(super) tables: GrantTables,
+    tables: GrantTables,
     /// Frames that the table has now.
-    pub(super) frames: u32,
+    frames: u32,
     /// Head of the free mappings, as handle + 1; 0 for none.
-    pub(super) free_track: u32,
+    free_track: u32,
     /// Mappings that were ever used: those from here on are free without being linked.
-    pub(super) used_tracks: u32,
+    used_tracks: u32,
+}
+
+/// Where a word of a table of words is.
+fn word_at(frame: Mfn, index: u32) -> Option<FrameAddr> {
+    FrameAddr::new(frame, usize::try_from(index % ENTRIES_PER_FRAME).ok()?.checked_mul(WORD)?)
 }
 
 impl GrantState {
-    /// An empty table. It gets its first frame by [`Self::append`], as Xen's has one from the start.
+    /// An empty table. It gets its first frame by [`Self::grow`], as Xen's has one from the start.
     pub const fn new(tables: GrantTables) -> Self {
         Self { tables, frames: 0, free_track: 0, used_tracks: 0 }
     }
@@ -47,8 +72,7 @@ impl GrantState {
 
     /// Frames that it may have.
     pub fn max_frames(&self) -> u32 {
-        let by_active = self.tables.active.len().wrapping_shr(ENTRIES_PER_FRAME.trailing_zeros());
-        u32::try_from(self.tables.shared.len().min(by_active)).unwrap_or(u32::MAX)
+        u32::try_from(self.tables.frames.len()).unwrap_or(u32::MAX)
     }
 
     /// Entries that it has.
@@ -56,114 +80,194 @@ impl GrantState {
         self.frames.saturating_mul(ENTRIES_PER_FRAME)
     }
 
-    /// Makes a cleared frame of the hypervisor the table's next.
+    /// Grows to `to` frames of its owner's, or stays as it was. Each frame takes two of the machine's.
     ///
     /// # Errors
-    /// `-EINVAL` when the table may not grow; the frame is then still the caller's.
-    pub fn append(&mut self, mfn: Mfn) -> Result<(), Errno> {
-        if self.frames >= self.max_frames() {
+    /// `-EINVAL` for more than the table may have, `-ENOMEM`.
+    pub fn grow<H: Hardware>(&mut self, hw: &H, frames: &Frames, owner: DomId, to: u32) -> Result<(), Errno> {
+        if to > self.max_frames() {
             return Err(Errno::Einval);
         }
-        let index = usize::try_from(self.frames).map_err(|_| Errno::Einval)?;
-        let slot = self.tables.shared.get_mut(index).ok_or(Errno::Einval)?;
-        *slot = Some(mfn);
-        self.frames = self.frames.saturating_add(1);
+        let before = self.frames;
+        for index in before..to {
+            let slot = usize::try_from(index).ok().and_then(|index| self.tables.frames.get_mut(index));
+            let added = slot.zip(TableFrame::allocate(hw, frames, owner));
+            let Some((slot, added)) = added else {
+                self.shrink(frames, before);
+                return Err(Errno::Enomem);
+            };
+            *slot = Some(added);
+            self.frames = index.saturating_add(1);
+        }
         Ok(())
     }
 
-    /// Frame `index` of the table, if it has grown that far.
+    /// Gives back frames that were added in this hold of the lock, of which nobody knows yet.
+    fn shrink(&mut self, frames: &Frames, to: u32) {
+        for index in (to..self.frames).rev() {
+            let slot = usize::try_from(index).ok().and_then(|index| self.tables.frames.get_mut(index));
+            if let Some(frame) = slot.and_then(Option::take) {
+                frame.free(frames);
+            }
+        }
+        self.frames = self.frames.min(to);
+    }
+
+    fn table_frame(&self, index: u32) -> Option<TableFrame> {
+        *self.tables.frames.get(usize::try_from(index).ok()?)?
+    }
+
+    /// Frame `index` of the shared table, if it has grown that far.
     pub fn frame(&self, index: u32) -> Option<Mfn> {
-        *self.tables.shared.get(usize::try_from(index).ok()?)?
-    }
-
-    /// Which frame of the table a frame is.
-    pub fn index_of(&self, mfn: Mfn) -> Option<u32> {
-        let position = self.tables.shared.iter().position(|slot| *slot == Some(mfn))?;
-        u32::try_from(position).ok()
-    }
-
-    /// Takes the table's last frame back, if none of its entries is in use and more than `keep` are left: undoes
-    /// [`Self::append`].
-    pub(super) fn remove_last(&mut self, keep: u32) -> Option<Mfn> {
-        let index = self.frames.checked_sub(1).filter(|index| *index >= keep)?;
-        let mfn = self.tables.shared.get_mut(usize::try_from(index).ok()?)?.take()?;
-        self.frames = index;
-        Some(mfn)
+        Some(self.table_frame(index)?.shared)
     }
 
     /// Where an entry's 8 bytes are.
     pub(super) fn entry_at(&self, gref: GrantRef) -> Option<FrameAddr> {
-        let mfn = self.frame(gref.0 / ENTRIES_PER_FRAME)?;
-        let offset = usize::try_from(gref.0 % ENTRIES_PER_FRAME).ok()?.checked_mul(8)?;
-        FrameAddr::new(mfn, offset)
+        word_at(self.frame(gref.0 / ENTRIES_PER_FRAME)?, gref.0)
+    }
+
+    fn active_at(&self, gref: GrantRef) -> Option<FrameAddr> {
+        word_at(self.table_frame(gref.0 / ENTRIES_PER_FRAME)?.active, gref.0)
     }
 
     /// What is in use of a reference; `None` when it is not in the table.
-    pub fn active(&self, gref: GrantRef) -> Option<&Active> {
-        if gref.0 >= self.entries() {
+    pub fn active<H: Hardware>(&self, machine: &Machine<H>, gref: GrantRef) -> Option<Active> {
+        let word = machine.hw.load_u64(self.active_at(gref)?);
+        Some(Active::unpack(word, machine.frames.table.base()))
+    }
+
+    /// Notes what is in use of a reference that is in the table.
+    pub(super) fn set_active<H: Hardware>(&mut self, machine: &Machine<H>, gref: GrantRef, active: Active) {
+        if let Some(at) = self.active_at(gref) {
+            machine.hw.write(at, active.pack(machine.frames.table.base()).as_bytes());
+        }
+    }
+
+    /// Shows every reference in use; for the self-check.
+    pub fn pinned<H: Hardware>(&self, machine: &Machine<H>, mut visit: impl FnMut(GrantRef, Active)) {
+        const CHUNK: usize = 64;
+        let base = machine.frames.table.base();
+        for first in (0..self.entries()).step_by(CHUNK) {
+            let mut words = [0_u64; CHUNK];
+            let Some(at) = self.active_at(GrantRef(first)) else { break };
+            machine.hw.read(at, words.as_mut_bytes());
+            for (gref, word) in (first..).zip(words).filter(|(_, word)| *word != 0) {
+                visit(GrantRef(gref), Active::unpack(word, base));
+            }
+        }
+    }
+
+    /// The frames of role [`Role::DomainTable`] that it has; for the self-check.
+    pub fn own_frames(&self) -> impl Iterator<Item = Mfn> + '_ {
+        let actives = self.tables.frames.iter().flatten().map(|frame| frame.active);
+        actives.chain(self.tables.tracks.iter().copied().flatten())
+    }
+
+    fn track_at(&self, handle: GrantHandle) -> Option<FrameAddr> {
+        let frame = usize::try_from(handle.0 / TRACKS_PER_FRAME).ok()?;
+        word_at((*self.tables.tracks.get(frame)?)?, handle.0)
+    }
+
+    fn set_track<H: Hardware>(&mut self, hw: &H, handle: GrantHandle, track: Track) {
+        if let Some(at) = self.track_at(handle) {
+            hw.write(at, track.pack().as_bytes());
+        }
+    }
+
+    fn get_track<H: Hardware>(&self, hw: &H, handle: GrantHandle) -> Option<Track> {
+        if handle.0 >= self.used_tracks {
             return None;
         }
-        self.tables.active.get(usize::try_from(gref.0).ok()?)
+        Some(Track::unpack(hw.load_u64(self.track_at(handle)?)))
     }
 
-    /// [`Self::active`], to change.
-    pub(super) fn active_mut(&mut self, gref: GrantRef) -> Option<&mut Active> {
-        if gref.0 >= self.entries() {
+    /// The first mapping that the domain holds from handle `from` on, at `at` if that is given.
+    pub fn mapping_from<H: Hardware>(&self, hw: &H, from: u32, at: Option<Gfn>) -> Option<(u32, Track)> {
+        const CHUNK: u32 = 64;
+        let first = from & !(CHUNK - 1);
+        for first in (first..self.used_tracks).step_by(64) {
+            let mut words = [0_u64; 64];
+            hw.read(self.track_at(GrantHandle(first))?, words.as_mut_bytes());
+            for (handle, word) in (first..self.used_tracks).zip(words).filter(|(handle, _)| *handle >= from) {
+                match Track::unpack(word) {
+                    track @ Track::Mapped { gfn, .. } if at.is_none_or(|at| at == gfn) => {
+                        return Some((handle, track));
+                    }
+                    Track::Mapped { .. } | Track::Free(_) => {}
+                }
+            }
+        }
+        None
+    }
+
+    /// A handle that is free, without taking it. The frame that is to tell of it is there afterwards.
+    ///
+    /// `None` when the domain holds as many mappings as it may, or the machine has no frame.
+    pub(super) fn free_handle<H: Hardware>(
+        &mut self,
+        hw: &H,
+        frames: &Frames,
+        owner: DomId,
+    ) -> Option<GrantHandle> {
+        if let Some(linked) = self.free_track.checked_sub(1) {
+            return Some(GrantHandle(linked));
+        }
+        let next = self.used_tracks;
+        if next >= self.tables.max_tracks {
             return None;
         }
-        self.tables.active.get_mut(usize::try_from(gref.0).ok()?)
-    }
-
-    /// The mappings that the domain holds, as (handle, mapping); for the self-check.
-    pub fn mappings(&self) -> impl Iterator<Item = (u32, &Track)> {
-        (0_u32..).zip(self.tables.maptrack.iter()).filter(|(_, track)| !matches!(track, Track::Free(_)))
-    }
-
-    /// The references in use; for the self-check.
-    pub fn pinned(&self) -> impl Iterator<Item = (GrantRef, &Active)> {
-        (0_u32..).map(GrantRef).zip(self.tables.active.iter()).filter(|(_, active)| active.is_pinned())
-    }
-
-    /// A handle that is free, without taking it.
-    pub(super) fn free_handle(&self) -> Option<GrantHandle> {
-        let next = match self.free_track.checked_sub(1) {
-            Some(linked) => linked,
-            None => self.used_tracks,
-        };
-        (usize::try_from(next).ok()? < self.tables.maptrack.len()).then_some(GrantHandle(next))
+        let slot = self.tables.tracks.get_mut(usize::try_from(next / TRACKS_PER_FRAME).ok()?)?;
+        if slot.is_none() {
+            *slot = Some(frames.allocate_clear(hw, 0, owner, Role::DomainTable)?);
+        }
+        Some(GrantHandle(next))
     }
 
     /// Lets a handle that [`Self::free_handle`] gave name a mapping.
-    pub(super) fn track(&mut self, handle: GrantHandle, mapping: Track) {
-        let Some(slot) = usize::try_from(handle.0).ok().and_then(|index| self.tables.maptrack.get_mut(index))
-        else {
-            return;
-        };
-        match *slot {
-            Track::Free(next) if self.free_track == handle.0.wrapping_add(1) => self.free_track = next,
-            Track::Free(_) => self.used_tracks = self.used_tracks.max(handle.0.wrapping_add(1)),
-            Track::Mapped { .. } => return,
+    pub(super) fn track<H: Hardware>(&mut self, hw: &H, handle: GrantHandle, mapping: Track) {
+        if self.free_track == handle.0.wrapping_add(1) {
+            match self.get_track(hw, handle) {
+                Some(Track::Free(next)) => self.free_track = next,
+                Some(Track::Mapped { .. }) | None => return,
+            }
+        } else {
+            self.used_tracks = self.used_tracks.max(handle.0.wrapping_add(1));
         }
-        *slot = mapping;
+        self.set_track(hw, handle, mapping);
     }
 
     /// What a handle names.
-    pub(super) fn tracked(&self, handle: GrantHandle) -> Option<Track> {
-        match *self.tables.maptrack.get(usize::try_from(handle.0).ok()?)? {
+    pub(super) fn tracked<H: Hardware>(&self, hw: &H, handle: GrantHandle) -> Option<Track> {
+        match self.get_track(hw, handle)? {
             Track::Free(_) => None,
             mapped @ Track::Mapped { .. } => Some(mapped),
         }
     }
 
     /// Frees a handle.
-    pub(super) fn untrack(&mut self, handle: GrantHandle) {
-        let Some(slot) = usize::try_from(handle.0).ok().and_then(|index| self.tables.maptrack.get_mut(index))
-        else {
-            return;
-        };
-        if matches!(slot, Track::Mapped { .. }) {
-            *slot = Track::Free(self.free_track);
+    pub(super) fn untrack<H: Hardware>(&mut self, hw: &H, handle: GrantHandle) {
+        if self.tracked(hw, handle).is_some() {
+            self.set_track(hw, handle, Track::Free(self.free_track));
             self.free_track = handle.0.wrapping_add(1);
+        }
+    }
+}
+
+impl TableFrame {
+    fn allocate<H: Hardware>(hw: &H, frames: &Frames, owner: DomId) -> Option<Self> {
+        let shared = frames.allocate_clear(hw, 0, owner, Role::Shared)?;
+        let Some(active) = frames.allocate_clear(hw, 0, owner, Role::DomainTable) else {
+            // Nobody has seen it.
+            let _ = frames.free(shared);
+            return None;
+        };
+        Some(Self { shared, active })
+    }
+
+    fn free(self, frames: &Frames) {
+        for frame in [self.shared, self.active] {
+            let _ = frames.free(frame);
         }
     }
 }

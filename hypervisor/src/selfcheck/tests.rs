@@ -1,6 +1,7 @@
 use super::*;
 use crate::fake::{RAM, World};
 use crate::frame::FrameState;
+use crate::stage2::lookup;
 
 const ONE: DomId = DomId(1);
 

@@ -1,0 +1,239 @@
+//! What a domain has of RAM changes while it runs: `XENMEM_populate_physmap`, `XENMEM_decrease_reservation`, `XENMEM_increase_reservation`.
+//!
+//! The result is always a number of extents: those that are done. A refusal ends the call there, and its reason is not told, as in
+//! Xen. An extent is done page by page, so that interrupts come in between; one that fails in the middle, which a first look at the
+//! domain's limit and the machine's free frames makes rare, keeps the pages that were done, and is not counted.
+//!
+//! Differences from Xen: a page that somebody refers to (grants in use, registered areas) is not taken from its domain; frames of an extent
+//! need not be neighbours in the machine; address limits are not kept, since domains do not see machine addresses.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+use pv_abi::memory::{MEMF_POPULATE_ON_DEMAND, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, Reservation};
+use pv_abi::{Errno, GuestHandle, PAGE_SHIFT};
+
+use super::leave;
+use crate::addr::Gfn;
+use crate::domain::{Domain, DomainState};
+use crate::frame::Role;
+use crate::guest_memory;
+use crate::hardware::{CpuId, Hardware};
+use crate::hypercall::{Answer, Args, Stop, any_domain};
+use crate::machine::{Current, Machine};
+use crate::sched::MAX_CPUS;
+use crate::stage2::Kind;
+
+/// Which way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Change {
+    /// More RAM, in no place: the domain cannot reach it on ARM.
+    Increase,
+    /// Less RAM.
+    Decrease,
+    /// More RAM at guest frames.
+    Populate,
+}
+
+/// Largest extent that a guest may ask for, as order (`CONFIG_DOMU_MAX_ORDER`).
+const MAX_ORDER: u32 = 9;
+/// Most extents of a call (`UINT_MAX >> MEMOP_EXTENT_SHIFT`).
+const MAX_EXTENTS: u64 = 0xFFFF_FFFF >> MEMOP_EXTENT_SHIFT;
+/// Where pages done of the next extent are in `cmd` of a restarted call; Xen has no such progress.
+const PAGES_SHIFT: u32 = 32;
+/// Address bits of `mem_flags` (`XENMEMF_get_address_bits`).
+const ADDRESS_BITS: u32 = 0xFF;
+/// What one run may cost: a page is 1 (some 1000 instructions), a stage-2 table 6 (a block that is split).
+const BUDGET: u32 = 12;
+const PER_TABLE: u32 = 6;
+
+/// Why a page was not done.
+enum Failure {
+    /// It cannot be.
+    Refused,
+    /// It can be when every CPU has left the hypervisor: there are frames in limbo.
+    Wait,
+}
+
+impl From<Errno> for Failure {
+    fn from(_: Errno) -> Self {
+        Self::Refused
+    }
+}
+
+/// Changes what the caller's domain has.
+///
+/// # Errors
+/// Restarts only.
+pub(super) fn adjust<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    change: Change,
+    args: &Args,
+) -> Answer {
+    let [cmd, arg, a2, a3, a4] = *args;
+    let Some((asked, domain)) = checked(machine, current, change, args) else {
+        return Ok(cmd >> MEMOP_EXTENT_SHIFT);
+    };
+    let size = 1_u64.wrapping_shl(asked.extent_order);
+    let (mut extent, mut page) = progress(cmd);
+    let restart = |extent: u64, page: u64| {
+        let cmd = cmd & MEMOP_CMD_MASK | extent << MEMOP_EXTENT_SHIFT | page << PAGES_SHIFT;
+        Stop::Restart([cmd, arg, a2, a3, a4])
+    };
+    // This CPU has looked nothing up yet.
+    machine.frames.quiescent.pass(current.cpu);
+    machine.frames.reclaim();
+    let mut budget = BUDGET;
+    // Each turn does a page, and there are `BUDGET` at most.
+    while extent < asked.nr_extents {
+        if budget == 0 {
+            return Err(restart(extent, page));
+        }
+        match one(machine, current, domain, change, &asked, extent, page) {
+            Ok(cost) => budget = budget.saturating_sub(cost),
+            Err(Failure::Refused) => return Ok(extent),
+            Err(Failure::Wait) => {
+                wait(machine, current);
+                return Err(restart(extent, page));
+            }
+        }
+        page = page.wrapping_add(1);
+        if page == size {
+            (extent, page) = (extent.wrapping_add(1), 0);
+        }
+    }
+    Ok(extent)
+}
+
+/// Extents done, and pages done of the next one.
+const fn progress(cmd: u64) -> (u64, u64) {
+    (cmd >> MEMOP_EXTENT_SHIFT & MAX_EXTENTS, cmd >> PAGES_SHIFT)
+}
+
+/// The request, if there is something to do that may be done.
+fn checked<'m, H: Hardware>(
+    machine: &'m Machine<H>,
+    current: &Current<'m>,
+    change: Change,
+    args: &Args,
+) -> Option<(Reservation, &'m Domain)> {
+    let asked: Reservation = guest_memory::read(machine, current, GuestHandle(args[1])).ok()?;
+    let (extent, page) = progress(args[0]);
+    let domain = any_domain(machine, current, asked.domid)?;
+    let address_bits = asked.mem_flags & ADDRESS_BITS;
+    let sound = asked.nr_extents <= MAX_EXTENTS
+        && extent < asked.nr_extents
+        && asked.extent_order <= MAX_ORDER
+        && page < 1_u64.wrapping_shl(asked.extent_order)
+        && (address_bits == 0 || address_bits > PAGE_SHIFT)
+        // A guest does not do this to itself.
+        && (change != Change::Populate || asked.mem_flags & MEMF_POPULATE_ON_DEMAND == 0);
+    (sound && domain.id == current.domain.id).then_some((asked, domain))
+}
+
+/// Does a page of an extent; returns its cost.
+fn one<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    domain: &Domain,
+    change: Change,
+    asked: &Reservation,
+    extent: u64,
+    page: u64,
+) -> Result<u32, Failure> {
+    let gfn = match change {
+        Change::Increase => Gfn::default(),
+        Change::Decrease | Change::Populate => {
+            let at = guest_memory::element::<u64>(asked.extent_start, extent)?;
+            let first: u64 = guest_memory::read(machine, current, at)?;
+            first.checked_add(page).and_then(Gfn::new).ok_or(Failure::Refused)?
+        }
+    };
+    let state = &mut *domain.state.lock();
+    let tables = state.stage2.tables();
+    if page == 0 && change != Change::Decrease {
+        let size = 1_u64.wrapping_shl(asked.extent_order);
+        if state.memory.max_frames.saturating_sub(state.memory.frames) < size {
+            return Err(Failure::Refused);
+        }
+        if machine.frames.free_frames() < size {
+            return Err(short_of_frames(machine));
+        }
+    }
+    match change {
+        Change::Increase => increase(machine, domain, state)?,
+        Change::Decrease => decrease(machine, domain, state, gfn)?,
+        Change::Populate => populate(machine, domain, state, gfn)?,
+    }
+    Ok(state.stage2.tables().saturating_sub(tables).saturating_mul(PER_TABLE).saturating_add(1))
+}
+
+fn short_of_frames<H: Hardware>(machine: &Machine<H>) -> Failure {
+    if machine.frames.limbo_frames() == 0 { Failure::Refused } else { Failure::Wait }
+}
+
+fn increase<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+) -> Result<(), Failure> {
+    if !state.memory.charge(1) {
+        return Err(Failure::Refused);
+    }
+    if machine.frames.allocate_clear(&machine.hw, 0, domain.id, Role::Data).is_none() {
+        state.memory.discharge(1);
+        return Err(short_of_frames(machine));
+    }
+    Ok(())
+}
+
+fn populate<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    gfn: Gfn,
+) -> Result<(), Failure> {
+    if !state.memory.charge(1) {
+        return Err(Failure::Refused);
+    }
+    let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn);
+    let found = slot.map_err(|error| Failure::from(Errno::from(error))).and_then(|slot| {
+        let frame = machine.frames.allocate_clear(&machine.hw, 0, domain.id, Role::Data);
+        frame.map(|frame| (slot, frame)).ok_or_else(|| short_of_frames(machine))
+    });
+    let (slot, frame) = found.inspect_err(|_| state.memory.discharge(1))?;
+    // Nothing of what was executed there before.
+    machine.hw.sync_instructions(frame);
+    if let Some(replaced) = slot.commit(&machine.hw, frame, Kind::Ram) {
+        leave(machine, replaced);
+    }
+    machine.frames.table.set_home(frame, Some(gfn));
+    Ok(())
+}
+
+fn decrease<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    gfn: Gfn,
+) -> Result<(), Failure> {
+    let there = state.stage2.lookup(&machine.hw, gfn).filter(|there| there.kind == Kind::Ram);
+    let mfn = there.ok_or(Failure::Refused)?.mfn;
+    // References are taken under the domain's lock: none comes from here on.
+    if machine.frames.table.state(mfn).is_none_or(|frame| frame.count != 0) {
+        return Err(Failure::Refused);
+    }
+    let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn).map_err(Errno::from)?;
+    let _ = slot.clear(&machine.hw);
+    if machine.frames.retire(mfn, domain.id).is_ok() {
+        state.memory.discharge(1);
+    }
+    Ok(())
+}
+
+/// Lets every CPU leave the hypervisor, the caller's too.
+fn wait<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) {
+    let others = (0..MAX_CPUS).filter_map(|cpu| u8::try_from(cpu).ok().map(CpuId));
+    for cpu in others.filter(|cpu| *cpu != current.cpu && machine.frames.quiescent.has_run(*cpu)) {
+        machine.hw.kick(cpu);
+    }
+    current.reschedule.set(true);
+}
