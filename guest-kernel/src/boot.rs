@@ -6,7 +6,7 @@ use core::panic::PanicInfo;
 use crate::bootargs::BootArgs;
 use crate::mmio::Registers;
 use crate::tree::{self, Region, Tree};
-use crate::{console, heap, paging, power};
+use crate::{console, heap, paging, power, smp};
 
 global_asm!(include_str!("asm/boot.S"), options(raw));
 
@@ -110,6 +110,7 @@ extern "C" fn guest_kernel_start(tree_address: u64) -> ! {
         // SAFETY: it lies in RAM, is mapped, and nothing writes to it: it is kept out of the heap.
         unsafe { core::slice::from_raw_parts(start, file.size as usize) }
     });
+    smp::set_count(tree.cpus);
     let guest = alloc::boxed::Box::leak(alloc::boxed::Box::new(Guest { tree, ramdisk }));
     // SAFETY: `main!` defines it with this signature.
     unsafe { guest_kernel_main(guest) }

@@ -4,8 +4,8 @@
 use core::fmt::{self, Write};
 
 use heapless::Vec;
-use spin::Mutex;
 
+use crate::lock::Lock;
 use crate::mmio::Registers;
 use crate::{cpu, hypercall};
 
@@ -25,7 +25,7 @@ struct Console {
     uart: Option<Registers>,
 }
 
-static CONSOLE: Mutex<Console> = Mutex::new(Console { line: Vec::new(), uart: None });
+static CONSOLE: Lock<Console> = Lock::new(Console { line: Vec::new(), uart: None });
 
 impl Console {
     /// Ends a line that was begun by `print!`.

@@ -7,16 +7,27 @@
 use core::time::Duration;
 
 use heapless::LinearMap;
-use pv_abi::event::{AllocUnbound, BindInterdomain, PortArg, Status};
+use pv_abi::event::{AllocUnbound, BindInterdomain, BindIpi, BindVcpu, PortArg, Status};
 use pv_abi::memory::{AddToPhysmap, MapSpace};
+use pv_abi::vcpu::RegisterVcpuInfo;
 use pv_abi::{DomId, Errno, PAGE_SIZE, Port};
-use spin::{Mutex, Once};
+use spin::Once;
 
 use crate::interrupt::Intid;
-use crate::shared_info::SharedPage;
+use crate::lock::Lock;
+use crate::shared_info::{SharedPage, Upcall};
+use crate::smp::{self, Cpu, MAX_CPUS};
 use crate::{cpu, hypercall, interrupt, time};
 
 static SHARED: SharedPage = SharedPage::zeroed();
+
+/// Where the further vCPUs are told of events; the first is in the shared page.
+#[repr(C, align(4096))]
+struct Upcalls([Upcall; MAX_CPUS]);
+
+const _: () = assert!(size_of::<Upcalls>() == PAGE_SIZE, "inside one page");
+
+static UPCALLS: Upcalls = Upcalls([const { Upcall::zeroed() }; MAX_CPUS]);
 
 /// The page shared with the hypervisor, placed on first use.
 ///
@@ -96,6 +107,25 @@ impl Channel {
         Ok(Self { port: argument.local_port, owner: Owner::Guest })
     }
 
+    /// A new channel whose events, which any vCPU of this domain may raise, arrive at `target`.
+    ///
+    /// # Errors
+    /// What the hypervisor says.
+    pub fn ipi(target: Cpu) -> Result<Self, Errno> {
+        shared_page()?;
+        let mut argument = BindIpi { vcpu: target.number(), port: Port(0) };
+        hypercall::event_bind_ipi(&mut argument)?;
+        Ok(Self { port: argument.port, owner: Owner::Guest })
+    }
+
+    /// Makes its events arrive at `target` from now on; [`listen`] there. Not for those of [`Channel::ipi`].
+    ///
+    /// # Errors
+    /// What the hypervisor says.
+    pub fn deliver_to(&self, target: Cpu) -> Result<(), Errno> {
+        hypercall::event_bind_vcpu(&mut BindVcpu { port: self.port, vcpu: target.number() })
+    }
+
     /// Its port.
     pub const fn port(&self) -> Port {
         self.port
@@ -152,7 +182,7 @@ pub type Handler = fn(Port);
 /// Most ports with handlers.
 const MAX_HANDLERS: usize = 64;
 
-static HANDLERS: Mutex<LinearMap<u32, Handler, MAX_HANDLERS>> = Mutex::new(LinearMap::new());
+static HANDLERS: Lock<LinearMap<u32, Handler, MAX_HANDLERS>> = Lock::new(LinearMap::new());
 
 /// Why a handler cannot be set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -166,12 +196,13 @@ pub enum HandlerError {
 }
 
 impl Channel {
-    /// Runs `handler` at every event from now on, in place of waiting. One that is pending already counts.
+    /// Runs `handler` at every event from now on, in place of waiting. One that is pending already counts. It runs on this vCPU,
+    /// or on the one that the channel delivers to, once that listens.
     ///
     /// # Errors
     /// [`HandlerError`].
     pub fn handle(&self, handler: Handler) -> Result<(), HandlerError> {
-        interrupt::enable(Intid::EVENTS, upcall).map_err(|_| HandlerError::NoController)?;
+        listen()?;
         cpu::without_interrupts(|| HANDLERS.lock().insert(self.port.0, handler))
             .map_err(|_| HandlerError::TooMany)?;
         self.unmask().map_err(HandlerError::Refused)
@@ -191,9 +222,39 @@ impl Channel {
     }
 }
 
+/// Lets this vCPU take events.
+///
+/// # Errors
+/// [`HandlerError`]
+pub fn listen() -> Result<(), HandlerError> {
+    static REGISTERED: [Once<Result<(), Errno>>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
+    shared_page().map_err(HandlerError::Refused)?;
+    let here = smp::this();
+    if here != Cpu::FIRST
+        && let Some(registered) = REGISTERED.get(here.index())
+    {
+        registered.call_once(|| register(here)).map_err(HandlerError::Refused)?;
+    }
+    interrupt::enable(Intid::EVENTS, upcall).map_err(|_| HandlerError::NoController)
+}
+
+/// Tells the hypervisor where a vCPU is told of events.
+fn register(cpu: Cpu) -> Result<(), Errno> {
+    let address = (&raw const UPCALLS).addr();
+    let mut place = RegisterVcpuInfo {
+        gfn: (address / PAGE_SIZE) as u64,
+        offset: u32::try_from(cpu.index() * size_of::<Upcall>()).unwrap_or(0),
+        rsvd: 0,
+    };
+    // SAFETY: the page is static, of atomics only, and this part of it used for nothing else.
+    unsafe { hypercall::register_vcpu_info(cpu.number(), &mut place) }
+}
+
 /// The events' interrupt.
 fn upcall() {
-    SHARED.take_all(|port| {
+    let here = smp::this();
+    let own = if here == Cpu::FIRST { &SHARED.first } else { &UPCALLS.0[here.index()] };
+    SHARED.take_all(own, |port| {
         let handler = HANDLERS.lock().get(&port.0).copied();
         if let Some(handler) = handler {
             handler(port);

@@ -5,6 +5,8 @@ use crate::gicv2::GicV2;
 use crate::gicv3::GicV3;
 use crate::mmio::Registers;
 use crate::paging;
+use crate::psci;
+use crate::smp::Cpu;
 use crate::tree::{self, Region};
 
 /// A private interrupt: an SGI (0-15) or a PPI (16-31).
@@ -17,7 +19,10 @@ impl Intid {
     /// The virtual timer.
     pub const TIMER: Self = Self(TIMER_VIRT_PPI);
 
-    /// A software generated interrupt, 0 to 15.
+    /// Ends a wait of another vCPU.
+    pub(crate) const WAKE: Self = Self(15);
+
+    /// A software generated interrupt, 0 to 15; this crate uses 15 itself.
     pub const fn sgi(number: u32) -> Option<Self> {
         if number < 16 { Some(Self(number)) } else { None }
     }
@@ -59,6 +64,17 @@ impl Gic {
         }
     }
 
+    /// Switches this vCPU's part on.
+    pub(crate) fn start_here(&self) -> Option<()> {
+        match self {
+            Self::V2(gic) => {
+                gic.start_here();
+                Some(())
+            }
+            Self::V3(gic) => gic.start_here(),
+        }
+    }
+
     pub(crate) fn enable(&self, intid: Intid) {
         match self {
             Self::V2(gic) => gic.enable(intid),
@@ -92,6 +108,13 @@ impl Gic {
             Self::V3(_) => GicV3::end(acknowledged),
         }
         true
+    }
+
+    pub(crate) fn send(&self, target: Cpu, intid: Intid) {
+        match self {
+            Self::V2(gic) => gic.send(target, intid),
+            Self::V3(_) => GicV3::send(psci::affinity(target.number()), intid),
+        }
     }
 
     pub(crate) fn send_to_self(&self, intid: Intid) {

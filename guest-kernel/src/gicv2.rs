@@ -1,6 +1,7 @@
 //! A guest's view of the `GICv2` (Arm IHI 0048): distributor and CPU interface by MMIO.
 use crate::gic::Intid;
 use crate::mmio::Registers;
+use crate::smp::Cpu;
 
 const GICD_CTLR: usize = 0x000;
 const GICD_ISENABLER0: usize = 0x100;
@@ -18,7 +19,7 @@ const ENABLE: u32 = 1;
 const PRIORITY: u8 = 0xa0;
 const LOWEST: u32 = 0xff;
 
-/// The controller, and this vCPU's interface.
+/// The controller, and the interface, which shows each vCPU its own.
 pub(crate) struct GicV2 {
     distributor: Registers,
     cpu: Registers,
@@ -28,14 +29,20 @@ impl GicV2 {
     /// Switches everything on; no interrupt is enabled yet.
     pub(crate) fn start(distributor: Registers, cpu: Registers) -> Self {
         distributor.write32(GICD_CTLR, ENABLE);
-        distributor.write32(GICD_ICENABLER0, u32::MAX);
+        let gic = Self { distributor, cpu };
+        gic.start_here();
+        gic
+    }
+
+    /// Switches this vCPU's interface on: registers of private interrupts are each vCPU's own.
+    pub(crate) fn start_here(&self) {
+        self.distributor.write32(GICD_ICENABLER0, u32::MAX);
         for offset in (0..32).step_by(4) {
-            distributor.write32(GICD_IPRIORITYR + offset, u32::from_le_bytes([PRIORITY; 4]));
+            self.distributor.write32(GICD_IPRIORITYR + offset, u32::from_le_bytes([PRIORITY; 4]));
         }
-        cpu.write32(GICC_PMR, LOWEST);
-        cpu.write32(GICC_BPR, 0);
-        cpu.write32(GICC_CTLR, ENABLE);
-        Self { distributor, cpu }
+        self.cpu.write32(GICC_PMR, LOWEST);
+        self.cpu.write32(GICC_BPR, 0);
+        self.cpu.write32(GICC_CTLR, ENABLE);
     }
 
     pub(crate) fn enable(&self, intid: Intid) {
@@ -63,6 +70,11 @@ impl GicV2 {
     /// Where and what to write to raise an SGI on this vCPU.
     pub(crate) fn own_sgi(intid: Intid) -> (usize, u32) {
         (GICD_SGIR, TO_SELF | (intid.number() & 0xf))
+    }
+
+    /// Raises an SGI on a vCPU.
+    pub(crate) fn send(&self, target: Cpu, intid: Intid) {
+        self.distributor.write32(GICD_SGIR, 1 << (16 + target.index()) | (intid.number() & 0xf));
     }
 
     /// Raises an SGI on this vCPU.

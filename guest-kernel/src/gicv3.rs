@@ -4,8 +4,12 @@ use core::arch::asm;
 
 use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 
+use spin::Once;
+
+use crate::cpu;
 use crate::gic::Intid;
 use crate::mmio::Registers;
+use crate::smp::{self, MAX_CPUS};
 
 const GICD_CTLR: usize = 0x0000;
 /// In `GICD_CTLR`, seen from the non-secure side: group 1 on (both names), affinity routing on.
@@ -42,17 +46,26 @@ macro_rules! write_register {
     }};
 }
 
-/// The controller, and this vCPU's redistributor.
+/// The controller, and each vCPU's redistributor once that has found it.
 pub(crate) struct GicV3 {
     distributor: Registers,
-    redistributor: Registers,
+    redistributors: Registers,
+    own: [Once<Registers>; MAX_CPUS],
 }
 
 impl GicV3 {
-    /// Finds this vCPU's redistributor and switches everything on; no interrupt is enabled yet.
+    /// Switches everything on for this vCPU; no interrupt is enabled yet.
     pub(crate) fn start(distributor: Registers, redistributors: Registers) -> Option<Self> {
-        let redistributor = find_own(redistributors)?;
         distributor.write32(GICD_CTLR, AFFINITY_ROUTING | ENABLE_GROUP1);
+        let gic = Self { distributor, redistributors, own: [const { Once::new() }; MAX_CPUS] };
+        gic.start_here()?;
+        Some(gic)
+    }
+
+    /// Finds this vCPU's redistributor and switches it and the CPU interface on.
+    pub(crate) fn start_here(&self) -> Option<()> {
+        let own = self.own.get(smp::this().index())?;
+        let redistributor = *own.try_call_once(|| find_own(self.redistributors).ok_or(())).ok()?;
         redistributor.write32(GICR_WAKER, redistributor.read32(GICR_WAKER) & !PROCESSOR_SLEEP);
         (0..PATIENCE).find(|_| redistributor.read32(GICR_WAKER) & CHILDREN_ASLEEP == 0)?;
         redistributor.write32(GICR_ICENABLER0, u32::MAX);
@@ -65,15 +78,21 @@ impl GicV3 {
         write_register!("S3_0_C12_C12_3", 0); // ICC_BPR1_EL1
         write_register!("S3_0_C12_C12_4", 0); // ICC_CTLR_EL1: one write both drops priority and deactivates
         write_register!("S3_0_C12_C12_7", 1); // ICC_IGRPEN1_EL1
-        Some(Self { distributor, redistributor })
+        Some(())
+    }
+
+    fn write_own(&self, register: usize, value: u32) {
+        if let Some(own) = self.own.get(smp::this().index()).and_then(Once::get) {
+            own.write32(register, value);
+        }
     }
 
     pub(crate) fn enable(&self, intid: Intid) {
-        self.redistributor.write32(GICR_ISENABLER0, intid.bit());
+        self.write_own(GICR_ISENABLER0, intid.bit());
     }
 
     pub(crate) fn disable(&self, intid: Intid) {
-        self.redistributor.write32(GICR_ICENABLER0, intid.bit());
+        self.write_own(GICR_ICENABLER0, intid.bit());
     }
 
     pub(crate) const fn distributor(&self) -> Registers {
@@ -97,7 +116,11 @@ impl GicV3 {
 
     /// What `ICC_SGI1R_EL1` takes to raise an SGI on this vCPU.
     pub(crate) fn own_sgi(intid: Intid) -> u64 {
-        let mpidr = MPIDR_EL1.get();
+        Self::sgi(MPIDR_EL1.get(), intid)
+    }
+
+    /// What `ICC_SGI1R_EL1` takes to raise an SGI on the vCPU with these affinity fields.
+    fn sgi(mpidr: u64, intid: Intid) -> u64 {
         let [aff0, aff1, aff2, _, aff3, ..] = mpidr.to_le_bytes();
         1 << (aff0 & 0xf)
             | u64::from(aff1) << 16
@@ -105,6 +128,12 @@ impl GicV3 {
             | u64::from(aff2) << 32
             | u64::from(aff0 >> 4) << 44
             | u64::from(aff3) << 48
+    }
+
+    /// Raises an SGI on the vCPU with these affinity fields. What was written before is visible to its handler.
+    pub(crate) fn send(affinity: u64, intid: Intid) {
+        cpu::synchronize();
+        write_register!("S3_0_C12_C11_5", Self::sgi(affinity, intid)); // ICC_SGI1R_EL1
     }
 
     /// Raises an SGI on this vCPU.

@@ -16,11 +16,11 @@ use pv_abi::grant::{
 use pv_abi::layout::{GRANT_TABLE_BASE, GRANT_TABLE_SIZE};
 use pv_abi::memory::{AddToPhysmap, MapSpace};
 use pv_abi::{DomId, Errno, GrantHandle, GrantRef, PAGE_SIZE};
-use spin::Mutex;
 
 pub use crate::entry::{Access, InUse};
 use crate::entry::{References, SharedEntry};
 use crate::frame::Frame;
+use crate::lock::Lock;
 use crate::tree::Region;
 use crate::{cpu, hypercall, paging};
 
@@ -51,7 +51,7 @@ struct Table {
     next_slot: u32,
 }
 
-static TABLE: Mutex<Table> = Mutex::new(Table {
+static TABLE: Lock<Table> = Lock::new(Table {
     references: References::new(),
     frames: 0,
     limit: 0,

@@ -6,18 +6,18 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 
 use buddy_system_allocator::Heap;
-use spin::Mutex;
 
 use crate::cpu;
+use crate::lock::Lock;
 use crate::tree::Region;
 
 /// Largest block: 2^31 bytes.
 const ORDERS: usize = 32;
 
-struct Locked(Mutex<Heap<ORDERS>>);
+struct Locked(Lock<Heap<ORDERS>>);
 
 #[global_allocator]
-static HEAP: Locked = Locked(Mutex::new(Heap::empty()));
+static HEAP: Locked = Locked(Lock::new(Heap::empty()));
 
 // SAFETY: the buddy allocator hands out disjoint blocks that fit the layout, and the lock serializes it.
 unsafe impl GlobalAlloc for Locked {

@@ -1,13 +1,17 @@
 //! Interrupts: from the vector to the handler of each. Handlers run with interrupts masked, on the interrupted stack.
 //!
+//! Handlers are the domain's; which interrupts are enabled, each vCPU says for itself.
+//!
 //! 1. An interrupt is enabled at the controller only after its handler is in place.
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use spin::{Mutex, Once};
+use spin::Once;
 
 use crate::gic::Gic;
 pub use crate::gic::Intid;
+use crate::lock::Lock;
 use crate::mmio::Registers;
+use crate::smp::Cpu;
 use crate::{cpu, tree};
 
 /// What an interrupt runs.
@@ -17,7 +21,7 @@ pub type Handler = fn();
 const BATCH: usize = 32;
 
 static CONTROLLER: Once<Gic> = Once::new();
-static HANDLERS: Mutex<[Option<Handler>; 32]> = Mutex::new([None; 32]);
+static HANDLERS: Lock<[Option<Handler>; 32]> = Lock::new([None; 32]);
 static UNHANDLED: AtomicU64 = AtomicU64::new(0);
 
 /// Why an interrupt cannot be used.
@@ -33,6 +37,15 @@ pub fn start(frames: Option<tree::Gic>) -> Result<(), NoController> {
         let controller = frames.and_then(Gic::start).ok_or(NoController)?;
         CONTROLLER.call_once(|| controller);
     }
+    enable(Intid::WAKE, || {})?;
+    cpu::unmask_interrupts();
+    Ok(())
+}
+
+/// Switches this vCPU's part of the controller on, which the first vCPU has started, and lets interrupts in.
+pub(crate) fn start_here() -> Result<(), NoController> {
+    controller()?.start_here().ok_or(NoController)?;
+    enable(Intid::WAKE, || {})?;
     cpu::unmask_interrupts();
     Ok(())
 }
@@ -41,7 +54,7 @@ pub(crate) fn controller() -> Result<&'static Gic, NoController> {
     CONTROLLER.get().ok_or(NoController)
 }
 
-/// Runs `handler` at every `intid` from now on.
+/// Runs `handler` at every `intid` from now on, and enables it on this vCPU; others that run it already keep it enabled.
 ///
 /// # Errors
 /// [`NoController`] before [`start`].
@@ -56,7 +69,7 @@ pub fn enable(intid: Intid, handler: Handler) -> Result<(), NoController> {
     Ok(())
 }
 
-/// Ignores `intid` from now on.
+/// Ignores `intid` from now on, on this vCPU.
 ///
 /// # Errors
 /// [`NoController`] before [`start`].
@@ -70,6 +83,14 @@ pub fn disable(intid: Intid) -> Result<(), NoController> {
 /// [`NoController`] before [`start`].
 pub fn send_to_self(intid: Intid) -> Result<(), NoController> {
     controller().map(|gic| gic.send_to_self(intid))
+}
+
+/// Raises a software generated interrupt on a vCPU.
+///
+/// # Errors
+/// [`NoController`] before [`start`].
+pub fn send(target: Cpu, intid: Intid) -> Result<(), NoController> {
+    controller().map(|gic| gic.send(target, intid))
 }
 
 /// The distributor's registers.

@@ -1,5 +1,5 @@
 //! What the author of a guest needs, so that a guest is a screenful of safe Rust: boot, page tables, exceptions, heap, console,
-//! events, grants, shared rings, time and power.
+//! events, grants, shared rings, time, power, and further vCPUs.
 //!
 //! ```ignore
 //! #![no_std]
@@ -21,7 +21,7 @@
 //! ```
 //!
 //! Everything here also runs on real Xen for ARM64: the calls are Xen's. The parts that need no hardware are compiled and
-//! tested on the host; the rest is compiled for the bare-metal target only. A guest has one vCPU for now.
+//! tested on the host; the rest is compiled for the bare-metal target only.
 #![cfg_attr(not(test), no_std)]
 // Addresses are 64 bits wide in the interface and on the one target.
 #![cfg_attr(
@@ -68,6 +68,8 @@ pub mod hypercall;
 #[cfg(target_os = "none")]
 pub mod interrupt;
 #[cfg(target_os = "none")]
+pub mod lock;
+#[cfg(target_os = "none")]
 pub mod measure;
 #[cfg(target_os = "none")]
 pub mod mmio;
@@ -77,6 +79,8 @@ mod paging;
 pub mod power;
 #[cfg(target_os = "none")]
 pub mod psci;
+#[cfg(target_os = "none")]
+pub mod smp;
 #[cfg(target_os = "none")]
 pub mod time;
 #[cfg(target_os = "none")]

@@ -6,12 +6,12 @@
 //! 1. Tables are written only here and only before the register that names them is set.
 //! 2. The final tables are used under ASID 1; the boot tables under 0: their entries never meet in the TLB.
 #![expect(unsafe_code, reason = "addresses of linker symbols")]
-use aarch64_cpu::registers::{ReadWriteable, SCTLR_EL1, TTBR0_EL1, Writeable};
+use aarch64_cpu::registers::{ReadWriteable, Readable, SCTLR_EL1, TTBR0_EL1, Writeable};
 use bitflags::bitflags;
-use spin::Mutex;
 
-use crate::cpu;
+use crate::lock::Lock;
 use crate::tree::Region;
+use crate::{cpu, smp};
 
 bitflags! {
     /// Bits of a stage 1 descriptor (Arm ARM D8.3.1).
@@ -78,8 +78,8 @@ struct Tables {
     used_beyond_root: usize,
 }
 
-static TABLES_LOCK: Mutex<Tables> =
-    Mutex::new(Tables { pool: [const { Table([0; ENTRIES]) }; TABLES], used_beyond_root: 0 });
+static TABLES_LOCK: Lock<Tables> =
+    Lock::new(Tables { pool: [const { Table([0; ENTRIES]) }; TABLES], used_beyond_root: 0 });
 
 /// Why a range cannot be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -193,7 +193,12 @@ pub(crate) fn start(memory: &[Region]) -> Result<(), MapError> {
         tables.map(image.text_end, image.rodata_end, Access::Constant)?;
         tables.map(image.rodata_end, image.stack_guard, Access::Data)?;
         tables.map(image.stack_guard + PAGE, image.fault_guard, Access::Data)?;
-        tables.map(image.fault_guard + PAGE, image.end, Access::Data)?;
+        let mut start = image.fault_guard + PAGE;
+        for guard in smp::guard_pages() {
+            tables.map(start, guard, Access::Data)?;
+            start = guard + PAGE;
+        }
+        tables.map(start, image.end, Access::Data)?;
         for bank in memory {
             let end = (bank.end() & !(PAGE - 1)).min(LIMIT);
             let start = if bank.start <= image.start && image.end <= end { image.end } else { bank.start };
@@ -202,6 +207,7 @@ pub(crate) fn start(memory: &[Region]) -> Result<(), MapError> {
         let root = core::ptr::from_ref(&tables.pool[0]).addr() as u64;
         cpu::synchronize();
         TTBR0_EL1.write(TTBR0_EL1::ASID.val(ASID) + TTBR0_EL1::BADDR.val(root >> 1));
+        smp::share_translation(TTBR0_EL1.get());
     }
     cpu::flush_tlb();
     SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);

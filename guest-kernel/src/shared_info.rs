@@ -8,21 +8,43 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use pv_abi::Port;
 use pv_abi::shared::{EVTCHN_WORDS, SharedInfo, VcpuInfo};
 
+/// What a vCPU is told of events (`vcpu_info`).
+#[repr(C)]
+pub struct Upcall {
+    pending: AtomicU8,
+    mask: AtomicU8,
+    selector: AtomicU64,
+    time: [AtomicU64; 4],
+}
+
+const _: () = {
+    assert!(core::mem::offset_of!(Upcall, selector) == core::mem::offset_of!(VcpuInfo, evtchn_pending_sel));
+    assert!(size_of::<Upcall>() == size_of::<VcpuInfo>());
+};
+
+impl Upcall {
+    /// All zeros.
+    pub const fn zeroed() -> Self {
+        Self {
+            pending: AtomicU8::new(0),
+            mask: AtomicU8::new(0),
+            selector: AtomicU64::new(0),
+            time: [const { AtomicU64::new(0) }; 4],
+        }
+    }
+}
+
 /// The page.
 #[repr(C, align(4096))]
 pub struct SharedPage {
-    upcall_pending: AtomicU8,
-    upcall_mask: AtomicU8,
-    selector: AtomicU64,
-    time: [AtomicU64; 4],
+    /// Of vCPU 0, until it registers another.
+    pub first: Upcall,
     pending: [AtomicU64; EVTCHN_WORDS],
     mask: [AtomicU64; EVTCHN_WORDS],
 }
 
 const _: () = {
-    assert!(
-        core::mem::offset_of!(SharedPage, selector) == core::mem::offset_of!(VcpuInfo, evtchn_pending_sel)
-    );
+    assert!(core::mem::offset_of!(SharedPage, first) == core::mem::offset_of!(SharedInfo, vcpu_info));
     assert!(core::mem::offset_of!(SharedPage, pending) == core::mem::offset_of!(SharedInfo, evtchn_pending));
     assert!(core::mem::offset_of!(SharedPage, mask) == core::mem::offset_of!(SharedInfo, evtchn_mask));
     assert!(size_of::<SharedPage>() == pv_abi::PAGE_SIZE);
@@ -32,10 +54,7 @@ impl SharedPage {
     /// All zeros.
     pub const fn zeroed() -> Self {
         Self {
-            upcall_pending: AtomicU8::new(0),
-            upcall_mask: AtomicU8::new(0),
-            selector: AtomicU64::new(0),
-            time: [const { AtomicU64::new(0) }; 4],
+            first: Upcall::zeroed(),
             pending: [const { AtomicU64::new(0) }; EVTCHN_WORDS],
             mask: [const { AtomicU64::new(0) }; EVTCHN_WORDS],
         }
@@ -66,10 +85,10 @@ impl SharedPage {
         change(&self.pending, port, |word, _| word.load(Ordering::Acquire))
     }
 
-    /// Takes all pending events of unmasked ports. Bounded by the ports there are.
-    pub fn take_all(&self, mut handle: impl FnMut(Port)) {
-        self.upcall_pending.store(0, Ordering::SeqCst);
-        let selected = self.selector.swap(0, Ordering::AcqRel);
+    /// Takes all pending events of unmasked ports that a vCPU was told of. Bounded by the ports there are.
+    pub fn take_all(&self, upcall: &Upcall, mut handle: impl FnMut(Port)) {
+        upcall.pending.store(0, Ordering::SeqCst);
+        let selected = upcall.selector.swap(0, Ordering::AcqRel);
         for (index, (pending, mask)) in (0u32..).zip(self.pending.iter().zip(&self.mask)) {
             if selected & (1 << index) == 0 {
                 continue;
@@ -98,8 +117,8 @@ mod tests {
     /// What the hypervisor does to send to an unmasked port.
     fn raise(page: &SharedPage, port: u32) {
         page.pending[port as usize / 64].fetch_or(1 << (port % 64), Ordering::SeqCst);
-        page.selector.fetch_or(1 << (port / 64), Ordering::SeqCst);
-        page.upcall_pending.store(1, Ordering::SeqCst);
+        page.first.selector.fetch_or(1 << (port / 64), Ordering::SeqCst);
+        page.first.pending.store(1, Ordering::SeqCst);
     }
 
     #[test]
@@ -111,12 +130,12 @@ mod tests {
             raise(&page, port);
         }
         let mut seen = Vec::new();
-        page.take_all(|port| seen.push(port.0));
+        page.take_all(&page.first, |port| seen.push(port.0));
         assert_eq!(seen, [0, 1, 63, 64, 4095]);
         seen.clear();
-        page.take_all(|port| seen.push(port.0));
+        page.take_all(&page.first, |port| seen.push(port.0));
         assert!(seen.is_empty());
-        assert_eq!(page.upcall_pending.load(Ordering::SeqCst), 0);
+        assert_eq!(page.first.pending.load(Ordering::SeqCst), 0);
     }
 
     #[test]
@@ -124,7 +143,7 @@ mod tests {
         let page = SharedPage::zeroed();
         page.mask_all();
         raise(&page, 7);
-        page.take_all(|_| panic!("masked"));
+        page.take_all(&page.first, |_| panic!("masked"));
         assert!(page.is_pending(Port(7)));
         assert!(page.take(Port(7)));
         assert!(!page.take(Port(7)));

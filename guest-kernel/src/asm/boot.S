@@ -1,6 +1,6 @@
 // Boot: from the hypervisor's entry to the first Rust instruction.
 // Entered at _start at EL1 with the MMU off, interrupts masked and x0 = physical address of the device tree, as Linux's
-// arm64 boot protocol says. Ends in `guest_kernel_start(x0 = device tree)`; never returns.
+// arm64 boot protocol says. Ends in `guest_kernel_start(x0 = device tree)`; never returns. Further vCPUs enter at secondary_start.
 // Until the MMU is on, nothing is written to memory: it would go behind the caches.
 
 .equ SCTLR_RES1,   0x30d00980           // Arm ARM D24.2.175: bits that are one where their feature is absent
@@ -8,6 +8,7 @@
 .equ SCTLR_C,      1 << 2               // data caches
 .equ SCTLR_SA,     1 << 3               // stack pointer alignment check
 .equ SCTLR_I,      1 << 12              // instruction cache
+.equ SCTLR_WXN,    1 << 19              // what is writable is never executable
 .equ MAIR_NORMAL,  0xff << 0            // index 0: Normal, write-back, read- and write-allocate
 .equ MAIR_DEVICE,  0x04 << 8            // index 1: Device-nGnRE
 .equ TCR_T0SZ,     25 << 0              // 39-bit addresses, walks start at level 1
@@ -24,6 +25,27 @@
 .equ NOT_GLOBAL,   1 << 11              // so that the final tables, under another ASID, never meet these entries in the TLB
 .equ XN,           3 << 53              // neither EL1 nor EL0 executes
 .equ EL1,          1 << 2               // CurrentEL
+.equ BLOCK_FAULT_STACK, 0               // `smp::Block`
+.equ BLOCK_STACK,       8
+.equ BLOCK_TRANSLATION, 16
+
+// MMU on, with the identity map below. Clobbers x1.
+.macro mmu_on
+    ldr     x1, =MAIR_NORMAL | MAIR_DEVICE
+    msr     mair_el1, x1
+    ldr     x1, =TCR_T0SZ | TCR_IRGN0 | TCR_ORGN0 | TCR_SH0 | TCR_EPD1 | TCR_IPS_40
+    msr     tcr_el1, x1
+    ldr     x1, =boot_tables
+    msr     ttbr0_el1, x1
+    isb
+    tlbi    vmalle1
+    ic      iallu
+    dsb     nsh
+    isb
+    ldr     x1, =SCTLR_RES1 | SCTLR_M | SCTLR_C | SCTLR_SA | SCTLR_I
+    msr     sctlr_el1, x1
+    isb
+.endm
 
 .section .head, "ax"
 .global _start
@@ -47,20 +69,7 @@ _start:
     b.ne    misplaced
     mov     x19, x0
 
-    ldr     x1, =MAIR_NORMAL | MAIR_DEVICE
-    msr     mair_el1, x1
-    ldr     x1, =TCR_T0SZ | TCR_IRGN0 | TCR_ORGN0 | TCR_SH0 | TCR_EPD1 | TCR_IPS_40
-    msr     tcr_el1, x1
-    ldr     x1, =boot_tables
-    msr     ttbr0_el1, x1
-    isb
-    tlbi    vmalle1
-    ic      iallu
-    dsb     nsh
-    isb
-    ldr     x1, =SCTLR_RES1 | SCTLR_M | SCTLR_C | SCTLR_SA | SCTLR_I
-    msr     sctlr_el1, x1
-    isb
+    mmu_on
 
     ldr     x1, =__bss_start
     ldr     x2, =__bss_end
@@ -70,6 +79,10 @@ _start:
     b       2b
 3:  ldr     x1, =__stack_top
     mov     sp, x1
+    ldr     x1, =guest_kernel_blocks    // vCPU 0's is the first
+    ldr     x2, =__fault_stack_top
+    str     x2, [x1, #BLOCK_FAULT_STACK]
+    msr     tpidr_el1, x1
     ldr     x1, =vectors
     msr     vbar_el1, x1
     isb
@@ -79,6 +92,33 @@ _start:
     bl      guest_kernel_start
 park:
     wfi
+    b       park
+
+// A further vCPU, started by PSCI CPU_ON: MMU off, interrupts masked, x0 = address of its `smp::Block`. What other vCPUs wrote is
+// read, and exclusives are used, only with the MMU on: first with the identity map, then with the final tables.
+// Ends in `guest_kernel_secondary()`; never returns.
+.global secondary_start
+secondary_start:
+    msr     daifset, #0xf
+    mov     x19, x0
+    mmu_on
+    msr     tpidr_el1, x19
+    ldr     x1, =vectors
+    msr     vbar_el1, x1
+    ldr     x1, [x19, #BLOCK_TRANSLATION]
+    msr     ttbr0_el1, x1
+    isb
+    ldr     x1, =SCTLR_RES1 | SCTLR_M | SCTLR_C | SCTLR_SA | SCTLR_I | SCTLR_WXN
+    msr     sctlr_el1, x1
+    isb
+    tlbi    vmalle1
+    dsb     nsh
+    isb
+    ldr     x1, [x19, #BLOCK_STACK]
+    mov     sp, x1
+    mov     x29, xzr
+    mov     x30, xzr
+    bl      guest_kernel_secondary
     b       park
 
 // The image runs elsewhere than where it was linked: say so and crash. console_io(write), then sched_op(shutdown).

@@ -1,4 +1,5 @@
 // Exception vectors of EL1 (Arm ARM D1.3.1.5). The kernel runs on SP_EL1.
+// TPIDR_EL1 holds the address of this vCPU's `smp::Block`, whose first word is the top of its fault stack.
 // IRQ from EL1: saves what the C ABI may clobber on the current stack, calls `guest_kernel_irq`, returns.
 // Everything else: saves all registers on the fault stack (the current one may be the cause), calls
 // `guest_kernel_exception(frame, vector)`, and returns with what that left in the frame, if it returns.
@@ -15,12 +16,14 @@
 .endm
 
 .macro fault index
-    msr     tpidr_el1, x0               // scratch: nothing else uses it
+    msr     tpidr_el0, x0               // scratch: nothing else uses it
     mov     x0, sp
     msr     tpidrro_el0, x0             // the interrupted stack pointer
-    ldr     x0, =__fault_stack_top - FRAME_SIZE
-    mov     sp, x0
     mrs     x0, tpidr_el1
+    ldr     x0, [x0]                    // `smp::Block`: the top of the fault stack
+    sub     x0, x0, #FRAME_SIZE
+    mov     sp, x0
+    mrs     x0, tpidr_el0
     stp     x0, x1, [sp]
     mov     x1, #\index
     b       fault_common
@@ -138,10 +141,10 @@ fault_common:
     ldp     x28, x29, [sp, #224]
     ldr     x30, [sp, #240]
     ldp     x0, x1, [sp]
-    msr     tpidr_el1, x0
+    msr     tpidr_el0, x0
     mrs     x0, tpidrro_el0
     mov     sp, x0
-    mrs     x0, tpidr_el1
+    mrs     x0, tpidr_el0
     eret
 
 irq_el1:
