@@ -55,6 +55,7 @@ pub fn access(
 }
 
 /// A write to `GICD_SGIR`. It takes no lock: the senders are atomics, and the raise is that of any private interrupt.
+#[inline(never)]
 fn send_sgi(cpu: &'static PerCpu, arch: &'static ArchVcpu, value: u32) {
     let Some(sender) = VcpuNumber::new(arch.vcpu.number as usize) else { return };
     let sgi = vgic::decode_sgir(value, sender, arch.domain.gic.len());

@@ -176,6 +176,7 @@ pub fn kick_vcpus(cpu: &'static PerCpu, arch: &'static ArchVcpu, vcpus: VcpuMask
 }
 
 /// Sends a software-generated interrupt of the loaded vCPU to vCPUs of its domain.
+#[inline(always)]
 pub fn send_sgi(cpu: &'static PerCpu, arch: &'static ArchVcpu, irq: PrivateIntid, targets: VcpuMask) {
     let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) else { return };
     for number in targets.iter() {
