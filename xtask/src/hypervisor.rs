@@ -20,6 +20,17 @@ pub(crate) enum On {
     Xen,
 }
 
+/// Which of them to measure.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Measured {
+    /// This workspace's, beside what is known of Xen.
+    Pavo,
+    /// Debian's Xen 4.20.
+    Xen,
+    /// One after the other.
+    Both,
+}
+
 /// An image that takes its guests from a dom0less device tree.
 #[derive(Debug, Clone)]
 pub(crate) struct Hypervisor {

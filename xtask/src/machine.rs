@@ -170,6 +170,16 @@ mod tests {
     }
 
     #[test]
+    fn the_image_header_says_where_the_image_goes() {
+        let mut image = vec![0; 64];
+        assert_eq!(image_address(&image), 0x4020_0000);
+        image[8..16].copy_from_slice(&0x123_0000u64.to_le_bytes());
+        assert_eq!(image_address(&image), 0x4123_0000);
+        image[8..16].copy_from_slice(&(128u64 << 20).to_le_bytes());
+        assert!(Layout::new(&machine(1 << 30), &image).is_err());
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused_with_the_rest() {
         let mut layout = Layout::new(&machine(64 << 20), &[0; 64]).unwrap();
         let failure = layout.place("domain[1].ramdisk", 40 << 20).unwrap_err();

@@ -41,7 +41,7 @@ pub(crate) fn run(command: &mut Command, doing: &str) -> Outcome<()> {
     }
     let mut errors = std::io::stderr().lock();
     let _ = errors.write_all(&result.stdout).and_then(|()| errors.write_all(&result.stderr));
-    Err(Failure::failed(format!("`{}` failed ({}): see its output above", words(command), result.status)))
+    Err(Failure::failed(format!("{doing} failed ({}): see the output above", result.status)))
 }
 
 /// Runs a program and keeps what it prints.

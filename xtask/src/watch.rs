@@ -27,6 +27,11 @@ pub(crate) enum Ended {
 /// Set by Ctrl-C and by SIGTERM.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// Whether the user wants everything to stop.
+pub(crate) fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// A child that does not outlive this value.
 struct Killed(Child);
 
@@ -72,7 +77,7 @@ pub(crate) fn watch(
         if enough {
             return Ok(Ended::Enough);
         }
-        if INTERRUPTED.load(Ordering::Relaxed) {
+        if interrupted() {
             return Err(Failure::failed("interrupted"));
         }
         if Instant::now() >= deadline {

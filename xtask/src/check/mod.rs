@@ -46,7 +46,7 @@ pub(crate) const ALL: [Check; 10] = [
     Check {
         cost: Cost::Low,
         name: "format",
-        run: |_| cargo("formatting", &["fmt", "--all", "--check"], &[]),
+        run: |_| cargo("`cargo fmt --all --check`", &["fmt", "--all", "--check", "--", "-l"], &[]),
     },
     Check { cost: Cost::Low, name: "clippy, host", run: |_| clippy_host() },
     Check {

@@ -9,14 +9,24 @@ use crate::failure::{Failure, Outcome};
 use crate::workspace;
 
 /// What `conformance --on xen --json` wrote.
-const FILE: &str = "tests/xen-4.20.json";
+pub(super) const FILE: &str = "tests/xen-4.20.json";
 
 /// Lines for people: each case whose result is not Xen's; none without Xen's results.
 pub(super) fn with_xen(results: &Results) -> Outcome<Vec<String>> {
-    let Ok(text) = std::fs::read_to_string(workspace::root().join(FILE)) else { return Ok(Vec::new()) };
-    let (name, cases) =
-        read_results(&text).ok_or_else(|| Failure::failed(format!("{FILE} is not what --json writes")))?;
-    Ok(table(results, &name, &cases))
+    Ok(kept()?.map_or(Vec::new(), |(name, cases)| table(results, &name, &cases)))
+}
+
+/// How many cases Xen's results do not have, for want of a newer run.
+pub(super) fn unknown_to_xen(results: &Results) -> Outcome<usize> {
+    let Some((_, cases)) = kept()? else { return Ok(results.cases.len()) };
+    Ok(results.cases.iter().filter(|case| cases.iter().all(|kept| kept.name != case.name)).count())
+}
+
+/// The kept results with Xen's name.
+fn kept() -> Outcome<Option<(String, Vec<Case>)>> {
+    let Ok(text) = std::fs::read_to_string(workspace::root().join(FILE)) else { return Ok(None) };
+    let wrong = || Failure::failed(format!("{FILE} is not what --json writes"));
+    read_results(&text).ok_or_else(wrong).map(Some)
 }
 
 /// Results of another run, as `--json` wrote them.

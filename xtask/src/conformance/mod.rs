@@ -143,8 +143,25 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
 
 /// Runs all cases; a text for people on how many passed, or a failure that shows those that did not.
 pub(crate) fn test(options: &Options) -> Outcome<String> {
-    let known = Differences::load()?;
     let results = results(options, &Hypervisor::pavo())?;
+    let text = judge(&results, &Differences::load()?)?;
+    Ok(match compare::unknown_to_xen(&results)? {
+        0 => text,
+        new => format!("{text}; {new} are not in {0}: write it with `--on xen --json {0}`", compare::FILE),
+    })
+}
+
+/// The same on Xen, where nothing may differ; or why there is no Xen.
+pub(crate) fn test_on_xen() -> Outcome<Result<String, String>> {
+    let xen = match setup::xen() {
+        Ok(xen) => xen,
+        Err(failure) => return Ok(Err(failure.to_string())),
+    };
+    let results = results(&Options::on_pavo(3, 1, "cortex-a72"), &Hypervisor::xen(&xen))?;
+    judge(&results, &Differences::default()).map(Ok)
+}
+
+fn judge(results: &Results, known: &Differences) -> Outcome<String> {
     let mut listed = 0;
     let mut lines = Vec::new();
     for (number, case) in (1..).zip(&results.cases) {
@@ -161,7 +178,7 @@ pub(crate) fn test(options: &Options) -> Outcome<String> {
         Ok(format!("{} cases, {listed} known differences", all - listed))
     } else {
         let text = format!("{} of {all} cases: {}", lines.len(), lines.first().map_or("", |line| line));
-        lines.extend(results.console);
+        lines.extend(results.console.iter().cloned());
         Err(Failure::Shown { text, lines })
     }
 }

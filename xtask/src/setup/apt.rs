@@ -103,7 +103,7 @@ impl Apt {
         command
     }
 
-    /// Runs an apt program; its output is kept in a log, and an error is its last `E:` line.
+    /// Runs an apt program; its output is kept in a log, and an error is its first `E:` line.
     pub(super) fn quiet(&self, command: &mut Command) -> Outcome<String> {
         let result = process::output(command)?;
         let text = [&result.stdout[..], &result.stderr[..]].concat();
@@ -112,7 +112,7 @@ impl Apt {
             return Ok(String::from_utf8_lossy(&result.stdout).into_owned());
         }
         let text = String::from_utf8_lossy(&text).into_owned();
-        let error = text.lines().rev().find(|line| line.starts_with("E:")).unwrap_or("no error message");
+        let error = text.lines().find(|line| line.starts_with("E:")).unwrap_or("no error message");
         Err(Failure::failed(format!("apt: {}", error.trim_start_matches("E:").trim())))
     }
 }

@@ -6,14 +6,14 @@ use crate::check::Found;
 use crate::failure::Outcome;
 use crate::run::Options;
 
-/// `how=` of the `faulty` guest, and what the hypervisor then logs of it.
-const ENDS: [(&str, &str); 6] = [
-    ("reboot", "d1: shutdown reboot"),
-    ("crash", "d1: shutdown crash"),
-    ("error", "d1: shutdown crash"),
-    ("panic", "d1: shutdown crash"),
-    ("overflow", "d1: shutdown crash"),
-    ("exhaust", "d1: shutdown crash"),
+/// `how=` of the `faulty` guest, what the guest says last, and what the hypervisor then logs of it.
+const ENDS: [(&str, &str, &str); 6] = [
+    ("reboot", "(d1) faulty: reboot", "d1: shutdown reboot"),
+    ("crash", "(d1) faulty: crash", "d1: shutdown crash"),
+    ("error", "(d1) guest failed: \"as asked\"", "d1: shutdown crash"),
+    ("panic", "(d1) as asked, 1", "d1: shutdown crash"),
+    ("overflow", "(d1) unexpected exception: synchronous from EL1", "d1: shutdown crash"),
+    ("exhaust", "(d1) memory allocation of 1048576 bytes failed", "d1: shutdown crash"),
 ];
 /// Those that never end.
 const ENDLESS: [&str; 2] = ["spin", "hang"];
@@ -22,9 +22,9 @@ const PATIENCE: u64 = 15;
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
-    let ends = ENDS.iter().map(|(how, line)| {
+    let ends = ENDS.iter().map(|(how, said, line)| {
         Step::new(format!("a guest's bad end: {how}"), Level::Default, move || {
-            expect(&options(how)?, line, 1)
+            expect(&options(how)?, said, line, 1)
         })
         .shared()
     });
@@ -32,7 +32,7 @@ pub(super) fn all() -> Vec<Step> {
         Step::new(format!("a guest without an end: {how}"), Level::Default, move || {
             let mut options = options(how)?;
             options.timeout = PATIENCE;
-            expect(&options, "d2: shutdown poweroff", 124)
+            expect(&options, &format!("(d1) faulty: {how}"), "d2: shutdown poweroff", 124)
         })
         .shared()
     });
@@ -50,10 +50,13 @@ fn options(how: &str) -> Outcome<Options> {
     Ok(options)
 }
 
-/// The line is in the log once, the neighbour ends cleanly, and the run has that exit status.
-fn expect(options: &Options, line: &str, status: u8) -> Outcome<Found> {
+/// The guest said that, the line is in the log once, the neighbour ends cleanly, and the run has that exit status.
+fn expect(options: &Options, said: &str, line: &str, status: u8) -> Outcome<Found> {
     let observed = observe(options)?;
     let count = |wanted: &str| observed.log.iter().filter(|text| *text == wanted).count();
+    if !observed.console.iter().any(|text| text == said) {
+        return Err(observed.failed(&format!("no line \"{said}\"")));
+    }
     if count(line) != 1 {
         return Err(observed.failed(&format!("the log has {} lines \"{line}\"", count(line))));
     }

@@ -16,6 +16,7 @@ use regex::Regex;
 
 use crate::check::{self, Found};
 use crate::failure::{Failure, Outcome};
+use crate::watch;
 use step::{Level, Step};
 
 /// What `test` accepts.
@@ -66,6 +67,9 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
             Err(_) => failed += 1,
         }
     });
+    if watch::interrupted() {
+        return Err(Failure::failed("interrupted"));
+    }
     println!("total {:.0} s", start.elapsed().as_secs_f64());
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     match (failed, passed + skipped) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::step::{Company, Step};
 use crate::check::Found;
 use crate::failure::{Failure, Outcome};
+use crate::watch;
 
 /// How many steps run at one time.
 const WORKERS: usize = 2;
@@ -14,10 +15,13 @@ const WORKERS: usize = 2;
 /// Told of each step, its result and how long it took.
 pub(super) type Report<'a> = dyn FnMut(&Step, &Outcome<Found>, Duration) + 'a;
 
-/// Runs all steps.
+/// Runs all steps; those that Ctrl-C left over are not reported.
 pub(super) fn run(steps: &[Step], report: &mut Report<'_>) {
     for group in steps.chunk_by(|one, next| one.company == Company::Shared && next.company == Company::Shared)
     {
+        if watch::interrupted() {
+            return;
+        }
         match group {
             [step] => {
                 let (result, elapsed) = timed(step);
@@ -59,6 +63,9 @@ fn together(steps: &[Step], report: &mut Report<'_>) {
                 reported += 1;
             }
         }
+        if watch::interrupted() {
+            return;
+        }
         // A worker that panicked leaves a gap; what was behind it is reported all the same.
         for (step, result) in steps.iter().zip(results).skip(reported) {
             let lost = || (Err(Failure::failed("the step did not end")), Duration::ZERO);
@@ -69,6 +76,9 @@ fn together(steps: &[Step], report: &mut Report<'_>) {
 }
 
 fn take<'a>(steps: &'a [Step], next: &AtomicUsize) -> Option<(usize, &'a Step)> {
+    if watch::interrupted() {
+        return None;
+    }
     let index = next.fetch_add(1, Ordering::Relaxed);
     Some((index, steps.get(index)?))
 }
