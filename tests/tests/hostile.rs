@@ -5,6 +5,7 @@
 use hypervisor::domain::Life;
 use hypervisor::evtchn::check_channels;
 use hypervisor::fake::{MEMORY_KIB, RAM, Random, World};
+use hypervisor::hardware::CpuId;
 use hypervisor::hypercall::Outcome;
 use hypervisor::psci::decode;
 use hypervisor::vcpu::Run;
@@ -12,9 +13,9 @@ use pavo_tests::{ARG, Guest, NOWHERE, number, two};
 use pv_abi::call::TABLE;
 use pv_abi::event::{AllocUnbound, BindInterdomain, BindVcpu, BindVirq, EventOp};
 use pv_abi::grant::{CopyPtr, EntryFlags, GrantCopy, GrantOp, MapGrantRef, UnmapGrantRef};
-use pv_abi::memory::{AddToPhysmap, RemoveFromPhysmap};
+use pv_abi::memory::{AddToPhysmap, AddToPhysmapBatch, RemoveFromPhysmap, Reservation};
 use pv_abi::vcpu::RegisterVcpuInfo;
-use pv_abi::{DomId, GrantHandle, GrantRef, Port};
+use pv_abi::{DomId, GrantHandle, GrantRef, GuestHandle, Port};
 use zerocopy::IntoBytes;
 
 /// Where grants are mapped: a few pages without RAM, a few of RAM.
@@ -77,12 +78,6 @@ impl Hostile<'_> {
         PLACES[self.below(2) as usize] + self.below(6) * 0x1000
     }
 
-    /// Where the hypervisor's own pages go: apart from the grants, since a grant that such a page has taken the place of keeps a handle
-    /// that names a place where something else is.
-    fn own_place(&mut self) -> u64 {
-        [0x5800_0000, RAM + 0x2_8000][self.below(2) as usize] + self.below(6) * 0x1000
-    }
-
     /// A call that makes sense, of those that change something: number, arguments; its structures are in place.
     fn sensible(&mut self, guest: Guest<'_>) -> (u64, [u64; 5]) {
         let count = 1 + self.below(18);
@@ -91,7 +86,7 @@ impl Hostile<'_> {
             |op: GrantOp, count: u64| (number::GRANT_TABLE_OP, [u64::from(op.number()), ARG, count, 0, 0]);
         let port = Port(self.below(12) as u32);
         let put = |offset: u64, bytes: &[u8]| guest.write(ARG + offset, bytes);
-        match self.random.below(18) {
+        match self.random.below(25) {
             0 | 1 => {
                 let arg = AllocUnbound { dom: DomId::SELF, remote_dom: DomId(self.dom()), port };
                 put(0, arg.as_bytes());
@@ -150,9 +145,51 @@ impl Hostile<'_> {
                 put(0, &[8 + self.below(7) as u8, 0, 0, 0, 8 + self.below(7) as u8, 0, 0, 0]);
                 grant(GrantOp::SwapGrantRef, 1)
             }
+            17 | 18 => {
+                // Decrease and populate, single pages and small blocks, at places where other things are too.
+                for element in 0..count {
+                    put(64 + element * 8, &(self.place() >> 12).to_le_bytes());
+                }
+                let arg = Reservation {
+                    extent_start: GuestHandle(ARG + 64),
+                    nr_extents: count,
+                    extent_order: [0, 0, 0, 2][self.below(4) as usize],
+                    mem_flags: 0,
+                    domid: DomId::SELF,
+                    pad: [0; 3],
+                };
+                put(0, arg.as_bytes());
+                (number::MEMORY_OP, [[1, 6, 6][self.below(3) as usize], ARG, 0, 0, 0])
+            }
+            19 => {
+                for element in 0..count {
+                    put(64 + element * 8, &self.below(6).to_le_bytes());
+                    put(256 + element * 8, &(self.place() >> 12).to_le_bytes());
+                }
+                let arg = AddToPhysmapBatch {
+                    domid: DomId::SELF,
+                    space: self.below(3) as u16,
+                    size: count as u16,
+                    foreign_domid: DomId(0),
+                    idxs: GuestHandle(ARG + 64),
+                    gpfns: GuestHandle(ARG + 256),
+                    errs: GuestHandle(ARG + 512),
+                };
+                put(0, arg.as_bytes());
+                (number::MEMORY_OP, [23, ARG, 0, 0, 0])
+            }
+            20 => {
+                put(0, &(self.place() + self.below(4096)).to_le_bytes());
+                (number::VCPU_OP, [5, self.below(2), ARG, 0, 0])
+            }
+            21 => {
+                // Another CPU comes by between guests.
+                hypervisor::sched::expire(&self.world.machine, CpuId(self.below(3) as u8), 0);
+                (number::VM_ASSIST, [self.below(2), 5, 0, 0, 0])
+            }
             16 => {
                 let (space, idx) = (self.below(3) as u32, self.below(6));
-                let gpfn = self.own_place() >> 12;
+                let gpfn = self.place() >> 12;
                 let arg = AddToPhysmap { domid: DomId::SELF, size: 1, space, idx, gpfn };
                 put(0, arg.as_bytes());
                 (number::MEMORY_OP, [7, ARG, 0, 0, 0])
@@ -167,7 +204,7 @@ impl Hostile<'_> {
                     put(0, arg.as_bytes());
                     return (number::VCPU_OP, [10, self.below(2), ARG, 0, 0]);
                 }
-                let gpfn = self.own_place() >> 12;
+                let gpfn = self.place() >> 12;
                 let arg = RemoveFromPhysmap { domid: DomId::SELF, pad: [0; 3], gpfn };
                 put(0, arg.as_bytes());
                 (number::MEMORY_OP, [15, ARG, 0, 0, 0])
@@ -231,14 +268,18 @@ impl Hostile<'_> {
             self.scribble(guest);
         }
         let (number, mut args) = if self.below(4) != 0 { self.sensible(guest) } else { self.wild(guest) };
-        // A domain that has ended makes no more calls.
-        if number == number::SCHED_OP && args[0] & 0xFFFF_FFFF == 2 {
+        // A domain that has ended makes no more calls, and a watchdog may end it.
+        if number == number::SCHED_OP && [2, 6].contains(&(args[0] & 0xFFFF_FFFF)) {
             return;
         }
         for _ in 0..PATIENCE {
             match guest.once(number, args) {
                 Outcome::Done(_) => return,
                 Outcome::Restart(left) => args = left,
+            }
+            // What a kick makes every other CPU do.
+            for cpu in 0..3 {
+                hypervisor::sched::expire(&self.world.machine, CpuId(cpu), 0);
             }
             // A batch over all of memory is its guest's own time; interrupts come in between.
             if args[2] > 1 << 16 || number == number::MULTICALL || number == number::CONSOLE_IO {
