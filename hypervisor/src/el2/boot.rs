@@ -33,7 +33,7 @@ const MAX_HOLES: usize = 192;
 /// Boot storage besides the frame table: what every domain may need, and what one needs.
 const STORAGE_BASE: u64 = 256 << 10;
 const STORAGE_PER_DOMAIN: u64 = 1152 << 10;
-/// Bytes of a GICv2's CPU interface with `GICC_DIR`.
+/// Bytes of a GICv2's CPU interface with `GICC_DIR`, and of a virtual one.
 const GICC_SIZE: u64 = 0x2000;
 /// Shared interrupts of a guest's distributor, as Xen gives its dom0less guests without devices.
 const GUEST_SPIS: usize = 32;
@@ -91,9 +91,13 @@ pub fn interrupt_controller(host: &HostMachine<'_>) -> Interrupts {
         direct::virt(range.start())
     };
     let (responds, maintenance) = match &host.gic {
-        HostGic::V2 { distributor, cpu_interface, hypervisor_interface, maintenance, .. } => {
+        HostGic::V2 { distributor, cpu_interface, hypervisor_interface, virtual_interface, maintenance } => {
             if cpu_interface.size() < GICC_SIZE {
                 stop("the GICv2's CPU interface has no second page: end of interrupt cannot be split");
+            }
+            // Guests get these pages: nothing else may be in them.
+            if virtual_interface.start() % PAGE != 0 || virtual_interface.size() < GICC_SIZE {
+                stop("the GICv2's virtual CPU interface is not two pages of its own");
             }
             let frames = gic::Frames {
                 distributor: map(distributor),
