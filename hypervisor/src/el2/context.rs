@@ -10,9 +10,10 @@
 
 use core::arch::{asm, global_asm};
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-use hypervisor::domain::Domain;
+use hypervisor::domain::{Domain, MAX_DOMAINS};
+use hypervisor::sched::MAX_CPUS;
 use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuShared};
 
@@ -127,8 +128,8 @@ pub struct ArchVcpu {
     fp: UnsafeCell<Fp>,
     gic: UnsafeCell<VcpuGic>,
     gic_busy: Cell<bool>,
-    /// A CPU_ON is on its way; cleared when the vCPU is loaded.
-    starting: AtomicBool,
+    /// Whether its registers are in its home CPU, from [`load`] to [`save`].
+    in_cpu: AtomicBool,
 }
 
 // SAFETY: invariant 1.
@@ -165,7 +166,7 @@ impl ArchVcpu {
             fp: UnsafeCell::new(Fp { v: [0; 32], fpcr: 0, fpsr: 0 }),
             gic: UnsafeCell::new(gic),
             gic_busy: Cell::new(false),
-            starting: AtomicBool::new(false),
+            in_cpu: AtomicBool::new(false),
         }
     }
 
@@ -186,15 +187,17 @@ impl ArchVcpu {
         unsafe { *self.fp.get() = Fp { v: [0; 32], fpcr: 0, fpsr: 0 } };
     }
 
-    /// [`Self::set_entry`] by another vCPU: only if this one is off, and by one caller at a time (invariant 1).
-    pub fn claim_entry(&self, pc: u64, x0: u64) -> bool {
+    /// [`Self::set_entry`] by another vCPU, followed by `start`: only if this one is off and its registers have left the CPU. Callers take
+    /// turns by the domain's lock, until `start` has said that it is off no more (invariant 1).
+    pub fn start_at(&self, pc: u64, x0: u64, start: impl FnOnce() -> bool) -> bool {
         let state = self.domain.state.lock();
-        let off = self.vcpu.run.get() == Run::Offline && !self.starting.swap(true, Ordering::AcqRel);
+        let off = self.vcpu.run.get() == Run::Offline && !self.in_cpu.load(Ordering::Acquire);
         if off {
             self.set_entry(pc, x0);
         }
+        let started = off && start();
         drop(state);
-        off
+        started
     }
 
     /// Works on the private half of its interrupt state, on its home CPU.
@@ -291,11 +294,34 @@ pub fn save(arch: &ArchVcpu) {
     });
     saved.interface = gic::VirtualInterface::save();
     gic::deactivate_all(active);
+    arch.in_cpu.store(false, Ordering::Release);
+}
+
+/// For each CPU, which vCPU of each domain it ran last, by the domain's id; [`NOBODY`] at first.
+static LAST_HERE: [[AtomicU16; MAX_DOMAINS + 1]; MAX_CPUS] =
+    [const { [const { AtomicU16::new(NOBODY) }; MAX_DOMAINS + 1] }; MAX_CPUS];
+const NOBODY: u16 = u16::MAX;
+
+/// vCPUs of a domain share a VMID, and each has tables and ASIDs of its own choice, as CPUs have: where two of them take turns on one CPU,
+/// none may meet what another left in the TLB (translations that are not shared between CPUs, Arm ARM D8.16.5). VTTBR_EL2 is the
+/// vCPU's already, and walks are off.
+fn forget_sibling(cpu: &PerCpu, arch: &ArchVcpu) {
+    if arch.domain.vcpus.len() < 2 {
+        return;
+    }
+    let last = LAST_HERE
+        .get(usize::from(cpu.id.0))
+        .and_then(|domains| domains.get(usize::from(arch.domain.id.0)))
+        .map(|last| last.swap(arch.vcpu.index.0, Ordering::Relaxed));
+    if last != Some(arch.vcpu.index.0) {
+        // SAFETY: invalidates stage-1 and combined entries of this VMID on this CPU.
+        unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+    }
 }
 
 /// Puts a vCPU into the CPU; `frame` gets its general registers.
 pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
-    arch.starting.store(false, Ordering::Relaxed);
+    arch.in_cpu.store(true, Ordering::Relaxed);
     // SAFETY: invariant 1.
     let saved = unsafe { &*arch.saved.get() };
     // Invariant 3.
@@ -308,6 +334,7 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     }
     regs::sctlr_el1::write(saved.sctlr);
     isb();
+    forget_sibling(cpu, arch);
     regs::tcr_el1::write(saved.tcr);
     saved.interface.load();
     let active = arch.with_gic(|gic| {

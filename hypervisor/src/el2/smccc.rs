@@ -15,8 +15,8 @@ pub fn call(cpu: &'static PerCpu, frame: &mut Frame) {
         Request::Nothing => {}
         Request::CpuOn { vcpu, entry, context } => {
             let started = current.domain.vcpu(vcpu).is_some_and(|vcpu| {
-                super::arch_vcpu(vcpu.index).is_some_and(|arch| arch.claim_entry(entry, context))
-                    && sched::start(machine, vcpu)
+                super::arch_vcpu(vcpu.index)
+                    .is_some_and(|arch| arch.start_at(entry, context, || sched::start(machine, vcpu)))
             });
             let value = if started { psci::SUCCESS } else { psci::ALREADY_ON };
             frame.set(0, value.cast_unsigned());
