@@ -262,7 +262,7 @@ pub fn wake(cpu: Cpu) {
 #[unsafe(no_mangle)]
 extern "C" fn guest_kernel_secondary() -> ! {
     let block = own_block();
-    // CPU_OFF never returns; but Xen 4.20 loses a CPU_ON that comes while the vCPU is still on its way off, and goes on behind the call.
+    // CPU_OFF does not return, unless the hypervisor refuses.
     loop {
         let job = block.job.lock().take();
         if let Some(job) = job {

@@ -101,6 +101,9 @@ park:
 secondary_start:
     msr     daifset, #0xf
     mov     x19, x0
+    ldr     x1, =SCTLR_RES1             // Xen 4.20 starts it with the MMU as it was, if it is still on its way off
+    msr     sctlr_el1, x1
+    isb
     mmu_on
     msr     tpidr_el1, x19
     ldr     x1, =vectors
