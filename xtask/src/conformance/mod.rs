@@ -24,6 +24,9 @@ use differences::{Differences, Verdict};
 pub(crate) use tap::Case;
 use tap::{Reader, Seen};
 
+/// How many failed cases a test step shows.
+const SHOWN: usize = 10;
+
 /// What `conformance` accepts.
 #[derive(clap::Args, Debug, Clone)]
 pub(crate) struct Options {
@@ -178,6 +181,7 @@ fn judge(results: &Results, known: &Differences) -> Outcome<String> {
         Ok(format!("{} cases, {listed} known differences", all - listed))
     } else {
         let text = format!("{} of {all} cases: {}", lines.len(), lines.first().map_or("", |line| line));
+        lines.truncate(SHOWN);
         lines.extend(results.console.iter().cloned());
         Err(Failure::Shown { text, lines })
     }
