@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use pv_abi::event::NR_CHANNELS_2L;
 use pv_abi::grant::ENTRIES_PER_FRAME;
 use spin::mutex::TicketMutex;
 
@@ -17,6 +18,7 @@ use crate::hvm::Params;
 use crate::memory::MemoryState;
 use crate::vcpu::{Vcpu, VcpuIndex};
 use crate::vgic::{DistState, VcpuShared};
+use crate::vpl011::Vpl011;
 use crate::watchdog::Watchdogs;
 
 /// Mappings of others' grants that Xen tracks in one frame of maptrack.
@@ -72,7 +74,9 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         contents: Contents,
     ) -> Result<Domain, Refusal> {
         let vcpus = usize::try_from(config.vcpus).map_err(|_| Refusal::NoStorage)?;
-        let ports = usize::try_from(config.quotas.max_ports).map_err(|_| Refusal::NoStorage)?;
+        // No port beyond the 2-level ABI can be used.
+        let ports = config.quotas.max_ports.min(NR_CHANNELS_2L);
+        let ports = usize::try_from(ports).map_err(|_| Refusal::NoStorage)?;
         let mut grants = GrantState::new(self.grant_tables(config)?);
         grants.grow(self.hw, self.frames, config.id, 1).map_err(|_| Refusal::NoStorage)?;
 
@@ -87,6 +91,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             grants,
             memory: MemoryState { frames: contents.ram, max_frames: contents.ram },
             params: Params::new(),
+            uart: config.vpl011.then(Vpl011::new),
             gic: DistState::new(vcpus, shape.spis),
             stage2: contents.stage2,
         };

@@ -313,3 +313,32 @@ fn whichever_allocation_fails_everything_comes_back() {
         assert_eq!(frames.free_frames(), all);
     }
 }
+
+/// Boot storage that counts what is asked of it.
+struct Counting(core::cell::Cell<usize>);
+
+impl Storage for Counting {
+    fn slice<T: Send + Sync + 'static>(
+        &self,
+        n: usize,
+        make: impl FnMut(usize) -> T,
+    ) -> Option<&'static mut [T]> {
+        // A buddy allocator rounds up.
+        self.0.set(self.0.get() + (n * size_of::<T>()).next_power_of_two());
+        LeakedStorage.slice(n, make)
+    }
+}
+
+#[test]
+fn a_domain_with_xens_limits_takes_little_boot_storage() {
+    let (hw, frames) = machine(2, 12);
+    let kernel = put_image(&hw, RAM, 0x1000, 0, 0);
+    let mut config = config(kernel, 8 << 10);
+    config.vcpus = 8;
+    config.quotas = Quotas { max_ports: 4096, grant_frames: 64, maptrack_frames: 1024, stage2_frames: 64 };
+    let storage = Counting(core::cell::Cell::new(0));
+    let builder = Builder { hw: &hw, frames: &frames, host: HOST, storage: &storage };
+    assert!(builder.build(&config, &SHAPE, &mut [0; 8192]).is_ok());
+    let all = storage.0.get() + 2 * size_of::<Domain>().next_power_of_two();
+    assert!(all <= 64 << 10, "{all} bytes");
+}

@@ -32,7 +32,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const MAX_HOLES: usize = 192;
 /// Boot storage besides the frame table: what every domain may need, and what one needs.
 const STORAGE_BASE: u64 = 256 << 10;
-const STORAGE_PER_DOMAIN: u64 = 1152 << 10;
+const STORAGE_PER_DOMAIN: u64 = 192 << 10;
 /// Bytes of a GICv2's CPU interface with `GICC_DIR`, and of a virtual one.
 const GICC_SIZE: u64 = 0x2000;
 /// Shared interrupts of a guest's distributor, as Xen gives its dom0less guests without devices.

@@ -95,6 +95,7 @@ fn switch_to(
     fresh: bool,
 ) {
     let Some(arch) = super::arch_vcpu(next.index) else { return };
+    hypervisor::runstate::switched(machine, cpu.loaded().map(|loaded| loaded.vcpu), next);
     if let Some(loaded) = cpu.loaded() {
         if core::ptr::eq(loaded, arch) {
             if !fresh {
