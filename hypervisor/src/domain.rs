@@ -21,6 +21,7 @@ use crate::memory::MemoryState;
 use crate::stage2::Stage2;
 use crate::vcpu::Vcpu;
 use crate::vgic::{DistState, VcpuShared};
+use crate::vpl011::Vpl011;
 use crate::watchdog::Watchdogs;
 use pv_abi::sched::ShutdownReason;
 
@@ -146,6 +147,8 @@ pub struct DomainState {
     pub params: Params,
     /// Distributor.
     pub gic: DistState,
+    /// Its emulated UART, if it has one.
+    pub uart: Option<Vpl011>,
 }
 
 impl Domain {

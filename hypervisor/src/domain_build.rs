@@ -24,7 +24,7 @@ use pv_abi::layout;
 
 use crate::addr::{Gfn, Ipa, Mfn, Pa};
 use crate::devicetree::{
-    DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, PhysRange, guest_tree,
+    DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, Paging, PhysRange, guest_tree,
 };
 use crate::domain::Domain;
 use crate::frame::Role;
@@ -135,6 +135,13 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
     ) -> Result<Contents, Refusal> {
         if config.device_tree.is_some() {
             return Err(Refusal::PartialTree);
+        }
+        match config.paging {
+            Paging::Nested => {}
+            Paging::Pv => return Err(Refusal::PvPaging),
+        }
+        if config.isolated {
+            return Err(Refusal::Isolated);
         }
         let image = KernelImage::read(self.hw, config.kernel)?;
         let ram = Ram::of_kib(config.memory_kib)?;

@@ -33,3 +33,4 @@ pub mod sched_op;
 pub mod vcpu_op;
 pub mod version;
 pub mod watchdog;
+pub mod vpl011;

@@ -1,6 +1,7 @@
 //! Emulated devices: which addresses of a guest are the distributor and the redistributors.
 use hypervisor::addr::Ipa;
-use hypervisor::vgic::{self, AccessSize, Handling, Serviced, VcpuNumber};
+use hypervisor::console;
+use hypervisor::vgic::{self, AccessSize, Handling, Serviced, Spi, VcpuNumber};
 use pv_abi::layout;
 use tock_registers::LocalRegisterCopy;
 
@@ -18,7 +19,9 @@ pub fn access(
     syndrome: LocalRegisterCopy<u64, ESR::Register>,
     ipa: Ipa,
 ) -> bool {
-    let Some((device, offset)) = device(ipa.get()) else { return false };
+    let Some((device, offset)) = device(ipa.get()) else {
+        return uart(cpu, arch, frame, syndrome, ipa.get());
+    };
     let size = match syndrome.read(ESR::SAS) {
         0 => AccessSize::Byte,
         1 => AccessSize::Half,
@@ -53,6 +56,45 @@ pub fn access(
     }
     true
 }
+
+/// Serves an access to the emulated UART, if the domain has one and that is where it is.
+#[inline(never)]
+fn uart(
+    cpu: &'static PerCpu,
+    arch: &'static ArchVcpu,
+    frame: &mut Frame,
+    syndrome: LocalRegisterCopy<u64, ESR::Register>,
+    ipa: u64,
+) -> bool {
+    let Some(offset) = ipa.checked_sub(layout::PL011_BASE).filter(|offset| *offset < layout::PL011_SIZE)
+    else {
+        return false;
+    };
+    let mut state = arch.domain.state.lock();
+    let Some(mut device) = state.uart else { return false };
+    let register = syndrome.read(ESR::SRT);
+    let mut sent = None;
+    if syndrome.is_set(ESR::WNR) {
+        sent = device.write(offset, frame.get(register) as u32);
+    } else {
+        frame.set(register, device.read(offset).map_or(0, u64::from));
+    }
+    state.uart = Some(device);
+    let kick = state.gic.set_spi_line(UART_SPI, device.line(), arch.domain.gic);
+    drop(state);
+    if let (Some(byte), Some(machine)) = (sent, cpu.machine.get()) {
+        console::write_text(&machine.hw, arch.domain, &[byte]);
+    }
+    if !kick.is_empty() {
+        // Its own vCPU among them: the scheduler's way looks at the mailbox.
+        run::kick_vcpus(cpu, arch, kick);
+        cpu.reschedule.set(true);
+    }
+    true
+}
+
+/// The UART's shared interrupt (`GUEST_VPL011_SPI`), counted from the first.
+const UART_SPI: Spi = Spi::new((layout::VPL011_SPI - 32) as u8);
 
 /// A write to `GICD_SGIR`. It takes no lock: the senders are atomics, and the raise is that of any private interrupt.
 #[inline(never)]
@@ -110,7 +152,7 @@ fn report(arch: &ArchVcpu, device: vgic::Frame, offset: u64, handling: Handling)
         Handling::Unhandled => {
             let distributor = matches!(device, vgic::Frame::Distributor | vgic::Frame::DistributorV2);
             if gic::worth_a_line() {
-                defmt::debug!(
+                defmt::info!(
                     "d{=u16}: GIC (distributor: {=bool}) {=u64:#x}: read as zero, write ignored",
                     arch.domain.id.0,
                     distributor,
