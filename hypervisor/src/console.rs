@@ -11,7 +11,6 @@
 //! would show their consoles. Whoever reads finds nothing.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-
 use heapless::Vec;
 use pv_abi::console::ConsoleOp;
 use pv_abi::{DomId, Errno};

@@ -9,7 +9,10 @@
 //! 4. Nothing here waits for a guest: every operation on a shared word is bounded, and a guest that keeps a word busy is
 //!    destroyed.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-#![expect(clippy::inline_always, reason = "on the path of every hypercall: a call more would be seen in the numbers")]
+#![expect(
+    clippy::inline_always,
+    reason = "on the path of every hypercall: a call more would be seen in the numbers"
+)]
 
 mod bind;
 mod check;

@@ -45,14 +45,28 @@ pub const COUNTER_FREQUENCY: u64 = 62_500_000;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "one for each method of the trait, with its arguments")]
 pub enum Op {
-    Read { at: FrameAddr, len: usize },
-    Write { at: FrameAddr, len: usize },
-    Copy { to: FrameAddr, from: FrameAddr, len: usize },
+    Read {
+        at: FrameAddr,
+        len: usize,
+    },
+    Write {
+        at: FrameAddr,
+        len: usize,
+    },
+    Copy {
+        to: FrameAddr,
+        from: FrameAddr,
+        len: usize,
+    },
     Clear(Mfn),
     CleanToMemory(Mfn),
     SyncInstructions(Mfn),
     Atomic(FrameAddr),
-    TableWrite { table: Mfn, index: usize, entry: u64 },
+    TableWrite {
+        table: Mfn,
+        index: usize,
+        entry: u64,
+    },
     TablesWritten,
     FlushPage(Vmid, Ipa),
     FlushAll(Vmid),

@@ -78,11 +78,7 @@ const SHARING_COUNTS: [u64; 2] = [18, 19];
 ///
 /// # Errors
 /// Xen's errno for each operation.
-pub fn memory_op<H: Hardware>(
-    machine: &Machine<H>,
-    current: &Current<'_>,
-    args: &Args,
-) -> Answer {
+pub fn memory_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let (cmd, arg) = (args[0], GuestHandle(args[1]));
     let progress = cmd >> MEMOP_EXTENT_SHIFT;
     if SHARING_COUNTS.contains(&cmd) {

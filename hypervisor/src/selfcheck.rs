@@ -161,12 +161,7 @@ fn domain_tables<H: Hardware>(
 }
 
 /// Whether a domain may map one frame as it does.
-fn leaf(
-    table: &FrameTable,
-    domain: &Domain,
-    gfn: Gfn,
-    mapping: Mapping,
-) -> Option<Violation> {
+fn leaf(table: &FrameTable, domain: &Domain, gfn: Gfn, mapping: Mapping) -> Option<Violation> {
     let found = table.state(mapping.mfn);
     let has = |role: Role| found.is_some_and(|found| found.role == role && found.owner == domain.id);
     let home = table.home(mapping.mfn) == Some(gfn);

@@ -108,10 +108,18 @@ fn the_result_is_how_far_the_call_came() {
         assert_eq!(one.with(number::MEMORY_OP, 6, bad).0, 0, "{bad:?}");
     }
     assert_eq!(one.call(number::MEMORY_OP, [DECREASE, NOWHERE, 0, 0, 0]), 0);
-    assert_eq!(one.call(number::MEMORY_OP, [DECREASE | 5 << 6, NOWHERE, 0, 0, 0]), 5, "progress is given back");
+    assert_eq!(
+        one.call(number::MEMORY_OP, [DECREASE | 5 << 6, NOWHERE, 0, 0, 0]),
+        5,
+        "progress is given back"
+    );
     one.write(ARG, asked(&[0], 0).as_bytes());
     assert_eq!(one.call(number::MEMORY_OP, [DECREASE | 1 << 6, ARG, 0, 0, 0]), 1);
-    assert_eq!(one.call(number::MEMORY_OP, [DECREASE | 1 << 32, ARG, 0, 0, 0]), 1 << 26, "as a number of extents");
+    assert_eq!(
+        one.call(number::MEMORY_OP, [DECREASE | 1 << 32, ARG, 0, 0, 0]),
+        1 << 26,
+        "as a number of extents"
+    );
     assert_eq!(change(one, POPULATE, &[GFN], 0), 1, "there is room for the one that went");
 }
 

@@ -2,8 +2,8 @@ use zerocopy::IntoBytes;
 
 use super::*;
 use crate::addr::Ipa;
-use crate::frame::Role;
 use crate::fake::{MEMORY_KIB, RAM, World};
+use crate::frame::Role;
 use crate::hypercall::Stop;
 
 /// A page of the guest's own for arguments.
