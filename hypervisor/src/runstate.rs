@@ -259,13 +259,11 @@ fn hold<H: Hardware>(
         return [Some(first), None];
     }
     let next = u64::try_from(va.left_in_page()).ok().and_then(|left| va.checked_add(left));
-    match next.and_then(part) {
-        Some(second) => [Some(first), Some(second)],
-        None => {
-            let _ = machine.frames.table.release(first.frame());
-            [None; 2]
-        }
-    }
+    let Some(second) = next.and_then(part) else {
+        let _ = machine.frames.table.release(first.frame());
+        return [None; 2];
+    };
+    [Some(first), Some(second)]
 }
 
 #[cfg(test)]

@@ -24,13 +24,14 @@ mod abicheck {
     pub(crate) mod tap;
     pub(crate) mod unknown;
     pub(crate) mod vcpu;
+    pub(crate) mod vcpus;
     pub(crate) mod version;
 }
 
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
     console, event, event_errors, fault, grant, grant_copy, hvm, memory, multicall, peer, psci, sched,
-    unknown, vcpu, version,
+    unknown, vcpu, vcpus, version,
 };
 use guest_kernel::Guest;
 use pv_abi::DomId;
@@ -55,6 +56,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         tap.family("peer", |tap| peer::check(tap, DomId(peer)));
     }
     tap.family("memory", memory::check);
+    tap.family("vcpus", |tap| vcpus::check(tap, guest));
     tap.family("vcpu", vcpu::check);
     tap.end()
 }

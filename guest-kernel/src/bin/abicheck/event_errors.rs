@@ -1,6 +1,6 @@
 //! `event_channel_op`: what is refused.
 use guest_kernel::event::Channel;
-use guest_kernel::hypercall;
+use guest_kernel::{hypercall, smp};
 use pv_abi::event::{
     AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, NR_CHANNELS_2L,
     NR_VIRQS, PortArg, PortStatus, Status, Virq,
@@ -12,6 +12,7 @@ use super::raw::{NOBODY, with, without};
 use super::tap::Tap;
 
 pub(crate) fn check(tap: &mut Tap) {
+    let absent = smp::count();
     let (mut unused, far, zero) = (Port(1000), Port(NR_CHANNELS_2L), Port(0));
     if let Ok(channel) = Channel::unbound(DomId::SELF) {
         // The ports behind the last one that was given out are free, and known to the hypervisor.
@@ -41,11 +42,11 @@ pub(crate) fn check(tap: &mut Tap) {
         );
     }
 
-    let mut ipi = BindIpi { vcpu: 1, port: zero };
+    let mut ipi = BindIpi { vcpu: absent, port: zero };
     tap.is("bind_ipi to a vCPU that does not exist", hypercall::event_bind_ipi(&mut ipi), Err(Errno::Enoent));
     let mut virq = BindVirq { virq: NR_VIRQS, vcpu: 0, port: zero };
     tap.is("bind_virq of a number that cannot be", hypercall::event_bind_virq(&mut virq), Err(Errno::Einval));
-    virq = BindVirq { virq: Virq::Timer.number(), vcpu: 1, port: zero };
+    virq = BindVirq { virq: Virq::Timer.number(), vcpu: absent, port: zero };
     tap.is(
         "bind_virq to a vCPU that does not exist",
         hypercall::event_bind_virq(&mut virq),
@@ -74,7 +75,7 @@ pub(crate) fn check(tap: &mut Tap) {
     );
     let mut foreign = Status { dom: NOBODY, port: Port(1), ..Default::default() };
     tap.is("status of nobody's port", hypercall::event_status(&mut foreign), Err(Errno::Esrch));
-    let mut elsewhere = BindVcpu { port: unused, vcpu: 1 };
+    let mut elsewhere = BindVcpu { port: unused, vcpu: smp::count() };
     tap.is(
         "bind_vcpu to a vCPU that does not exist",
         hypercall::event_bind_vcpu(&mut elsewhere),
@@ -121,7 +122,7 @@ fn addresses(tap: &mut Tap) {
         Err(Errno::Eopnotsupp),
     );
     tap.is("an unknown operation", without(Hypercall::EventChannelOp, 99), Err(Errno::Enosys));
-    let mut control = InitControl { control_gfn: 0, offset: 0, vcpu: 1, ..Default::default() };
+    let mut control = InitControl { control_gfn: 0, offset: 0, vcpu: smp::count(), ..Default::default() };
     let init = u64::from(EventOp::InitControl.number());
     tap.is(
         "init_control of a vCPU that does not exist",

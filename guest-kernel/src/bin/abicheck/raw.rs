@@ -98,6 +98,18 @@ pub(crate) fn smccc(function: u32, argument: u64) -> i32 {
     low_word(unsafe { hypercall::smccc(function, [argument, 0, 0]) })
 }
 
+/// `AFFINITY_INFO` at a level.
+pub(crate) fn affinity_info(affinity: u64, level: u64) -> i32 {
+    // SAFETY: it answers a question.
+    low_word(unsafe { hypercall::smccc(0xc400_0004, [affinity, level, 0]) })
+}
+
+/// A form of `CPU_ON`, where it is refused: of a vCPU that is on or does not exist, or at an odd address.
+pub(crate) fn cpu_on(function: u32, affinity: u64, entry: u64) -> i32 {
+    // SAFETY: it starts none; if it did, that would run nothing, since no code is at these addresses.
+    low_word(unsafe { hypercall::smccc(function, [affinity, entry, 0]) })
+}
+
 /// The low 32 bits of a result, where the interface has no more.
 pub(crate) fn low_word(result: i64) -> i32 {
     let [a, b, c, d, ..] = result.to_le_bytes();

@@ -3,6 +3,7 @@ extern crate alloc;
 use alloc::boxed::Box;
 
 use guest_kernel::frame::Frame;
+use guest_kernel::smp;
 use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, VcpuOp};
 use pv_abi::{Errno, PAGE_SIZE};
 
@@ -17,10 +18,11 @@ pub(crate) fn check(tap: &mut Tap) {
         u64::from(VcpuOp::RegisterVcpuInfo.number()),
         u64::from(VcpuOp::RegisterRunstateMemoryArea.number()),
     );
+    let nobody = u64::from(smp::count());
     let at = |offset| RegisterVcpuInfo { gfn: (address / PAGE_SIZE) as u64, offset, rsvd: 0 };
 
     tap.is("vcpu_info across a page's end", vcpu(info, 0, &mut at(4096 - 40)), Err(Errno::Enxio));
-    tap.is("vcpu_info of a vCPU that does not exist", vcpu(info, 1, &mut at(0)), Err(Errno::Enoent));
+    tap.is("vcpu_info of a vCPU that does not exist", vcpu(info, nobody, &mut at(0)), Err(Errno::Enoent));
     let mut absent = RegisterVcpuInfo { gfn: 0x10, offset: 0, rsvd: 0 };
     tap.is("vcpu_info in a frame that is not there", vcpu(info, 0, &mut absent), Err(Errno::Einval));
     tap.is("vcpu_info moves", vcpu(info, 0, &mut at(64)), Ok(0));
@@ -44,7 +46,7 @@ pub(crate) fn check(tap: &mut Tap) {
     }
     tap.is(
         "another operation on a vCPU that does not exist",
-        call(number, &[99, 1, NOWHERE]),
+        call(number, &[99, nobody, NOWHERE]),
         Err(Errno::Enoent),
     );
 }
