@@ -79,6 +79,8 @@ mod fid {
     pub(super) const WORKAROUND_3: u32 = 0x8000_3FFF;
 }
 
+/// The affinity fields that `CPU_ON` looks at, as in Xen: Aff1 and Aff0, which tell vCPUs apart.
+const TOLD_APART: u64 = 0xFFFF;
 /// Affinity fields of `MPIDR_EL1`: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
 const AFFINITY: u64 = 0xFF_00FF_FFFF;
 
@@ -140,7 +142,7 @@ fn cpu_on(domain: &Domain, target: u64, entry: u64, context: u64) -> Result<Requ
     let vcpu = domain
         .vcpus
         .iter()
-        .find(|vcpu| u64::from(vcpu_affinity(vcpu.number)) == target & AFFINITY)
+        .find(|vcpu| u64::from(vcpu_affinity(vcpu.number)) == target & TOLD_APART)
         .ok_or(INVALID_PARAMETERS)?;
     // There is no T32 for a 64-bit guest.
     if entry & 1 != 0 {

@@ -79,6 +79,7 @@ impl Hostile<'_> {
     }
 
     /// A call that makes sense, of those that change something: number, arguments; its structures are in place.
+    #[expect(clippy::too_many_lines, reason = "one arm a call, each a line or two")]
     fn sensible(&mut self, guest: Guest<'_>) -> (u64, [u64; 5]) {
         let count = 1 + self.below(18);
         let event = |op: EventOp| (number::EVENT_CHANNEL_OP, [u64::from(op.number()), ARG, 0, 0, 0]);

@@ -229,8 +229,8 @@ fn a_batch_places_pages_and_tells_of_each() {
     assert_eq!(call(AddToPhysmapBatch { domid: DomId(3), ..batch(1, 1, 0) }), -3);
     assert_eq!(call(AddToPhysmapBatch { idxs: GuestHandle(NOWHERE), ..batch(1, 1, 0) }), -14);
     one.write(ARG, batch(1, 4, 0).as_bytes());
-    assert_eq!(one.call(number::MEMORY_OP, [23 | 4 << 6, ARG, 0, 0, 0]), -84);
-    assert_eq!(one.call(number::MEMORY_OP, [23 | 1 << 22, ARG, 0, 0, 0]), -33);
+    assert_eq!(one.call(number::MEMORY_OP, [0x17 | 4 << 6, ARG, 0, 0, 0]), -84);
+    assert_eq!(one.call(number::MEMORY_OP, [0x17 | 1 << 22, ARG, 0, 0, 0]), -33);
     one.write(LIST + 0x200, u64::MAX.as_bytes());
     assert_eq!(call(batch(1, 1, 0)), -22);
 }

@@ -303,7 +303,7 @@ static LAST_HERE: [[AtomicU16; MAX_DOMAINS + 1]; MAX_CPUS] =
 const NOBODY: u16 = u16::MAX;
 
 /// vCPUs of a domain share a VMID, and each has tables and ASIDs of its own choice, as CPUs have: where two of them take turns on one CPU,
-/// none may meet what another left in the TLB (translations that are not shared between CPUs, Arm ARM D8.16.5). VTTBR_EL2 is the
+/// none may meet what another left in the TLB (translations that are not shared between CPUs, Arm ARM D8.16.5). `VTTBR_EL2` is the
 /// vCPU's already, and walks are off.
 fn forget_sibling(cpu: &PerCpu, arch: &ArchVcpu) {
     if arch.domain.vcpus.len() < 2 {

@@ -192,7 +192,7 @@ pub fn load_u64(place: FrameAddr) -> u64 {
     let value: u64;
     // SAFETY: in RAM; the callers' offsets are multiples of eight (`FrameAddr` of a shared structure).
     unsafe {
-        asm!("ldar {}, [{}]", out(reg) value, in(reg) at(place) & !7, options(nostack, preserves_flags))
+        asm!("ldar {}, [{}]", out(reg) value, in(reg) at(place) & !7, options(nostack, preserves_flags));
     };
     value
 }
@@ -203,7 +203,7 @@ pub fn load_u32(place: FrameAddr) -> u32 {
     let value: u32;
     // SAFETY: in RAM and aligned.
     unsafe {
-        asm!("ldar {:w}, [{}]", out(reg) value, in(reg) at(place) & !3, options(nostack, preserves_flags))
+        asm!("ldar {:w}, [{}]", out(reg) value, in(reg) at(place) & !3, options(nostack, preserves_flags));
     };
     value
 }
@@ -316,7 +316,7 @@ pub fn table_read(table: Mfn, index: usize) -> u64 {
     let value: u64;
     // SAFETY: inside a frame of RAM.
     unsafe {
-        asm!("ldr {}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags, readonly))
+        asm!("ldr {}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags, readonly));
     };
     value
 }

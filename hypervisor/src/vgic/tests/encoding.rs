@@ -42,7 +42,7 @@ fn v2_names_the_sender_of_a_sgi_where_gicc_iar_has_it() {
     assert_eq!(notify.encode_v2(), sgi.encode_v2() | 1 << 19);
     for sender in 0..8 {
         for backing in [Backing::Software, Backing::SoftwareNotify] {
-            let lr = ListRegister { sender, backing, ..sgi };
+            let lr = ListRegister { backing, sender, ..sgi };
             assert_eq!(Layout::V2.decode(Layout::V2.encode(lr)), lr);
         }
     }
