@@ -42,7 +42,7 @@ pub(crate) fn check(tap: &mut Tap) {
     tap.is("CPU_ON of this vCPU at an odd address", cpu_on(0, NOWHERE + 1), INVALID_ADDRESS);
     tap.is("CPU_ON of one that does not exist", cpu_on(absent, NOWHERE), INVALID_PARAMETERS);
     tap.is("at an odd address", cpu_on(absent, NOWHERE + 1), INVALID_PARAMETERS);
-    tap.is("CPU_ON of another cluster", cpu_on(0x1_0000, NOWHERE), INVALID_PARAMETERS);
+    tap.is("CPU_ON looks at Aff1 and Aff0 only", cpu_on(0x1_0001_0000, NOWHERE), ALREADY_ON);
     let first = |entry| raw::cpu_on(PSCI_0_1_CPU_ON, 0, entry);
     tap.is("PSCI 0.1: CPU_ON of this vCPU", first(NOWHERE), INVALID_PARAMETERS);
     tap.is("PSCI 0.1: CPU_ON at an odd address", first(NOWHERE + 1), INVALID_PARAMETERS);
