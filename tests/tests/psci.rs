@@ -69,7 +69,8 @@ fn a_vcpu_that_is_off_is_started_where_it_shall() {
     );
     assert_eq!(on(0xC400_0003, 2, 0x1000, 0), INVALID_PARAMETERS);
     assert_eq!(on(0xC400_0003, 0x100, 0x1000, 0), INVALID_PARAMETERS);
-    assert_eq!(on(0xC400_0003, 1 << 32 | 1, 0x1000, 0), INVALID_PARAMETERS);
+    let upper_fields = on(0xC400_0003, 1 << 32 | 1, 0x1000, 0);
+    assert_eq!(upper_fields, Request::CpuOn { vcpu: 1, entry: 0x1000, context: 0 }, "as Xen");
     assert_eq!(on(0xC400_0003, 1, 0x1001, 0), INVALID_ADDRESS);
     for run in [Run::Runnable, Run::Running, Run::Blocked] {
         if let Some(vcpu) = world.domain(1).vcpu(1) {
