@@ -189,7 +189,7 @@ fn judge(results: &Results, known: &Differences) -> Outcome<String> {
 
 /// Boots the guest beside a domain that only waits, until its plan is there or it cannot come any more.
 fn results(options: &Options, hypervisor: &Hypervisor) -> Outcome<Results> {
-    let text = "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\ncmdline = \"peer=2\"\n\
+    let text = "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 2\ncmdline = \"peer=2\"\n\
                 [[domain]]\nname = \"peer\"\nkernel = \"guest:faulty\"\nmemory = \"32M\"\ncmdline = \"how=hang\"\n";
     let mut system = System::parse("conformance", &workspace::root(), text, Checking::Full)?;
     let mut run = RunOptions::for_file(PathBuf::new());
