@@ -45,9 +45,10 @@ const fn target(name: &'static str, pavo: Option<u64>, xen: Option<u64>) -> Targ
 }
 
 /// DESIGN section 7.
-const TARGETS: [Target; 15] = [
+const TARGETS: [Target; 16] = [
     target("null_hypercall", Some(70), Some(425)),
     target("invalid_hypercall", None, Some(373)),
+    target("sched_yield", None, Some(2122)),
     target("event_send_masked", Some(150), Some(859)),
     target("event_send_vector", Some(250), Some(1456)),
     target("grant_map", Some(450), Some(2558)),
