@@ -201,7 +201,9 @@ fn idle(others: &[Cpu]) -> Result<(), Failed> {
     let twice = others.iter().all(|cpu| matches!(smp::start(*cpu, || ()), Err(StartError::AlreadyOn)));
     ok("nor given another job", twice)?;
     flag.store(1, Ordering::SeqCst);
-    others.iter().for_each(|cpu| smp::wake(*cpu));
+    for cpu in others {
+        smp::wake(*cpu);
+    }
     started.into_iter().for_each(Started::join);
     ok("all that waited have ended", others.iter().all(|cpu| cpu.power() == Power::Off))
 }
@@ -250,6 +252,6 @@ fn race(others: &[Cpu]) -> Result<(), Failed> {
     while last.power() == Power::On {
         let _ = hypercall::sched_yield();
     }
-    let (won, lost) = (SUCCEEDED.load(Ordering::SeqCst), ALREADY.load(Ordering::SeqCst));
-    ok("of several that switch one vCPU on, one succeeds", won == 1 && lost == all - 1)
+    let (won, refused) = (SUCCEEDED.load(Ordering::SeqCst), ALREADY.load(Ordering::SeqCst));
+    ok("of several that switch one vCPU on, one succeeds", won == 1 && refused == all - 1)
 }
