@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use super::{announce, debian_rust};
 use crate::failure::{Failure, Outcome};
@@ -10,7 +11,7 @@ use crate::process;
 use crate::workspace::{self, BARE_TARGET};
 
 /// A Rust toolchain that compiles for the bare-metal target.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Toolchain {
     /// A sysroot of our own, where the toolchain's lacks the target.
     sysroot: Option<PathBuf>,
@@ -59,8 +60,19 @@ impl fmt::Display for Toolchain {
     }
 }
 
-/// Finds or makes a toolchain for the bare-metal target.
+/// Finds or makes a toolchain for the bare-metal target, once in a process: test steps ask at one time.
 pub(crate) fn toolchain() -> Outcome<Toolchain> {
+    static FOUND: Mutex<Option<Toolchain>> = Mutex::new(None);
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(toolchain) = &*found {
+        return Ok(toolchain.clone());
+    }
+    let toolchain = find()?;
+    *found = Some(toolchain.clone());
+    Ok(toolchain)
+}
+
+fn find() -> Outcome<Toolchain> {
     let own = Toolchain { sysroot: None };
     if own.works()? {
         return Ok(own);
