@@ -66,10 +66,17 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     idle(&others)?;
     again(&others, rounds)?;
     race(&others)?;
-    let Some(last) = others.last() else { return Ok(()) };
+    let Some((last, busy)) = others.split_last() else { return Ok(()) };
+    for cpu in busy {
+        let _never = smp::start(*cpu, || {
+            loop {
+                core::hint::spin_loop();
+            }
+        })?;
+    }
     println!("vCPU {} powers off", last.number());
     let _never = smp::start(*last, || {
-        // The others wait or run: the domain ends all the same.
+        // The first waits and the others run: the domain ends all the same.
         power::power_off()
     })?;
     interrupt::wait_until(|| false);
