@@ -31,6 +31,11 @@ pub fn locate<H: Hardware>(
     va: GuestVa,
     access: Access,
 ) -> Result<FrameAddr, Errno> {
+    if access == Access::Read
+        && let Some(at) = machine.hw.locate_for_reading(va)
+    {
+        return Ok(at);
+    }
     let ipa = machine.hw.translate(va, access).map_err(|_| Errno::Efault)?;
     let mapping =
         stage2::lookup(&machine.hw, current.domain.stage2_root, ipa.frame()).ok_or(Errno::Efault)?;

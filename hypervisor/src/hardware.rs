@@ -92,6 +92,13 @@ pub trait Hardware: Sync {
     /// [`Untranslatable`] when stage 1 refuses, or its walk does.
     fn translate(&self, va: GuestVa, access: Access) -> Result<Ipa, Untranslatable>;
 
+    /// Translates an address of the current vCPU for reading through both of its stages at once, where the machine can and the place is
+    /// ordinary memory. `None` says nothing: ask [`Self::translate`] and the tables of stage 2.
+    #[inline(always)]
+    fn locate_for_reading(&self, _va: GuestVa) -> Option<FrameAddr> {
+        None
+    }
+
     /// Ticks of the system counter.
     fn counter(&self) -> u64;
     /// Ticks per second of the counter.

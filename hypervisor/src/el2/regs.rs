@@ -248,6 +248,8 @@ register_bitfields! { u64,
     ],
     /// `PAR_EL1` after an address translation.
     pub PAR [
+        /// Memory attributes, as in `MAIR_EL1`.
+        ATTR OFFSET(56) NUMBITS(8) [],
         /// Stage 2 failed it.
         S OFFSET(9) NUMBITS(1) [],
         /// Address.
