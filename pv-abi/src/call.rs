@@ -38,6 +38,9 @@ macro_rules! hypercalls {
         pub enum Hypercall { $(#[doc = $doc] $Variant = $number,)* }
 
         impl Hypercall {
+            /// Every hypercall, in order of numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$Variant,)*];
+
             /// Decodes x16; all other numbers are refused with `-ENOSYS`, as Xen refuses what it does not have.
             #[inline(always)]
             pub const fn from_number(number: u64) -> Option<Self> {

@@ -12,8 +12,8 @@
 //! | `xen,domain-p2m-mem-mb` | 1 MiB a vCPU, 4 KiB a MiB of RAM, 512 KiB | Xen |
 //! | `pavo,max-ports` | 1024 | ours; Xen has the number fixed |
 //! | `pavo,name` | the node's name | ours |
-//! | `pavo,paging` (`nested` or `pv`) | `nested` | ours |
-//! | `pavo,isolated` | off | ours |
+//! | `pavo,paging` (`nested`; `pv` is refused by the builder) | `nested` | ours |
+//! | `pavo,isolated` (refused by the builder) | off | ours |
 use heapless::Vec;
 use pv_abi::DomId;
 

@@ -17,6 +17,8 @@ const ENDS: [(&str, &str, &str); 6] = [
 ];
 /// Those that never end.
 const ENDLESS: [&str; 2] = ["spin", "hang"];
+/// Seeds of the `hostile` guest, and CPUs.
+const ATTACKS: [(u32, u32); 4] = [(1, 1), (2, 2), (3, 1), (4, 4)];
 /// Seconds until a run with one of those is given up.
 const PATIENCE: u64 = 15;
 
@@ -36,7 +38,41 @@ pub(super) fn all() -> Vec<Step> {
         })
         .shared()
     });
-    ends.chain(endless).collect()
+    let hostile = ATTACKS.iter().map(|(seed, cpus)| {
+        Step::new(format!("a hostile guest, seed {seed}, on {cpus} CPUs"), Level::Default, move || {
+            attacked(*seed, *cpus)
+        })
+        .shared()
+    });
+    ends.chain(endless).chain(hostile).collect()
+}
+
+/// The two guests exchange their file beside one that makes a hundred thousand arbitrary calls: they end as if it were not there. What
+/// becomes of the attacker is its own affair.
+fn attacked(seed: u32, cpus: u32) -> Outcome<Found> {
+    let text = format!(
+        "[[domain]]\nname = \"hostile\"\nkernel = \"guest:hostile\"\nmemory = \"16M\"\ncmdline = \"calls=100000 seed={seed}\"\n\
+         [[domain]]\nname = \"sender\"\nkernel = \"guest:sender\"\nramdisk = \"hypervisor\"\nmemory = \"32M\"\n\
+         channels = [\"receiver\"]\n\
+         [[domain]]\nname = \"receiver\"\nkernel = \"guest:receiver\"\nmemory = \"32M\"\n\
+         [expect]\ndigest_of_ramdisk = \"sender\"\n"
+    );
+    let mut options = Options::for_file(systems::write(&format!("hostile-{seed}-{cpus}"), &text)?);
+    options.cpus = Some(cpus);
+    let observed = observe(&options)?;
+    let count = |wanted: &str| observed.log.iter().filter(|text| *text == wanted).count();
+    if !observed.console.iter().any(|line| line == "(d1) hostile: 100000 calls") {
+        return Err(observed.failed("the attack did not begin"));
+    }
+    for victim in ["d2: shutdown poweroff", "d3: shutdown poweroff"] {
+        if count(victim) != 1 {
+            return Err(observed.failed(&format!("no line \"{victim}\"")));
+        }
+    }
+    if observed.log.iter().any(|line| line.starts_with("BUG")) {
+        return Err(observed.failed("the hypervisor has a bug"));
+    }
+    Ok(Found::Good(String::new()))
 }
 
 /// The guest, and a clean one after it, on one CPU.
