@@ -126,7 +126,8 @@ fn others<H: Hardware>(
         }
         // Physical interrupts are not bound to ports on ARM.
         EventOp::BindPirq => read::<BindVirq, H>(machine, current, arg).and(Err(Errno::Eopnotsupp.into())),
-        // The FIFO ABI is not offered; these are the answers of a Xen built without it, and guests go on with two levels.
+        // The FIFO ABI is not offered: arguments are checked as by a Xen that has it, and a call that it would accept is refused, so
+        // that guests go on with two levels.
         EventOp::InitControl => {
             let it: InitControl = read(machine, current, arg)?;
             current.domain.vcpu(it.vcpu).ok_or(Errno::Enoent)?;

@@ -4,8 +4,8 @@
 //! all atomics, so that the table is shared without a lock and read anywhere.
 //!
 //! Invariants
-//! 1. A frame has exactly one owner and one role at a time. Owner and role change only between [`Role::Free`] and another role,
-//!    only at count zero, and only under the frame allocator's lock (rank 30): [`crate::frame_alloc`] is the one that does it.
+//! 1. A frame has exactly one owner and one role at a time. Owner and role change only between [`Role::Free`] and another role
+//!    (a domain's frame goes through [`Role::Limbo`] on its way back), only at count zero, and only under the frame allocator's lock (rank 30): [`crate::frame_alloc`] is the one that does it.
 //! 2. `count` is how many references others hold: stage-2 entries of other domains, grants in use, words that the hypervisor
 //!    writes. It changes only while the role is [`Role::Data`], under the owner's domain lock (rank 20), never wraps, and a
 //!    frame with a count does not change owner or role.
@@ -33,7 +33,7 @@ pub enum Role {
     NotRam = 0,
     /// In the free lists; nobody's.
     Free = 1,
-    /// The hypervisor's own: image, tables, device trees, the frame table, boot modules until they are given back.
+    /// The hypervisor's own: image, boot storage with the frame table.
     Hypervisor = 2,
     /// A domain's RAM.
     Data = 3,

@@ -8,6 +8,7 @@
 #![expect(unsafe_code, reason = "hypercalls with arbitrary arguments are what is tested")]
 extern crate alloc;
 use alloc::vec;
+use alloc::vec::Vec;
 use guest_kernel::{Guest, hypercall, println};
 use pv_abi::Hypercall;
 use pv_abi::sched::SchedOp;
@@ -20,6 +21,10 @@ const ARENA: usize = 256 << 10;
 const WORDS: usize = 8;
 /// Guest frames of the grant region, and some far beyond RAM: where frames may come and go.
 const PLACES: [u64; 3] = [0x38_000, 0x60_000, 0x10_0000_0000];
+
+/// Values at the edges: reserved domains, all ones, the first and the last page.
+const EDGES: [u64; 8] =
+    [0x7FF0, 0x7FF1, 0x7FF2, 0x7FF4, 0xFFFF_FFFF, u64::MAX, 0x1000, 0xFFFF_FFFF_FFFF_F000];
 
 /// Marsaglia's xorshift generator.
 struct Random(u64);
@@ -49,12 +54,7 @@ impl Random {
             4..=6 => arena + self.below(ARENA as u64 - 4096),
             7 => self.pick(&PLACES) + self.below(64),
             8 => 1 << self.below(64),
-            9 => {
-                [0x7FF0, 0x7FF1, 0x7FF2, 0x7FF4, u64::from(u32::MAX), u64::MAX, 0x1000, 0xFFFF_FFFF_FFFF_F000]
-                    .get(self.below(8) as usize)
-                    .copied()
-                    .unwrap_or(0)
-            }
+            9 => self.pick(&EDGES),
             10 => u64::MAX - self.below(8192),
             _ => self.next(),
         }
@@ -68,14 +68,13 @@ fn main(guest: &Guest) {
     let mut arena = vec![0_u64; ARENA / 8];
     let base = arena.as_mut_ptr().expose_provenance() as u64;
     println!("hostile: {calls} calls");
+    let numbers: Vec<u64> = Hypercall::ALL.iter().map(|call| u64::from(call.number())).collect();
     let (mut accepted, mut refused) = (0_u64, 0_u64);
     for _ in 0..calls {
         let call = match random.below(16) {
             0 => random.next(),
             1 => random.below(64),
-            _ => Hypercall::ALL
-                .get(random.below(Hypercall::ALL.len() as u64) as usize)
-                .map_or(0, |call| u64::from(call.number())),
+            _ => random.pick(&numbers),
         };
         let mut args = [0; 5];
         for arg in &mut args {
