@@ -84,8 +84,17 @@ const TOLD_APART: u64 = 0xFFFF;
 /// Affinity fields of `MPIDR_EL1`: Aff3 in bits 39:32, Aff2 to Aff0 in 23:0.
 const AFFINITY: u64 = 0xFF_00FF_FFFF;
 
+/// Whether branch targets that one context trained steer another's speculation (Spectre variant 2, `ID_AA64PFR0_EL1.CSV2`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BranchTraining {
+    /// The CPU keeps contexts apart: no workaround is required.
+    Contained,
+    /// It does not, as a Cortex-A72 does not, and the hypervisor has no workaround to offer: guests use what they have themselves.
+    Shared,
+}
+
 /// Decodes a call of a domain; `x` is x0 to x3.
-pub fn decode(domain: &Domain, x: [u64; 4]) -> Request {
+pub fn decode(domain: &Domain, training: BranchTraining, x: [u64; 4]) -> Request {
     let [x0, x1, x2, x3] = x;
     #[expect(
         clippy::cast_possible_truncation,
@@ -111,8 +120,11 @@ pub fn decode(domain: &Domain, x: [u64; 4]) -> Request {
         fid::SYSTEM_RESET => Request::End(ShutdownReason::Reboot),
         fid::PSCI_FEATURES => Request::Return(if has(w1) { SUCCESS } else { NOT_SUPPORTED }),
         fid::SMCCC_VERSION => Request::Return(SMCCC_VERSION),
-        // That the first workaround is not required keeps guests from calling it on every switch.
-        fid::ARCH_FEATURES if w1 == fid::WORKAROUND_1 => Request::Return(NOT_REQUIRED),
+        // That the first workaround is not required keeps guests from calling it on every switch; said only where it is true.
+        fid::ARCH_FEATURES if w1 == fid::WORKAROUND_1 => Request::Return(match training {
+            BranchTraining::Contained => NOT_REQUIRED,
+            BranchTraining::Shared => NOT_SUPPORTED,
+        }),
         fid::WORKAROUND_1 | fid::WORKAROUND_2 | fid::WORKAROUND_3 => Request::Nothing,
         _ => Request::Return(NOT_SUPPORTED),
     }

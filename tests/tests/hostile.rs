@@ -7,7 +7,7 @@ use hypervisor::evtchn::check_channels;
 use hypervisor::fake::{MEMORY_KIB, RAM, Random, World};
 use hypervisor::hardware::CpuId;
 use hypervisor::hypercall::Outcome;
-use hypervisor::psci::decode;
+use hypervisor::psci::{BranchTraining, decode};
 use hypervisor::vcpu::Run;
 use pavo_tests::{ARG, Guest, NOWHERE, number, two};
 use pv_abi::call::TABLE;
@@ -338,6 +338,6 @@ fn any_registers_decode_to_a_request() {
         let function =
             [0x8400_0000, 0xC400_0000, 0x8000_0000, 0][random.below(4) as usize] | random.below(16);
         let x = [function, random.below(1 << 20), random.below(u64::MAX), random.below(8)];
-        let _ = decode(world.domain(1), x);
+        let _ = decode(world.domain(1), BranchTraining::Shared, x);
     }
 }

@@ -1,6 +1,6 @@
 //! `hvc #0`: what a guest hears of PSCI and SMCCC. Values are those of Arm DEN 0022 and DEN 0028, choices those of Xen 4.20.
 
-use hypervisor::psci::{Request, decode};
+use hypervisor::psci::{BranchTraining, Request, decode};
 use hypervisor::vcpu::Run;
 use pavo_tests::two;
 use pv_abi::sched::ShutdownReason;
@@ -13,7 +13,7 @@ const INVALID_ADDRESS: Request = Request::Return(-9);
 const UPPER: u64 = 0xDEAD_BEEF << 32;
 
 fn ask(world: &hypervisor::fake::World, x: [u64; 4]) -> Request {
-    decode(world.domain(1), x)
+    decode(world.domain(1), BranchTraining::Contained, x)
 }
 
 #[test]
@@ -49,6 +49,8 @@ fn versions_and_features_are_xens() {
     let arch = |function| ask(&world, [0x8000_0001, function, 0, 0]);
     assert_eq!((arch(0x8000_8000), arch(0x8000_7FFF)), (Request::Return(1), NOT_SUPPORTED));
     assert_eq!(ask(&world, [0x8000_8000, 0, 0, 0]), Request::Nothing);
+    let exposed = decode(world.domain(1), BranchTraining::Shared, [0x8000_0001, 0x8000_8000, 0, 0]);
+    assert_eq!(exposed, NOT_SUPPORTED, "no workaround is promised that nobody carries out");
     // TRNG_VERSION, SOC_ID, the vendor's UID, PV_TIME.
     for function in [0x8400_0050, 0x8000_0002, 0x8600_FF01, 0xC500_0020, 0xC400_0000, 3, u64::MAX] {
         assert_eq!(ask(&world, [function, 0, 0, 0]), NOT_SUPPORTED);

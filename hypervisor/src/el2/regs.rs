@@ -257,6 +257,11 @@ register_bitfields! { u64,
         /// It failed.
         F OFFSET(0) NUMBITS(1) []
     ],
+    /// `ID_AA64PFR0_EL1`.
+    pub PFR0 [
+        /// Speculation by branch targets of other contexts is contained.
+        CSV2 OFFSET(56) NUMBITS(4) []
+    ],
     /// `HPFAR_EL2`.
     pub HPFAR [
         /// Bits 51:12 of the address.
