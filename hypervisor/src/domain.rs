@@ -48,10 +48,8 @@ pub enum Fault {
     WordContended = 0,
     /// It took an `SError` that nobody can attribute further.
     SystemError = 1,
-    /// Its saved state is such that no exception can be injected.
-    NoVector = 2,
     /// An exception class that no guest causes.
-    UnknownException = 3,
+    UnknownException = 2,
 }
 
 const RUNNING: u32 = 0;
@@ -75,7 +73,6 @@ impl LifeCell {
             code => Life::Destroyed(match code.wrapping_sub(FAULT_BASE) {
                 0 => Fault::WordContended,
                 1 => Fault::SystemError,
-                2 => Fault::NoVector,
                 _ => Fault::UnknownException,
             }),
         }
@@ -95,8 +92,7 @@ impl LifeCell {
             Life::Destroyed(fault) => FAULT_BASE.wrapping_add(match fault {
                 Fault::WordContended => 0,
                 Fault::SystemError => 1,
-                Fault::NoVector => 2,
-                Fault::UnknownException => 3,
+                Fault::UnknownException => 2,
             }),
         };
         self.0.compare_exchange(RUNNING, code, atomic::Ordering::AcqRel, atomic::Ordering::Acquire).is_ok()

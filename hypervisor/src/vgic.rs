@@ -72,6 +72,3 @@ pub use service::{Maintenance, Serviced};
 pub use sgi::{Sgi, decode_sgi1r, decode_sgir};
 pub use shared::{VcpuShared, Vcpus};
 pub use vcpu::{Raised, VcpuGic};
-
-/// The name under which a vCPU has its [`VcpuShared`].
-pub type RemotePending = VcpuShared;

@@ -131,9 +131,6 @@ pub fn event(event: Event) {
                 defmt::warn!("d{=u16}: destroyed: it kept a shared word busy", domain.0);
             }
             Fault::SystemError => defmt::warn!("d{=u16}: destroyed: SError", domain.0),
-            Fault::NoVector => {
-                defmt::warn!("d{=u16}: destroyed: no exception can be delivered to it", domain.0);
-            }
             Fault::UnknownException => defmt::warn!("d{=u16}: destroyed: unknown exception class", domain.0),
         },
         Event::WordContended(domain) => defmt::warn!("d{=u16}: keeps a shared word busy", domain.0),
