@@ -18,6 +18,7 @@ use crate::grant::GrantState;
 use crate::hardware::Vmid;
 use crate::hvm::Params;
 use crate::memory::MemoryState;
+use crate::pause::Pauses;
 use crate::stage2::Stage2;
 use crate::vcpu::Vcpu;
 use crate::vgic::{DistState, VcpuShared};
@@ -27,6 +28,9 @@ use pv_abi::sched::ShutdownReason;
 
 /// Domains the machine can have.
 pub const MAX_DOMAINS: usize = 64;
+
+/// The control domain's number.
+pub const CONTROL: DomId = DomId(0);
 
 /// Whether a domain lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +54,8 @@ pub enum Fault {
     SystemError = 1,
     /// An exception class that no guest causes.
     UnknownException = 2,
+    /// The control domain asked for it.
+    ByControl = 3,
 }
 
 const RUNNING: u32 = 0;
@@ -73,6 +79,7 @@ impl LifeCell {
             code => Life::Destroyed(match code.wrapping_sub(FAULT_BASE) {
                 0 => Fault::WordContended,
                 1 => Fault::SystemError,
+                3 => Fault::ByControl,
                 _ => Fault::UnknownException,
             }),
         }
@@ -93,6 +100,7 @@ impl LifeCell {
                 Fault::WordContended => 0,
                 Fault::SystemError => 1,
                 Fault::UnknownException => 2,
+                Fault::ByControl => 3,
             }),
         };
         self.0.compare_exchange(RUNNING, code, atomic::Ordering::AcqRel, atomic::Ordering::Acquire).is_ok()
@@ -115,6 +123,8 @@ pub struct Domain {
     pub life: LifeCell,
     /// Whether updates of run-state areas are marked (`VMASST_TYPE_runstate_update_flag`).
     pub marks_runstate: AtomicBool,
+    /// How often it is paused. Set under its lock.
+    pub pauses: Pauses,
     /// Its watchdogs. Set under its lock.
     pub watchdogs: Watchdogs,
     /// Its event ports ([`crate::evtchn::PortWord`]), index = port.
@@ -152,6 +162,11 @@ impl Domain {
     #[inline(always)]
     pub fn vcpu(&self, number: u32) -> Option<&Vcpu> {
         self.vcpus.get(usize::try_from(number).ok()?)
+    }
+
+    /// Whether it is the control domain, which may make the privileged calls.
+    pub fn is_control(&self) -> bool {
+        self.id == CONTROL
     }
 
     /// The shared part of a vCPU's virtual interrupt state.

@@ -145,6 +145,7 @@ pub fn arch_vcpu(index: VcpuIndex) -> Option<&'static ArchVcpu> {
 pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
     let Memory { frames, carve, .. } = memory;
     let Guests { domains, starts, vcpus } = guests;
+    let first_id = domains.first().map_or(1, |first| first.id.0.min(1));
     let lrs = gic::list_register_count();
     let arch = carve.slice(vcpus.len(), |n| {
         let found = vcpus.get(n).and_then(|(domain, number)| {
@@ -160,7 +161,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
     });
     let Some(arch) = arch else { bug::stop("no room for the vCPUs") };
     let running = RUNNING.call_once(|| Running {
-        machine: Machine { hw: Arm, frames, domains, vcpus, sched: Scheduler::new() },
+        machine: Machine { hw: Arm, frames, domains, first_id, vcpus, sched: Scheduler::new() },
         host,
         arch,
     });

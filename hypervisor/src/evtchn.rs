@@ -24,6 +24,8 @@ pub use bind::bind_static;
 pub use check::{OneSided, check_channels};
 pub use port::{PortKind, PortWord, PortsState, find};
 
+pub(crate) use port::in_use;
+
 pub(crate) use deliver::{is_pending, resend_all, upcall_pending, word_contended};
 
 use pv_abi::event::{

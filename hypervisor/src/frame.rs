@@ -214,15 +214,15 @@ impl Default for FrameEntry {
     }
 }
 
-/// Owners that are counted apart: the hypervisor, and domains 1 to [`MAX_DOMAINS`].
-const OWNERS: usize = MAX_DOMAINS.wrapping_add(1);
+/// Owners that are counted apart: the hypervisor, and domains 0 to [`MAX_DOMAINS`].
+const OWNERS: usize = MAX_DOMAINS.wrapping_add(2);
 
 /// The table and its counters.
 #[derive(Debug)]
 pub struct FrameTable {
     base: Mfn,
     entries: &'static [FrameEntry],
-    /// Frames by owner (0 the hypervisor and free, else the domain's id) and role.
+    /// Frames by owner (0 the hypervisor and free, else the domain's id and 1) and role.
     totals: [[AtomicU64; Role::ALL.len()]; OWNERS],
 }
 
@@ -370,7 +370,7 @@ impl FrameTable {
     }
 
     fn counter(&self, owner: DomId, role: Role) -> Option<&AtomicU64> {
-        let row = if owner == DomId::XEN { 0 } else { usize::from(owner.0) };
+        let row = if owner == DomId::XEN { 0 } else { usize::from(owner.0).wrapping_add(1) };
         self.totals.get(row)?.get(usize::from(role.bits()))
     }
 }

@@ -77,7 +77,7 @@ pub fn hypercall<H: Hardware>(
 pub fn serve<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, number: u64, args: &Args) -> Outcome {
     match Hypercall::from_number(number) {
         Some(call) => dispatch::<H, false>(machine, current, call, args).into(),
-        None => privileged::not_offered(machine, current, number, args).into(),
+        None => privileged::others(machine, current, number, args).into(),
     }
 }
 
@@ -91,7 +91,7 @@ pub(crate) fn nested<H: Hardware>(
 ) -> Outcome {
     match Hypercall::from_number(number) {
         Some(call) => dispatch::<H, true>(machine, current, call, &args).into(),
-        None => privileged::not_offered(machine, current, number, &args).into(),
+        None => privileged::others(machine, current, number, &args).into(),
     }
 }
 

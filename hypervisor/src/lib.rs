@@ -24,6 +24,7 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod multicall;
+pub mod pause;
 pub mod privileged;
 pub mod psci;
 pub mod runstate;

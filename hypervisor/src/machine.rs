@@ -17,6 +17,8 @@ pub struct Machine<H: Hardware> {
     pub frames: Frames,
     /// The domains, ascending ids; those that were refused at boot leave a gap.
     pub domains: &'static [Domain],
+    /// The id of the first: 0 with a control domain, else 1.
+    pub first_id: u16,
     /// Every vCPU of the machine, by [`VcpuIndex`]: which domain (index) and number.
     pub vcpus: &'static [(u16, u16)],
     /// Run queues.
@@ -27,10 +29,18 @@ impl<H: Hardware> Machine<H> {
     /// The domain with this id.
     #[inline(always)]
     pub fn domain(&self, id: DomId) -> Option<&Domain> {
-        match self.domains.get(usize::from(id.0.wrapping_sub(1))) {
+        match self.domains.get(usize::from(id.0.wrapping_sub(self.first_id))) {
             Some(domain) if domain.id == id => Some(domain),
-            _ => self.domains.iter().find(|domain| domain.id == id),
+            _ => self.behind_gap(id),
         }
+    }
+
+    /// The domain with this id where refused ones have left a gap.
+    #[cold]
+    #[inline(never)]
+    fn behind_gap(&self, id: DomId) -> Option<&Domain> {
+        let found = self.domains.binary_search_by(|domain| domain.id.cmp(&id)).ok()?;
+        self.domains.get(found)
     }
 
     /// The vCPU with this index, with its domain.

@@ -162,7 +162,7 @@ fn cpu_on(domain: &Domain, target: u64, entry: u64, context: u64) -> Result<Requ
     }
     match vcpu.run.get() {
         Run::Offline => Ok(Request::CpuOn { vcpu: vcpu.number, entry, context }),
-        Run::Runnable | Run::Running | Run::Blocked => Err(ALREADY_ON),
+        Run::Runnable | Run::Running | Run::Blocked | Run::Paused => Err(ALREADY_ON),
     }
 }
 

@@ -51,7 +51,8 @@ const fn number(run: Run) -> u64 {
         Run::Running => 0,
         Run::Runnable => 1,
         Run::Blocked => 2,
-        Run::Offline => 3,
+        // As Xen counts a vCPU that is paused.
+        Run::Offline | Run::Paused => 3,
     }
 }
 
@@ -97,6 +98,12 @@ impl RunState {
             0 => None,
             pa => Pa::new(pa).map(FrameAddr::from_pa),
         })
+    }
+
+    /// Nanoseconds that it has run until a moment.
+    pub(crate) fn ran(&self, frequency: u64, now: u64) -> u64 {
+        let [running, ..] = self.info(frequency, Some(now)).time;
+        running
     }
 
     /// What is told, in nanoseconds. The state that lasts is counted until `until`, or, as in Xen when a vCPU is told of itself,

@@ -13,10 +13,10 @@ use spin::mutex::TicketMutex;
 use crate::domain::Domain;
 use crate::hardware::{CpuId, Hardware};
 use crate::machine::{Current, Machine};
-use crate::runstate;
 use crate::vcpu::{NOT_POLLING, Run, Vcpu, VcpuIndex};
 use crate::vgic::{Intid, PrivateIntid};
 use crate::watchdog;
+use crate::{pause, runstate};
 
 /// Physical CPUs the machine can have.
 pub const MAX_CPUS: usize = 8;
@@ -56,7 +56,7 @@ impl Scheduler {
     }
 
     /// Puts a vCPU that has just become `Runnable` into its home queue.
-    fn enqueue(&self, vcpu: &Vcpu) {
+    pub(crate) fn enqueue(&self, vcpu: &Vcpu) {
         if let Some(queue) = self.queue(vcpu.home) {
             // A vCPU is queued at most once (invariant 1) and the queue holds as many as exist.
             let _ = queue.lock().push_back(vcpu.index);
@@ -76,6 +76,9 @@ impl Scheduler {
                     // its domain's end and its mailbox. Who leaves something looks at `run` after a barrier of his own.
                     fence(Ordering::SeqCst);
                     if domain.life.is_running() {
+                        if pause::holds(machine, domain, vcpu) {
+                            continue;
+                        }
                         return Some(vcpu);
                     }
                 }

@@ -55,8 +55,12 @@ pub fn sched_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: 
         SchedOp::RemoteShutdown => {
             let asked: RemoteShutdown = guest_memory::read(machine, current, arg)?;
             // Not even for itself by its number: the call is a toolstack's.
-            machine.domain(asked.domain).ok_or(Errno::Esrch)?;
-            Err(Errno::Eperm.into())
+            let domain = machine.domain(asked.domain).ok_or(Errno::Esrch)?;
+            if !current.domain.is_control() {
+                return Err(Errno::Eperm.into());
+            }
+            end_domain(machine, current, domain, Life::Shutdown(reason(asked.reason)));
+            Ok(0)
         }
         SchedOp::Watchdog => watchdog::set(machine, current, &guest_memory::read(machine, current, arg)?),
         SchedOp::PinOverride => Err(Errno::Eperm.into()),

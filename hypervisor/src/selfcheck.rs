@@ -83,7 +83,7 @@ fn totals<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
             return Err(Violation::Entry(mfn));
         }
     }
-    let domains = (1..=MAX_DOMAINS).filter_map(|id| u16::try_from(id).ok().map(DomId));
+    let domains = (0..=MAX_DOMAINS).filter_map(|id| u16::try_from(id).ok().map(DomId));
     for owner in core::iter::once(DomId::XEN).chain(domains) {
         // Counted in one pass for each owner; only owners that exist are worth one.
         if owner != DomId::XEN && machine.domain(owner).is_none() {

@@ -5,6 +5,7 @@
 //!    belong to the CPU that runs it and are the image's.
 //! 2. `run` changes `Runnable -> Running` only by the CPU whose queue held it, `Running -> Blocked/Runnable/Offline` only by the CPU
 //!    that runs it, `Blocked -> Runnable` by exactly one waker, which queues it.
+//!    `Running -> Paused` is the running CPU's too, `Paused -> Runnable` the one's who ends the last pause, who queues it.
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use pv_abi::DomId;
@@ -29,6 +30,8 @@ pub enum Run {
     Running = 2,
     /// Waits for an event, an interrupt or a deadline.
     Blocked = 3,
+    /// Was chosen to run while its domain was paused: in no queue until the domain is unpaused ([`crate::pause`]).
+    Paused = 4,
 }
 
 /// [`Run`] as an atomic byte.
@@ -43,6 +46,7 @@ impl RunCell {
             1 => Run::Runnable,
             2 => Run::Running,
             3 => Run::Blocked,
+            4 => Run::Paused,
             _ => Run::Offline,
         }
     }
@@ -65,6 +69,7 @@ impl RunCell {
             Run::Runnable => 1,
             Run::Running => 2,
             Run::Blocked => 3,
+            Run::Paused => 4,
         }
     }
 }

@@ -40,6 +40,11 @@ impl Watchdogs {
         Self([const { AtomicU64::new(UNUSED) }; COUNT])
     }
 
+    /// How many are in use.
+    pub(crate) fn in_use(&self) -> usize {
+        self.0.iter().filter(|at| at.load(Ordering::Acquire) != UNUSED).count()
+    }
+
     /// When the first one ends the domain; `u64::MAX` for never.
     pub fn earliest(&self) -> u64 {
         self.0.iter().map(|at| at.load(Ordering::Acquire)).min().unwrap_or(UNUSED)

@@ -14,6 +14,7 @@
 
 pub mod call;
 pub mod console;
+pub mod control;
 pub mod errno;
 pub mod event;
 pub mod grant;

@@ -33,6 +33,7 @@ struct End {
 /// Adds the domains to a tree.
 pub(crate) fn add_domains(tree: &mut Node, system: &System, modules: &[Modules]) {
     let ends = connect(system, tree.largest_phandle());
+    let ids = system.ids();
     let chosen = tree.child("chosen");
     if system.machine.dom0_module {
         chosen.set_cells("#address-cells", &[2]).set_cells("#size-cells", &[2]);
@@ -42,7 +43,7 @@ pub(crate) fn add_domains(tree: &mut Node, system: &System, modules: &[Modules])
     }
     for (index, domain) in system.domains.iter().enumerate() {
         let ends = ends.get(index).map_or(&[][..], |ends| ends);
-        chosen.children.push(domain_node(index, domain, modules.get(index), ends));
+        chosen.children.push(domain_node(index, domain, modules.get(index), ends, &ids));
     }
 }
 
@@ -65,7 +66,7 @@ fn connect(system: &System, largest_phandle: u32) -> Vec<Vec<End>> {
     ends
 }
 
-fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &[End]) -> Node {
+fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &[End], ids: &[u32]) -> Node {
     let mut node = Node::new(format!("domU{}", index + 1));
     node.set_strings("compatible", &["xen,domain"]);
     node.set_cells("#address-cells", &[2]).set_cells("#size-cells", &[2]);
@@ -75,6 +76,9 @@ fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &
     if domain.vuart {
         node.set("vpl011", []);
     }
+    if domain.privileged {
+        node.set("pavo,privileged", []);
+    }
     match domain.paging {
         Paging::Nested => {}
         Paging::Pv => {
@@ -83,7 +87,7 @@ fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &
     }
     if let Some(place) = modules.and_then(|modules| modules.kernel.as_ref()) {
         let mut kernel = module(place, "multiboot,kernel");
-        if let Some(line) = command_line(domain, ends) {
+        if let Some(line) = command_line(domain, ends, ids) {
             kernel.set_strings("bootargs", &[&line]);
         }
         node.children.push(kernel);
@@ -107,20 +111,15 @@ fn module(place: &Placed, kind: &str) -> Node {
 }
 
 /// The file's command line, with what two guests need to find each other.
-fn command_line(domain: &Domain, ends: &[End]) -> Option<String> {
+fn command_line(domain: &Domain, ends: &[End], ids: &[u32]) -> Option<String> {
     let list = |numbers: Vec<u32>| numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let mut words: Vec<String> = domain.cmdline.clone().into_iter().collect();
     if !ends.is_empty() {
-        words.push(format!("peer={}", list(ends.iter().map(|end| domain_id(end.peer)).collect())));
+        words.push(format!("peer={}", list(ends.iter().map(|end| ids[end.peer]).collect())));
         words.push(format!("port={}", list(ends.iter().map(|end| end.port).collect())));
         words.push(format!("ref={}", list(ends.iter().map(|end| FIRST_REFERENCE + end.port - 1).collect())));
     }
     (!words.is_empty()).then(|| words.join(" "))
-}
-
-/// Ids count from 1 in file order.
-fn domain_id(index: usize) -> u32 {
-    u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 #[cfg(test)]
@@ -193,6 +192,18 @@ mod tests {
         );
         let line = domain(&mut tree, "domU3").child("module@52000000").get("bootargs").unwrap().to_vec();
         assert_eq!(line, b"peer=1,2 port=1,2 ref=8,9\0");
+    }
+
+    #[test]
+    fn the_control_domain_is_0_and_does_not_count() {
+        let mut tree = tree_of(
+            "[[domain]]\nname = \"a\"\nchannels = [\"b\", \"c\"]\n[[domain]]\nname = \"b\"\nprivileged = true\n\
+             [[domain]]\nname = \"c\"\n",
+        );
+        assert_eq!(domain(&mut tree, "domU2").get("pavo,privileged"), Some(&[][..]));
+        assert_eq!(domain(&mut tree, "domU1").get("pavo,privileged"), None);
+        let line = domain(&mut tree, "domU1").child("module@50000000").get("bootargs").unwrap().to_vec();
+        assert_eq!(line, b"peer=0,2 port=1,2 ref=8,9\0");
     }
 
     #[test]

@@ -134,8 +134,8 @@ pub(crate) fn show(bytes: &[u8]) {
 /// What a run showed.
 #[derive(Debug)]
 pub(crate) struct Report {
-    /// How many domains the file has.
-    domains: u32,
+    /// The ids of the file's domains.
+    ids: Vec<u32>,
     /// What the log said.
     observer: Observer,
     /// What went wrong; empty if all went well.
@@ -148,7 +148,7 @@ pub(crate) struct Report {
 impl Report {
     /// One line for people.
     pub(crate) fn summary(&self) -> String {
-        let (count, clean) = (self.domains, self.observer.clean(self.domains));
+        let (count, clean) = (self.ids.len(), self.observer.clean(&self.ids));
         let noun = if count == 1 { "domain" } else { "domains" };
         let time = format!("({:.1} s)", self.elapsed.as_secs_f64());
         if self.problems.is_empty() {
@@ -296,8 +296,8 @@ pub(crate) fn boot(
         each(&line)
     };
     let end = watch(&mut prepared.command, Duration::from_secs(options.timeout), &mut see)?;
-    let domains = u32::try_from(system.domains.len()).unwrap_or(u32::MAX);
-    let mut problems = observer.problems(domains, prepared.digest.as_deref());
+    let ids = system.ids();
+    let mut problems = observer.problems(&ids, prepared.digest.as_deref());
     let timed_out = match end {
         Ended::Exit(Some(0)) | Ended::Enough => false,
         Ended::Exit(status) => {
@@ -310,7 +310,7 @@ pub(crate) fn boot(
             true
         }
     };
-    Ok(Report { domains, observer, problems, timed_out, elapsed: start.elapsed() })
+    Ok(Report { ids, observer, problems, timed_out, elapsed: start.elapsed() })
 }
 
 /// The demonstration's or another system file, by name.

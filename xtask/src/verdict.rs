@@ -15,7 +15,7 @@ use crate::failure::{Doing, Outcome};
 /// How a domain ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
-    /// `shutdown poweroff`: the only clean one.
+    /// `shutdown poweroff`.
     Poweroff,
     /// Any other shutdown, by its reason.
     Shutdown(String),
@@ -23,6 +23,17 @@ pub(crate) enum End {
     Destroyed(String),
     /// It was never started.
     Refused(String),
+}
+
+impl End {
+    /// Whether it ended itself, or the control domain did.
+    fn is_clean(&self) -> bool {
+        match self {
+            Self::Poweroff => true,
+            Self::Destroyed(why) => why == "by the control domain",
+            Self::Shutdown(_) | Self::Refused(_) => false,
+        }
+    }
 }
 
 impl fmt::Display for End {
@@ -105,22 +116,21 @@ impl Observer {
         }
     }
 
-    /// What is wrong, one phrase each; empty if the domains 1 to `domains` ended cleanly, once, and the digests agree
-    /// with `digest`.
-    pub(crate) fn problems(&self, domains: u32, digest: Option<&str>) -> Vec<String> {
+    /// What is wrong, one phrase each; empty if the domains `ids` ended cleanly, once, and the digests agree with `digest`.
+    pub(crate) fn problems(&self, ids: &[u32], digest: Option<&str>) -> Vec<String> {
         if !self.stops.is_empty() {
             return self.stops.clone();
         }
         let mut problems = Vec::new();
-        for id in 1..=domains {
-            match self.ends.get(&id).map(Vec::as_slice) {
+        for id in ids {
+            match self.ends.get(id).map(Vec::as_slice) {
                 None | Some([]) => problems.push(format!("d{id} did not end")),
-                Some([End::Poweroff]) => {}
+                Some([end]) if end.is_clean() => {}
                 Some([end]) => problems.push(format!("d{id}: {end}")),
                 Some(ends) => problems.push(format!("d{id} ended {} times", ends.len())),
             }
         }
-        for (id, ends) in self.ends.iter().filter(|(id, _)| !(1..=domains).contains(*id)) {
+        for (id, ends) in self.ends.iter().filter(|(id, _)| !ids.contains(*id)) {
             problems.extend(ends.iter().map(|end| format!("d{id}: {end}")));
         }
         if problems.is_empty() && !self.all_ended {
@@ -141,9 +151,10 @@ impl Observer {
         problems
     }
 
-    /// How many of the domains 1 to `domains` ended cleanly.
-    pub(crate) fn clean(&self, domains: u32) -> usize {
-        (1..=domains).filter(|id| self.ends.get(id).is_some_and(|ends| ends[..] == [End::Poweroff])).count()
+    /// How many of the domains `ids` ended cleanly.
+    pub(crate) fn clean(&self, ids: &[u32]) -> usize {
+        let clean = |ends: &Vec<End>| matches!(ends.as_slice(), [end] if end.is_clean());
+        ids.iter().filter(|id| self.ends.get(id).is_some_and(clean)).count()
     }
 }
 
@@ -167,8 +178,8 @@ mod tests {
     #[test]
     fn clean_means_that_every_domain_powered_off() {
         let all = observed(&["d1: shutdown poweroff", "d2: shutdown poweroff", "all domains ended"], &[]);
-        assert_eq!(all.problems(2, None), Vec::<String>::new());
-        assert_eq!(all.problems(3, None), ["d3 did not end"]);
+        assert_eq!(all.problems(&[1, 2], None), Vec::<String>::new());
+        assert_eq!(all.problems(&[1, 2, 3], None), ["d3 did not end"]);
     }
 
     #[test]
@@ -180,25 +191,31 @@ mod tests {
             "all domains ended",
         ];
         let observer = observed(&logs, &[]);
-        let problems = observer.problems(2, None);
+        let problems = observer.problems(&[1, 2], None);
         assert_eq!(
             problems,
             ["d1: shutdown crash", "d2: destroyed: bad instruction", "d0: refused: no dom0"]
         );
-        assert_eq!(observer.clean(2), 0);
+        assert_eq!(observer.clean(&[1, 2]), 0);
+    }
+
+    #[test]
+    fn what_the_control_domain_destroys_ended_as_it_should() {
+        let logs = ["d1: destroyed: by the control domain", "d0: shutdown poweroff", "all domains ended"];
+        assert_eq!(observed(&logs, &[]).problems(&[0, 1], None), Vec::<String>::new());
     }
 
     #[test]
     fn a_guest_cannot_claim_its_own_end() {
         let observer = observed(&["all domains ended"], &[(1, "d1: shutdown poweroff")]);
-        assert_eq!(observer.problems(1, None), ["d1 did not end"]);
+        assert_eq!(observer.problems(&[1], None), ["d1 did not end"]);
     }
 
     #[test]
     fn a_hypervisor_that_cannot_start_says_why() {
         let mut observer = observed(&[], &[]);
         observer.see(&Line::Other(b"pavo: cannot start: no memory".to_vec()));
-        assert_eq!(observer.problems(2, None), ["pavo: cannot start: no memory"]);
+        assert_eq!(observer.problems(&[1, 2], None), ["pavo: cannot start: no memory"]);
     }
 
     #[test]
@@ -207,7 +224,7 @@ mod tests {
         let line = |digest: &str| format!("received 10 bytes, sha256 {digest}");
         let run = |lines: &[(u32, &str)]| {
             let logs = ["d1: shutdown poweroff", "d2: shutdown poweroff", "all domains ended"];
-            observed(&logs, lines).problems(2, Some(&good)).len()
+            observed(&logs, lines).problems(&[1, 2], Some(&good)).len()
         };
         assert_eq!(run(&[(1, &line(&good)), (2, &line(&good))]), 0);
         assert_eq!(run(&[(1, &line(&good))]), 1);

@@ -4,8 +4,10 @@
 use heapless::Vec;
 use pv_abi::{DomId, Port};
 
+use crate::domain::CONTROL;
+
 use super::cells::Cells;
-use super::dom0less::{DOMAIN_COMPATIBLE, domain_id};
+use super::dom0less::{DOMAIN_COMPATIBLE, domain_id, is_control};
 use super::error::TreeError;
 use super::node::Node;
 use super::refusal::Refusal;
@@ -75,15 +77,17 @@ struct Peer {
 fn find(tree: &Tree<'_>, wanted: u32) -> Result<Option<Peer>, TreeError> {
     let mut walk = tree.walk()?;
     let mut domains: usize = 0;
-    let mut inside = false;
+    let (mut inside, mut control) = (false, false);
     while let Some(path) = walk.step()? {
         let node = path.node()?;
         if path.depth() <= 2 {
             inside = path.is_child_of(&["chosen"])? && node.is_compatible(&DOMAIN_COMPATIBLE)?;
-            domains = domains.saturating_add(usize::from(inside));
+            control = inside && is_control(node)?;
+            domains = domains.saturating_add(usize::from(inside && !control));
         } else if inside && path.depth() == 3 && node.phandle()? == Some(wanted) && is_channel(node)? {
             let Some((port, reference)) = ends(node)? else { return Ok(None) };
-            return Ok(domain_id(domains).map(|domain| Peer { domain, port, reference }));
+            let domain = if control { Some(CONTROL) } else { domain_id(domains) };
+            return Ok(domain.map(|domain| Peer { domain, port, reference }));
         }
     }
     Ok(None)

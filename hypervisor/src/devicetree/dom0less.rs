@@ -1,6 +1,7 @@
 //! Guests that the tree asks for: "dom0less" nodes under `/chosen` (Xen's `docs/misc/arm/device-tree/booting.txt`).
 //!
-//! 1. Ids count from 1 in the tree's order; a refused domain keeps its id, so that the others' do not move.
+//! 1. Ids count from 1 in the tree's order; a refused domain keeps its id, so that the others' do not move. The control domain's is 0, and
+//!    it is not counted.
 //! 2. A refusal concerns one domain; the others go on. Only a damaged tree ends the list.
 //! 3. Properties that are not known are ignored.
 //!
@@ -14,8 +15,11 @@
 //! | `pavo,name` | the node's name | ours |
 //! | `pavo,paging` (`nested`; `pv` is refused by the builder) | `nested` | ours |
 //! | `pavo,isolated` (refused by the builder) | off | ours |
+//! | `pavo,privileged`: the control domain | off | ours |
 use heapless::Vec;
 use pv_abi::DomId;
+
+use crate::domain::CONTROL;
 
 use super::channel::{self, MAX_CHANNELS, StaticChannel};
 use super::error::TreeError;
@@ -128,7 +132,12 @@ pub fn has_dom0_modules(tree: &Tree<'_>) -> Result<bool, TreeError> {
     Ok(false)
 }
 
-/// Id of the `position`-th domain node, counted from 1.
+/// Whether a domain's node is the control domain's.
+pub(super) fn is_control(node: Node<'_>) -> Result<bool, TreeError> {
+    node.has("pavo,privileged")
+}
+
+/// Id of the `position`-th domain node, counted from 1 without the control domain's.
 pub(super) fn domain_id(position: usize) -> Option<DomId> {
     let id = DomId(u16::try_from(position).ok()?);
     (id < DomId::FIRST_RESERVED).then_some(id)
@@ -141,6 +150,8 @@ pub struct Domains<'t, 'a> {
     /// A domain's node that was reached while the one before was read.
     ahead: Option<Node<'a>>,
     count: usize,
+    /// Whether there was a control domain.
+    control: bool,
 }
 
 impl<'t, 'a> Domains<'t, 'a> {
@@ -149,7 +160,7 @@ impl<'t, 'a> Domains<'t, 'a> {
     /// # Errors
     /// [`TreeError`] when the tree has no root.
     pub fn new(tree: &'t Tree<'a>) -> Result<Self, TreeError> {
-        Ok(Self { tree, walk: Some(tree.walk()?), ahead: None, count: 0 })
+        Ok(Self { tree, walk: Some(tree.walk()?), ahead: None, count: 0, control: false })
     }
 
     /// The next domain's node, if one is left.
@@ -222,14 +233,21 @@ impl<'a> Iterator for Domains<'_, 'a> {
                 return Some(Err(DomainRefusal { id: None, name: "", reason: error.into() }));
             }
         };
-        self.count = self.count.saturating_add(1);
         let name = domain_name(node).unwrap_or_default();
-        let Some(id) = domain_id(self.count) else {
+        let control = is_control(node).unwrap_or(false);
+        let second = control && core::mem::replace(&mut self.control, true);
+        if !control {
+            self.count = self.count.saturating_add(1);
+        }
+        let id = if control { Some(CONTROL) } else { domain_id(self.count) };
+        let Some(id) = id else {
             self.walk = None;
             self.ahead = None;
             return Some(Err(DomainRefusal { id: None, name, reason: Refusal::TooManyDomains }));
         };
-        Some(self.read(id, node, name).map_err(|reason| {
+        let read = self.read(id, node, name);
+        let read = if second { read.and(Err(Refusal::SecondControl)) } else { read };
+        Some(read.map_err(|reason| {
             if matches!(reason, Refusal::Tree(_)) {
                 self.walk = None;
                 self.ahead = None;

@@ -28,6 +28,7 @@ pub enum Refusal {
     ChannelPeerMissing,
     ChannelNotMutual,
     TooManyDomains,
+    SecondControl,
 }
 
 impl From<TreeError> for Refusal {
@@ -58,6 +59,7 @@ impl fmt::Display for Refusal {
             Self::ChannelPeerMissing => "channel whose other end is not in the tree",
             Self::ChannelNotMutual => "channel whose other end does not name it back",
             Self::TooManyDomains => "no domain id left",
+            Self::SecondControl => "there is a control domain already",
         })
     }
 }

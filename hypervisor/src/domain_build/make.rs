@@ -16,6 +16,7 @@ use crate::grant::{GREF_LIMIT, GrantState, GrantTables, TRACKS_PER_FRAME};
 use crate::hardware::{CpuId, Hardware, Vmid};
 use crate::hvm::Params;
 use crate::memory::MemoryState;
+use crate::pause::Pauses;
 use crate::vcpu::{Vcpu, VcpuIndex};
 use crate::vgic::{DistState, VcpuShared};
 use crate::vpl011::Vpl011;
@@ -103,6 +104,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             enhanced: config.enhanced != Enhanced::None,
             life: LifeCell::default(),
             marks_runstate: AtomicBool::new(false),
+            pauses: Pauses::new(),
             watchdogs: Watchdogs::new(),
             ports,
             vcpus: all,

@@ -285,7 +285,8 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
     let expected = configs(tree).flatten().count();
     let Some(slots) = memory.carve.slice(expected, |_| None) else { stop("no room for the domains") };
     let mut built = 0_usize;
-    let mut starts = heapless::Vec::new();
+    let mut control = None;
+    let mut starts = heapless::Vec::<BootState, MAX_DOMAINS>::new();
     let mut vcpus = heapless::Vec::<(u16, u16), { MAX_DOMAINS * 8 }>::new();
     for config in found {
         let config = match config {
@@ -311,6 +312,9 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
         let scratch = super::scratch();
         match builder.build(&config, &shape, scratch) {
             Ok(ready) => {
+                if ready.domain.is_control() {
+                    control = Some(built);
+                }
                 for number in 0..config.vcpus {
                     let _ = vcpus.push((built as u16, number as u16));
                 }
@@ -328,6 +332,17 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
                 }
             }
             Err(refusal) => defmt::error!("d{=u16}: refused: {}", id, defmt::Display2Format(&refusal)),
+        }
+    }
+    if let Some(control) = control {
+        // Ids ascend: it comes first, wherever the tree has it.
+        if let Some((slots, starts)) = slots.get_mut(..=control).zip(starts.get_mut(..=control)) {
+            slots.rotate_right(1);
+            starts.rotate_right(1);
+        }
+        for (domain, _) in &mut vcpus {
+            let at = usize::from(*domain);
+            *domain = if at == control { 0 } else { domain.wrapping_add(u16::from(at < control)) };
         }
     }
     let domains = slots.get_mut(..built).and_then(|slots| all_present(slots, &memory.carve));

@@ -130,6 +130,7 @@ pub fn event(event: Event) {
             Fault::WordContended => {
                 defmt::warn!("d{=u16}: destroyed: it kept a shared word busy", domain.0);
             }
+            Fault::ByControl => defmt::info!("d{=u16}: destroyed: by the control domain", domain.0),
             Fault::SystemError => defmt::warn!("d{=u16}: destroyed: SError", domain.0),
             Fault::UnknownException => defmt::warn!("d{=u16}: destroyed: unknown exception class", domain.0),
         },

@@ -6,9 +6,9 @@ use core::sync::atomic::Ordering;
 
 use hypervisor::domain::{Fault, Life};
 use hypervisor::machine::{Current, Machine};
-use hypervisor::sched;
 use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, Raised, Serviced, VcpuMask};
+use hypervisor::{pause, sched};
 
 use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
@@ -65,6 +65,7 @@ fn settle(machine: &Machine<Arm>, cpu: &'static PerCpu, arch: &'static ArchVcpu)
     }
     match arch.vcpu.run.get() {
         Run::Running if !arch.domain.life.is_running() => arch.vcpu.run.set(Run::Offline),
+        Run::Running if pause::holds(machine, arch.domain, arch.vcpu) => {}
         Run::Running => {
             if timer::now() < cpu.turn_end.get() || !machine.sched.has_waiting(cpu.id) {
                 return true;
@@ -76,7 +77,7 @@ fn settle(machine: &Machine<Arm>, cpu: &'static PerCpu, arch: &'static ArchVcpu)
                 sched::wake_quietly(machine, arch.vcpu);
             }
         }
-        Run::Runnable | Run::Offline => {}
+        Run::Runnable | Run::Offline | Run::Paused => {}
     }
     false
 }

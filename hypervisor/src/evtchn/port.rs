@@ -127,6 +127,13 @@ pub fn find(domain: &Domain, port: Port) -> Result<PortWord, Errno> {
     Ok(PortWord::unpack(word))
 }
 
+/// Ports of a domain that are in use. Linear in the ports that it may have.
+pub(crate) fn in_use(domain: &Domain) -> u32 {
+    let free = [UNUSED, PortWord::FREE.pack()];
+    let used = domain.ports.iter().filter(|cell| !free.contains(&cell.load(Ordering::Relaxed))).count();
+    u32::try_from(used).unwrap_or(u32::MAX)
+}
+
 /// Changes a port. The caller holds the domain's lock.
 pub(super) fn store(domain: &Domain, port: Port, word: PortWord) {
     if let Some(cell) = cell(domain, port) {

@@ -34,6 +34,18 @@ impl World {
     /// # Panics
     /// There are too many.
     pub fn new(domains: u16) -> Self {
+        Self::numbered(1, domains)
+    }
+
+    /// A machine with a control domain and so many others, ids from 1.
+    ///
+    /// # Panics
+    /// There are too many.
+    pub fn with_control(domains: u16) -> Self {
+        Self::numbered(0, domains + 1)
+    }
+
+    fn numbered(first: u16, domains: u16) -> Self {
         let image_base = Mfn::new(0x4_0000).unwrap();
         let free_base = Mfn::new(0x4_0001).unwrap();
         let free = u64::from(domains) * 2048 + 1024;
@@ -51,8 +63,8 @@ impl World {
         let builder = Builder { hw: &hw, frames: &frames, host, storage: &LeakedStorage };
         let build = |id: u16| {
             let shape = Shape {
-                vmid: Vmid(id),
-                first_vcpu: VcpuIndex((id - 1) * 2),
+                vmid: Vmid(id + 1),
+                first_vcpu: VcpuIndex((id - first) * 2),
                 first_cpu: CpuId(0),
                 cpus: 2,
                 spis: 32,
@@ -60,10 +72,11 @@ impl World {
             let kernel = PhysRange::new(image_base.base().get(), 4096).unwrap();
             builder.build(&config(DomId(id), kernel), &shape, &mut [0; 8192]).expect("a small domain").domain
         };
-        let domains: Vec<Domain> = (1..=domains).map(build).collect();
+        let domains: Vec<Domain> = (first..first + domains).map(build).collect();
         let vcpus = (0..u16::try_from(domains.len()).unwrap()).flat_map(|domain| [(domain, 0), (domain, 1)]);
         let machine = Machine {
             domains: Box::leak(domains.into_boxed_slice()),
+            first_id: first,
             vcpus: Box::leak(vcpus.collect::<Box<[_]>>()),
             sched: Scheduler::new(),
             hw,

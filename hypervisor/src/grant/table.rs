@@ -52,6 +52,8 @@ pub struct GrantState {
     free_track: u32,
     /// Mappings that were ever used: those from here on are free without being linked.
     used_tracks: u32,
+    /// Mappings that it holds.
+    mapped: u32,
 }
 
 /// Where a word of a table of words is.
@@ -62,7 +64,7 @@ fn word_at(frame: Mfn, index: u32) -> Option<FrameAddr> {
 impl GrantState {
     /// An empty table. It gets its first frame by [`Self::grow`], as Xen's has one from the start.
     pub const fn new(tables: GrantTables) -> Self {
-        Self { tables, frames: 0, free_track: 0, used_tracks: 0 }
+        Self { tables, frames: 0, free_track: 0, used_tracks: 0, mapped: 0 }
     }
 
     /// Frames that it has.
@@ -73,6 +75,11 @@ impl GrantState {
     /// Frames that it may have.
     pub fn max_frames(&self) -> u32 {
         u32::try_from(self.tables.frames.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Others' grants that the domain has mapped.
+    pub const fn mapped(&self) -> u32 {
+        self.mapped
     }
 
     /// Entries that it has.
@@ -235,6 +242,7 @@ impl GrantState {
             self.used_tracks = self.used_tracks.max(handle.0.wrapping_add(1));
         }
         self.set_track(hw, handle, mapping);
+        self.mapped = self.mapped.saturating_add(1);
     }
 
     /// What a handle names.
@@ -250,6 +258,7 @@ impl GrantState {
         if self.tracked(hw, handle).is_some() {
             self.set_track(hw, handle, Track::Free(self.free_track));
             self.free_track = handle.0.wrapping_add(1);
+            self.mapped = self.mapped.saturating_sub(1);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! System files: which machine, which domains. What a file says is checked here, before QEMU starts.
 //!
-//! Domains are counted from 1 in the order of the file: `domain[2]` in a message is the domain with id 2.
+//! Domains are counted from 1 in the order of the file: `domain[2]` in a message is the second domain. That is its id too, unless a
+//! control domain (`privileged = true`), whose id is 0, stands before it.
 
 mod reader;
 
@@ -20,12 +21,22 @@ const TOP: Keys = Keys { known: &["machine", "domain", "expect"], later: &[] };
 const MACHINE: Keys = Keys { known: &["board", "gic", "cpus", "cpu", "memory", "dom0_module"], later: &[] };
 /// Those of `[[domain]]`.
 const DOMAIN: Keys = Keys {
-    known: &["name", "kernel", "ramdisk", "cmdline", "memory", "vcpus", "paging", "vuart", "channels"],
+    known: &[
+        "name",
+        "kernel",
+        "ramdisk",
+        "cmdline",
+        "memory",
+        "vcpus",
+        "paging",
+        "vuart",
+        "channels",
+        "privileged",
+    ],
     later: &[
         "max_memory",
         "isolated",
         "jit",
-        "privileged",
         "weight",
         "cap",
         "pool",
@@ -52,7 +63,7 @@ pub(crate) struct System {
     pub(crate) file: String,
     /// `[machine]`.
     pub(crate) machine: Machine,
-    /// `[[domain]]`; the first has id 1.
+    /// `[[domain]]`; [`System::ids`] has their ids.
     pub(crate) domains: Vec<Domain>,
     /// `[expect]`.
     pub(crate) expect: Expect,
@@ -92,6 +103,8 @@ pub(crate) struct Domain {
     pub(crate) paging: Paging,
     /// Whether the domain has Xen's emulated PL011.
     pub(crate) vuart: bool,
+    /// Whether it is the control domain, whose id is 0.
+    pub(crate) privileged: bool,
     /// Peers of static event channels declared here, as indices into [`System::domains`].
     pub(crate) channels: Vec<usize>,
 }
@@ -184,6 +197,7 @@ impl System {
         }
         let mut system = Self { file: file.to_owned(), machine, domains: read, expect: Expect::default() };
         system.check_names()?;
+        system.check_privileged()?;
         system.connect(&channels)?;
         let mut reader = Reader::new(file, "expect.".into(), expect, &EXPECT)?;
         if let Some(name) = reader.string("digest_of_ramdisk")? {
@@ -202,6 +216,19 @@ impl System {
             Some(Kernel::File(_)) | None => None,
         };
         self.domains.iter().filter_map(guest).collect()
+    }
+
+    /// The ids of the domains: 0 for the control domain, the others count from 1 in file order.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        let mut last = 0;
+        let id = |domain: &Domain| {
+            if domain.privileged {
+                return 0;
+            }
+            last += 1;
+            last
+        };
+        self.domains.iter().map(id).collect()
     }
 
     /// Where a domain of that name is.
@@ -230,6 +257,16 @@ impl System {
             }
         }
         Ok(())
+    }
+
+    fn check_privileged(&self) -> Outcome<()> {
+        match self.domains.iter().enumerate().filter(|(_, domain)| domain.privileged).nth(1) {
+            None => Ok(()),
+            Some((index, _)) => {
+                let text = "only one domain can be the control domain";
+                Err(Failure::usage(format!("{}: domain[{}].privileged: {text}", self.file, index + 1)))
+            }
+        }
     }
 
     /// Resolves the names in `channels`.
@@ -334,9 +371,20 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
         }
     };
     let vuart = reader.flag("vuart")?;
+    let privileged = reader.flag("privileged")?;
     let peers = reader.strings("channels")?;
-    let domain =
-        Domain { name, kernel, ramdisk, cmdline, memory, vcpus, paging, vuart, channels: Vec::new() };
+    let domain = Domain {
+        name,
+        kernel,
+        ramdisk,
+        cmdline,
+        memory,
+        vcpus,
+        paging,
+        vuart,
+        privileged,
+        channels: Vec::new(),
+    };
     Ok((domain, peers))
 }
 

@@ -1,0 +1,120 @@
+//! The control domain: does what `do=` on its command line says, word by word, separated by commas, and powers off.
+//!
+//! | word | what it does |
+//! |---|---|
+//! | `list` | tells of every domain |
+//! | `count:N`, `count:all` | prints what the hypervisor has counted for domain N, for itself, or for all |
+//! | `pause:N`, `unpause:N`, `destroy:N` | does that to domain N |
+//! | `end:N` | waits until domain N has ended |
+//! | `sleep:MS` | waits for so many milliseconds |
+//!
+//! A call that is refused ends it as crashed.
+#![no_std]
+#![no_main]
+extern crate alloc;
+
+use alloc::format;
+use alloc::string::String;
+use core::time::Duration;
+
+use guest_kernel::{Guest, control, interrupt, println, timer};
+use pv_abi::control::{DomainInfo, flags, role};
+use pv_abi::{DomId, Errno};
+
+guest_kernel::main!(main);
+
+fn main(guest: &Guest) -> Result<(), String> {
+    interrupt::start(guest.tree.gic).map_err(|_| String::from("no interrupt controller"))?;
+    let script = guest.args().text("do").unwrap_or("list,count:all");
+    for word in script.split(',') {
+        let (verb, object) = word.split_once(':').unwrap_or((word, ""));
+        step(verb, object).map_err(|why| format!("{word}: {why}"))?;
+    }
+    Ok(())
+}
+
+fn step(verb: &str, object: &str) -> Result<(), String> {
+    let number = || object.parse::<u16>().map(DomId).map_err(|_| String::from("a domain's number expected"));
+    let refused = |errno: Errno| format!("{errno:?}");
+    match verb {
+        "list" => control::for_each_domain(tell).map_err(refused),
+        "count" if object == "all" => {
+            let mut result = count(DomId::XEN);
+            control::for_each_domain(|info| result = result.and(count(info.domain))).map_err(refused)?;
+            result.map_err(refused)
+        }
+        "count" if object.is_empty() => count(DomId::XEN).map_err(refused),
+        "count" => count(number()?).map_err(refused),
+        "pause" => control::pause(number()?).map_err(refused),
+        "unpause" => control::unpause(number()?).map_err(refused),
+        "destroy" => control::destroy(number()?).map_err(refused),
+        "end" => {
+            let id = number()?;
+            while control::domain_info(id).map_err(refused)?.flags & (flags::SHUTDOWN | flags::DYING) == 0 {
+                sleep(1)?;
+            }
+            Ok(())
+        }
+        "sleep" => sleep(object.parse().map_err(|_| String::from("milliseconds expected"))?),
+        _ => Err(String::from("unknown")),
+    }
+}
+
+fn sleep(milliseconds: u64) -> Result<(), String> {
+    timer::sleep(Duration::from_millis(milliseconds)).map_err(|_| String::from("no timer"))
+}
+
+/// One line a domain.
+fn tell(info: &DomainInfo) {
+    let has = |flag: u32| info.flags & flag != 0;
+    let state = if has(flags::DYING) {
+        "dying"
+    } else if has(flags::SHUTDOWN) {
+        "shut down"
+    } else if has(flags::PAUSED) {
+        "paused"
+    } else if has(flags::RUNNING) {
+        "running"
+    } else if has(flags::BLOCKED) {
+        "blocked"
+    } else {
+        "ready"
+    };
+    println!(
+        "d{}: {state}, {} KiB, {} of {} vCPUs on, ran {} us",
+        info.domain.0,
+        info.tot_pages * 4,
+        info.nr_online_vcpus,
+        info.max_vcpu_id.wrapping_add(1),
+        info.cpu_time / 1000
+    );
+}
+
+/// One line for an owner.
+fn count(id: DomId) -> Result<(), Errno> {
+    let counted = control::counters(id)?;
+    let frames = |index: usize| counted.frames.get(index).copied().unwrap_or(0);
+    if id == DomId::XEN {
+        println!(
+            "count: free={} limbo={} hypervisor={}",
+            frames(role::FREE),
+            frames(role::LIMBO),
+            frames(role::HYPERVISOR)
+        );
+    } else {
+        println!(
+            "count: d{} data={} stage2={} shared={} tables={} ports={} grants={} vmids={} timers={} generation={}",
+            id.0,
+            frames(role::DATA),
+            frames(role::STAGE2),
+            frames(role::SHARED),
+            frames(role::DOMAIN_TABLE),
+            counted.ports,
+            counted.grants_mapped,
+            counted.vmids,
+            counted.timers,
+            counted.generation
+        );
+    }
+    Ok(())
+}

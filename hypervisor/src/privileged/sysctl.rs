@@ -1,0 +1,75 @@
+//! `sysctl`: what the control domain is told of the machine.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use pv_abi::control::{AskCounters, DomainInfo, InfoList, SYSCTL_VERSION, Sysctl, SysctlOp};
+use pv_abi::{Errno, GuestHandle};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::{counters, info};
+use crate::guest_memory;
+use crate::hardware::Hardware;
+use crate::hypercall::Answer;
+use crate::machine::{Current, Machine};
+
+/// Domains that one call tells of: a caller that wants more asks again from the one behind the last.
+const MOST_AT_ONCE: u32 = 16;
+
+/// The `sysctl` call: one argument, the address of a [`Sysctl`].
+///
+/// # Errors
+/// `-EFAULT`, `-EACCES` for another interface version, `-EPERM` for everybody but the control domain, `-ENOSYS`, and what the operations
+/// say.
+pub(super) fn sysctl<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    handle: GuestHandle,
+) -> Answer {
+    let asked: Sysctl = guest_memory::read(machine, current, handle)?;
+    if asked.interface_version != SYSCTL_VERSION {
+        return Err(Errno::Eacces.into());
+    }
+    if !current.domain.is_control() {
+        return Err(Errno::Eperm.into());
+    }
+    match SysctlOp::from_number(asked.cmd).ok_or(Errno::Enosys)? {
+        SysctlOp::GetDomainInfoList => {
+            let mut list: InfoList = payload(&asked);
+            list.num_domains = infos(machine, current, &list)?;
+            let mut told = asked;
+            if let Some(room) = told.payload.as_mut_bytes().get_mut(..size_of::<InfoList>()) {
+                room.copy_from_slice(list.as_bytes());
+            }
+            guest_memory::write(machine, current, handle, &told)?;
+        }
+        SysctlOp::Counters => {
+            let ask: AskCounters = payload(&asked);
+            let counted = counters::of(machine, ask.domain).ok_or(Errno::Esrch)?;
+            guest_memory::write(machine, current, ask.buffer, &counted)?;
+        }
+    }
+    Ok(0)
+}
+
+/// An operation's structure.
+fn payload<T: FromBytes + IntoBytes + Immutable>(asked: &Sysctl) -> T {
+    let mut value = T::new_zeroed();
+    if let Some(bytes) = asked.payload.as_bytes().get(..size_of::<T>()) {
+        value.as_mut_bytes().copy_from_slice(bytes);
+    }
+    value
+}
+
+/// Tells of domains, ascending; returns of how many.
+fn infos<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, list: &InfoList) -> Result<u32, Errno> {
+    let mut told: u32 = 0;
+    let first = machine.domains.partition_point(|domain| domain.id < list.first_domain);
+    for domain in machine.domains.iter().skip(first) {
+        if told >= list.max_domains.min(MOST_AT_ONCE) {
+            break;
+        }
+        let at = guest_memory::element::<DomainInfo>(list.buffer, u64::from(told))?;
+        guest_memory::write(machine, current, at, &info::of(machine, domain))?;
+        told = told.saturating_add(1);
+    }
+    Ok(told)
+}

@@ -1,0 +1,206 @@
+//! The control domain's calls: `domctl` and `sysctl` (`public/domctl.h`, `public/sysctl.h` of Xen 4.20), and Pavo's own operations of
+//! `sysctl`, numbered from 0x8000.
+//!
+//! Both calls take one address: that of a [`Domctl`] or a [`Sysctl`], whose `payload` is the structure of the operation. Domain 0 makes
+//! them; others hear `-EPERM`, after what Xen checks before (`-EFAULT`, `-EACCES` for another interface version, `-ESRCH`).
+use crate::call::{abi_struct, layout, operations};
+use crate::{DomId, GuestHandle};
+
+/// `__HYPERVISOR_sysctl`.
+pub const SYSCTL: u64 = 35;
+/// `__HYPERVISOR_domctl`.
+pub const DOMCTL: u64 = 36;
+/// `XEN_SYSCTL_INTERFACE_VERSION` of Xen 4.20.
+pub const SYSCTL_VERSION: u32 = 0x15;
+/// `XEN_DOMCTL_INTERFACE_VERSION` of Xen 4.20.
+pub const DOMCTL_VERSION: u32 = 0x17;
+
+operations! {
+    /// What `domctl` does to a domain.
+    DomctlOp {
+        /// Ends it and takes everything back; restarts until that is done.
+        2 DestroyDomain;
+        /// Lets it run no more until it is unpaused as often. When the call returns, none of its vCPUs runs.
+        3 PauseDomain;
+        /// Takes one pause back.
+        4 UnpauseDomain;
+        /// Tells of it ([`DomainInfo`]).
+        5 GetDomainInfo;
+        /// Sets the CPUs that a vCPU may run on.
+        9 SetVcpuAffinity;
+        /// Reads and sets weight and cap.
+        16 SchedulerOp;
+    }
+}
+
+operations! {
+    /// What `sysctl` tells of the machine.
+    SysctlOp {
+        /// Tells of domains ([`InfoList`]).
+        6 GetDomainInfoList;
+        /// Pavo's own: what the hypervisor has counted for a domain, or for itself ([`AskCounters`]).
+        0x8000 Counters;
+    }
+}
+
+abi_struct! {
+    /// Argument of `domctl` (`struct xen_domctl`).
+    pub struct Domctl {
+        /// The operation.
+        pub cmd: u32,
+        /// [`DOMCTL_VERSION`].
+        pub interface_version: u32,
+        /// Whom it is about.
+        pub domain: DomId,
+        /// Unused.
+        pub pad: [u16; 3],
+        /// The operation's structure.
+        pub payload: [u64; 16],
+    }
+
+    /// Argument of `sysctl` (`struct xen_sysctl`).
+    pub struct Sysctl {
+        /// The operation.
+        pub cmd: u32,
+        /// [`SYSCTL_VERSION`].
+        pub interface_version: u32,
+        /// The operation's structure.
+        pub payload: [u64; 16],
+    }
+
+    /// What is told of a domain (`struct xen_domctl_getdomaininfo`).
+    pub struct DomainInfo {
+        /// Its number.
+        pub domain: DomId,
+        /// Zero.
+        pub pad: u16,
+        /// [`flags`], and why it shut down in bits 31:16 (all ones: it has not).
+        pub flags: u32,
+        /// Pages of RAM that it has.
+        pub tot_pages: u64,
+        /// Pages of RAM that it may have.
+        pub max_pages: u64,
+        /// Zero.
+        pub outstanding_pages: u64,
+        /// Zero.
+        pub shr_pages: u64,
+        /// Zero.
+        pub paged_pages: u64,
+        /// Guest frame of its shared info, all ones while that is nowhere.
+        pub shared_info_frame: u64,
+        /// Nanoseconds that its vCPUs have run, together.
+        pub cpu_time: u64,
+        /// vCPUs that are on.
+        pub nr_online_vcpus: u32,
+        /// Number of its last vCPU.
+        pub max_vcpu_id: u32,
+        /// Zero.
+        pub ssidref: u32,
+        /// Zero.
+        pub handle: [u8; 16],
+        /// Its CPU pool.
+        pub cpupool: u32,
+        /// Bits of its physical addresses.
+        pub gpaddr_bits: u8,
+        /// Zero.
+        pub pad2: [u8; 7],
+        /// Zero, as Xen leaves it.
+        pub arch_config: [u32; 3],
+        /// Zero.
+        pub tail: u32,
+    }
+
+    /// Payload of [`SysctlOp::GetDomainInfoList`].
+    pub struct InfoList {
+        /// The first domain to be told of.
+        pub first_domain: DomId,
+        /// Unused.
+        pub pad: u16,
+        /// Domains that the buffer has room for.
+        pub max_domains: u32,
+        /// Array of [`DomainInfo`].
+        pub buffer: GuestHandle,
+        /// Out: how many were told of.
+        pub num_domains: u32,
+        /// Unused.
+        pub pad2: u32,
+    }
+
+    /// Payload of [`SysctlOp::Counters`].
+    pub struct AskCounters {
+        /// A domain; [`DomId::XEN`] for what is the hypervisor's own, or nobody's.
+        pub domain: DomId,
+        /// Unused.
+        pub pad: [u16; 3],
+        /// Where a [`Counters`] is written.
+        pub buffer: GuestHandle,
+    }
+
+    /// What the hypervisor has counted.
+    pub struct Counters {
+        /// Frames of 4 KiB by role, index = role ([`role`]).
+        pub frames: [u64; 16],
+        /// Ports in use.
+        pub ports: u32,
+        /// Others' grants that it has mapped.
+        pub grants_mapped: u32,
+        /// Frames of its grant table.
+        pub grant_frames: u32,
+        /// Names of address spaces in the TLB.
+        pub vmids: u32,
+        /// Moments at which the hypervisor will do something for it: ends of waits, watchdogs.
+        pub timers: u32,
+        /// How often it has been built.
+        pub generation: u32,
+    }
+}
+
+/// Bits of [`DomainInfo::flags`] (`XEN_DOMINF_*`).
+pub mod flags {
+    /// It is being destroyed.
+    pub const DYING: u32 = 1;
+    /// It has shut down.
+    pub const SHUTDOWN: u32 = 1 << 2;
+    /// It is paused.
+    pub const PAUSED: u32 = 1 << 3;
+    /// All vCPUs that are on wait.
+    pub const BLOCKED: u32 = 1 << 4;
+    /// A vCPU runs.
+    pub const RUNNING: u32 = 1 << 5;
+    /// Stage 2 translates for it: every domain.
+    pub const HAP: u32 = 1 << 8;
+    /// Where the reason for a shutdown is.
+    pub const REASON_SHIFT: u32 = 16;
+    /// The reason of one that has not shut down.
+    pub const NO_REASON: u32 = 0xFFFF;
+}
+
+/// Indices into [`Counters::frames`].
+pub mod role {
+    /// Not memory, or not the allocator's.
+    pub const NOT_RAM: usize = 0;
+    /// Free.
+    pub const FREE: usize = 1;
+    /// The hypervisor's own.
+    pub const HYPERVISOR: usize = 2;
+    /// A domain's RAM.
+    pub const DATA: usize = 3;
+    /// Stage-2 tables.
+    pub const STAGE2: usize = 4;
+    /// Shared info and grant table.
+    pub const SHARED: usize = 5;
+    /// What the hypervisor remembers of a domain's grants.
+    pub const DOMAIN_TABLE: usize = 6;
+    /// Left a domain, not free yet.
+    pub const LIMBO: usize = 7;
+}
+
+layout!(Domctl, 144, { cmd: 0, interface_version: 4, domain: 8, payload: 16 });
+layout!(Sysctl, 136, { cmd: 0, interface_version: 4, payload: 8 });
+layout!(DomainInfo, 120, {
+    domain: 0, flags: 4, tot_pages: 8, max_pages: 16, shared_info_frame: 48, cpu_time: 56, nr_online_vcpus: 64,
+    max_vcpu_id: 68, ssidref: 72, handle: 76, cpupool: 92, gpaddr_bits: 96, arch_config: 104,
+});
+layout!(InfoList, 24, { first_domain: 0, max_domains: 4, buffer: 8, num_domains: 16 });
+layout!(AskCounters, 16, { domain: 0, buffer: 8 });
+layout!(Counters, 152, { frames: 0, ports: 128, generation: 148 });

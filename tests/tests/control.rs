@@ -1,0 +1,223 @@
+//! The control domain's calls: who may make them, what they tell and do. Numbers and layouts are those of Xen 4.20's `public/domctl.h` and
+//! `public/sysctl.h`; the order of refusals is that of its `common/domctl.c` and `common/sysctl.c`.
+
+use hypervisor::domain::{Fault, Life};
+use hypervisor::fake::World;
+use hypervisor::hypercall::Outcome;
+use hypervisor::sched;
+use hypervisor::vcpu::Run;
+use pavo_tests::{ARG, Guest, NOWHERE, guest};
+
+const SYSCTL: u64 = 35;
+const DOMCTL: u64 = 36;
+const EPERM: i64 = -1;
+const ESRCH: i64 = -3;
+const EACCES: i64 = -13;
+const EFAULT: i64 = -14;
+const EINVAL: i64 = -22;
+const ENOSYS: i64 = -38;
+const EOVERFLOW: i64 = -75;
+const DESTROY: u32 = 2;
+const PAUSE: u32 = 3;
+const UNPAUSE: u32 = 4;
+const INFO: u32 = 5;
+const LIST: u32 = 6;
+const COUNTERS: u32 = 0x8000;
+/// Where buffers are.
+const BUFFER: u64 = ARG + 0x1000;
+
+/// `struct xen_domctl`: 144 bytes, the union from byte 16.
+fn put_domctl(caller: Guest<'_>, cmd: u32, version: u32, domain: u16) {
+    let mut bytes = [0_u8; 144];
+    bytes[..4].copy_from_slice(&cmd.to_le_bytes());
+    bytes[4..8].copy_from_slice(&version.to_le_bytes());
+    bytes[8..10].copy_from_slice(&domain.to_le_bytes());
+    caller.write(ARG, &bytes);
+}
+
+fn domctl(caller: Guest<'_>, cmd: u32, domain: u16) -> i64 {
+    put_domctl(caller, cmd, 0x17, domain);
+    caller.call(DOMCTL, [ARG, 0, 0, 0, 0])
+}
+
+/// `struct xen_sysctl`: 136 bytes, the union from byte 8.
+fn sysctl(caller: Guest<'_>, cmd: u32, version: u32, payload: &[u8]) -> i64 {
+    let mut bytes = [0_u8; 136];
+    bytes[..4].copy_from_slice(&cmd.to_le_bytes());
+    bytes[4..8].copy_from_slice(&version.to_le_bytes());
+    bytes[8..8 + payload.len()].copy_from_slice(payload);
+    caller.write(ARG, &bytes);
+    caller.call(SYSCTL, [ARG, 0, 0, 0, 0])
+}
+
+fn word(caller: Guest<'_>, at: u64) -> u64 {
+    caller.read::<u64>(at)
+}
+
+fn half(caller: Guest<'_>, at: u64) -> u32 {
+    caller.read::<u32>(at)
+}
+
+/// `flags` of what `getdomaininfo` tells.
+fn flags(world: &World, id: u16) -> u32 {
+    assert_eq!(domctl(guest(world, 0), INFO, id), 0);
+    half(guest(world, 0), ARG + 16 + 4)
+}
+
+fn counters(world: &World, id: u16) -> [u64; 19] {
+    let control = guest(world, 0);
+    let mut payload = [0; 16];
+    payload[..2].copy_from_slice(&id.to_le_bytes());
+    payload[8..].copy_from_slice(&BUFFER.to_le_bytes());
+    assert_eq!(sysctl(control, COUNTERS, 0x15, &payload), 0);
+    core::array::from_fn(|index| word(control, BUFFER + index as u64 * 8))
+}
+
+#[test]
+fn others_hear_what_xen_tells_them() {
+    let world = World::with_control(2);
+    let one = guest(&world, 1);
+    for cmd in [DESTROY, PAUSE, UNPAUSE, INFO, 9, 16, 25, 0xFFFF] {
+        assert_eq!(domctl(one, cmd, 2), EPERM, "{cmd}");
+        assert_eq!(domctl(one, cmd, 1), EPERM, "itself, {cmd}");
+        assert_eq!(domctl(one, cmd, 7), ESRCH, "no such domain, {cmd}");
+        put_domctl(one, cmd, 0x16, 7);
+        assert_eq!(one.call(DOMCTL, [ARG, 0, 0, 0, 0]), EACCES, "the version comes first, {cmd}");
+    }
+    assert_eq!(domctl(one, 1, 7), EPERM, "createdomain names none");
+    assert_eq!(one.call(DOMCTL, [NOWHERE, 0, 0, 0, 0]), EFAULT);
+    for cmd in [1, LIST, 9, COUNTERS, 0xFFFF] {
+        assert_eq!(sysctl(one, cmd, 0x15, &[]), EPERM, "{cmd}");
+        assert_eq!(sysctl(one, cmd, 0x16, &[]), EACCES, "{cmd}");
+    }
+    assert_eq!(one.call(SYSCTL, [NOWHERE, 0, 0, 0, 0]), EFAULT);
+    for id in [1, 2] {
+        assert_eq!(world.domain(id).life.get(), Life::Running);
+        assert!(!world.domain(id).pauses.any());
+    }
+}
+
+#[test]
+fn a_domain_is_told_of_as_xen_does() {
+    let world = World::with_control(2);
+    let control = guest(&world, 0);
+    assert_eq!(domctl(control, INFO, 7), ESRCH);
+    assert_eq!(domctl(control, INFO, 2), 0);
+    let at = ARG + 16;
+    assert_eq!(half(control, at) & 0xFFFF, 2);
+    // Nothing is on: no flag but that of stage 2; the reason is that of a domain that has not shut down, all ones.
+    assert_eq!(half(control, at + 4), 1 << 8 | 0xFFFF << 16);
+    let pages = (4 << 10) / 4 + 128 / 4;
+    assert_eq!((word(control, at + 8), word(control, at + 16)), (pages, pages));
+    assert_eq!(word(control, at + 48), u64::MAX, "its shared info is mapped nowhere");
+    assert_eq!((half(control, at + 64), half(control, at + 68)), (0, 1), "none on, the last one is 1");
+    assert_eq!(half(control, at + 96) & 0xFF, 40, "bits of its addresses");
+
+    assert!(sched::start(&world.machine, world.domain(2).vcpu(0).unwrap()));
+    assert_eq!(flags(&world, 2) & 0xFFFF, 1 << 8);
+    world.domain(2).vcpu(0).unwrap().run.set(Run::Running);
+    assert_eq!(flags(&world, 2) & 0xFFFF, 1 << 8 | 1 << 5);
+    world.domain(2).vcpu(0).unwrap().run.set(Run::Blocked);
+    assert_eq!(flags(&world, 2) & 0xFFFF, 1 << 8 | 1 << 4);
+}
+
+#[test]
+fn the_list_goes_on_behind_the_last_one() {
+    let world = World::with_control(3);
+    let control = guest(&world, 0);
+    let list = |first: u16, max: u32| {
+        let mut payload = [0; 24];
+        payload[..2].copy_from_slice(&first.to_le_bytes());
+        payload[4..8].copy_from_slice(&max.to_le_bytes());
+        payload[8..16].copy_from_slice(&BUFFER.to_le_bytes());
+        assert_eq!(sysctl(control, LIST, 0x15, &payload), 0);
+        let count = half(control, ARG + 8 + 16);
+        (0..count).map(|index| half(control, BUFFER + u64::from(index) * 120) & 0xFFFF).collect::<Vec<_>>()
+    };
+    assert_eq!(list(0, 10), [0, 1, 2, 3]);
+    assert_eq!(list(0, 2), [0, 1]);
+    assert_eq!(list(2, 2), [2, 3]);
+    assert_eq!(list(4, 2), [0; 0]);
+    assert_eq!(list(0, 0), [0; 0]);
+}
+
+#[test]
+fn a_domain_is_paused_until_the_last_pause_ends() {
+    let world = World::with_control(2);
+    let control = guest(&world, 0);
+    let (machine, two) = (&world.machine, world.domain(2));
+    let vcpu = two.vcpu(0).unwrap();
+    assert_eq!(domctl(control, PAUSE, 0), EINVAL, "not itself");
+    assert_eq!(domctl(control, UNPAUSE, 2), EINVAL, "it is not paused");
+    assert!(sched::start(machine, vcpu));
+    assert_eq!((domctl(control, PAUSE, 2), domctl(control, PAUSE, 2)), (0, 0));
+    assert_eq!(flags(&world, 2) & 0xFFFF, 1 << 8 | 1 << 3);
+    assert!(machine.sched.pick(machine, vcpu.home).is_none(), "paused: not chosen");
+    assert_eq!(vcpu.run.get(), Run::Paused);
+    assert!(!sched::wake_quietly(machine, vcpu));
+    assert_eq!(domctl(control, UNPAUSE, 2), 0);
+    assert!(machine.sched.pick(machine, vcpu.home).is_none(), "paused once still");
+    assert_eq!(domctl(control, UNPAUSE, 2), 0);
+    assert_eq!(machine.sched.pick(machine, vcpu.home).map(|vcpu| vcpu.index), Some(vcpu.index));
+    assert_eq!(vcpu.run.get(), Run::Running);
+    // A pause waits, restarting, for a vCPU that runs on another CPU, and counts once.
+    put_domctl(control, PAUSE, 0x17, 2);
+    let Outcome::Restart(left) = control.once(DOMCTL, [ARG, 0, 0, 0, 0]) else { panic!("it must wait") };
+    let Outcome::Restart(left) = control.once(DOMCTL, left) else { panic!("it must wait still") };
+    assert!(hypervisor::pause::holds(machine, two, vcpu), "the CPU that runs it gives it up");
+    assert_eq!(control.once(DOMCTL, left), Outcome::Done(0));
+    assert_eq!(domctl(control, UNPAUSE, 2), 0);
+    assert_eq!(domctl(control, UNPAUSE, 2), EINVAL);
+    assert_eq!(vcpu.run.get(), Run::Runnable);
+    for _ in 0..255 {
+        assert_eq!(domctl(control, PAUSE, 1), 0);
+    }
+    assert_eq!(domctl(control, PAUSE, 1), EOVERFLOW);
+}
+
+#[test]
+fn the_control_domain_destroys_others_and_not_itself() {
+    let world = World::with_control(2);
+    let control = guest(&world, 0);
+    assert_eq!(domctl(control, DESTROY, 0), EINVAL);
+    assert_eq!(domctl(control, DESTROY, 7), ESRCH);
+    assert_eq!(domctl(control, DESTROY, 1), 0);
+    assert_eq!(world.domain(1).life.get(), Life::Destroyed(Fault::ByControl));
+    assert_eq!(world.domain(2).life.get(), Life::Running);
+    assert_eq!(flags(&world, 1) & 1, 1);
+}
+
+#[test]
+fn what_does_not_exist_is_no_call_for_the_control_domain_either() {
+    let world = World::with_control(1);
+    let control = guest(&world, 0);
+    for cmd in [1, 10, 25, 0xFFFF] {
+        assert_eq!(domctl(control, cmd, 1), ENOSYS, "{cmd}");
+    }
+    for cmd in [2, 0x7FFF, 0xFFFF] {
+        assert_eq!(sysctl(control, cmd, 0x15, &[]), ENOSYS, "{cmd}");
+    }
+}
+
+#[test]
+fn counters_are_what_a_domain_has() {
+    let world = World::with_control(2);
+    let before = counters(&world, 1);
+    // RAM; two root tables, one of 2 MiB blocks, one of pages; shared info and a grant table of one frame, and the one beside it.
+    assert_eq!(before[3..7], [(4 << 10) / 4 + 128 / 4, 4, 2, 1]);
+    let port = guest(&world, 1).unbound(2);
+    let peer = guest(&world, 2).bind(1, port);
+    assert_eq!(counters(&world, 1)[16] & 0xFFFF_FFFF, 1, "a port");
+    assert_eq!(counters(&world, 2)[16] & 0xFFFF_FFFF, 1);
+    assert_eq!((guest(&world, 2).close(peer), guest(&world, 1).close(port)), (0, 0));
+    assert_eq!(counters(&world, 1), before);
+    // Free frames are nobody's.
+    assert_eq!(counters(&world, 0x7FF2)[1], world.machine.frames.free_frames());
+    let mut payload = [0; 16];
+    payload[0] = 9;
+    payload[8..].copy_from_slice(&BUFFER.to_le_bytes());
+    assert_eq!(sysctl(guest(&world, 0), COUNTERS, 0x15, &payload), ESRCH);
+    payload[0] = 1;
+    payload[8..].copy_from_slice(&NOWHERE.to_le_bytes());
+    assert_eq!(sysctl(guest(&world, 0), COUNTERS, 0x15, &payload), EFAULT);
+}
