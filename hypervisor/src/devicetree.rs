@@ -35,10 +35,10 @@ pub use dom0less::{DomainConfig, Domains, Enhanced, MAX_VCPUS, Paging, Quotas, h
 pub use error::TreeError;
 pub use gic::{HostGic, TimerPpis};
 pub use guest::{GuestGic, GuestTreeInput, guest_tree};
-pub use machine::{CpuStart, HostCpu, HostMachine, MAX_CPUS, PsciConduit};
+pub use machine::{CpuStart, HostCpu, HostMachine, MAX_CPUS, PsciConduit, find_device};
 pub use node::Node;
 pub use range::{PhysRange, RangeSet};
 pub use refusal::{DomainRefusal, Refusal};
 pub use tree::{Path, Tree, Walk};
-pub use uart::{HostUart, UartKind};
+pub use uart::HostUart;
 pub use writer::{FdtWriter, NoSpace};

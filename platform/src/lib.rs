@@ -1,5 +1,5 @@
-//! Devices the EL2 image drives: consoles and interrupt controllers. What board it is comes from the device tree; nothing here
-//! knows an address.
+//! Devices the EL2 image drives: consoles, interrupt controllers, power, the firmware's mailbox. What board it is comes from the
+//! device tree; nothing here knows an address.
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
@@ -7,5 +7,10 @@
 pub mod gicv2;
 #[cfg(target_os = "none")]
 pub mod gicv3;
+pub mod mailbox;
+#[cfg(target_os = "none")]
+pub mod mini_uart;
+#[cfg(target_os = "none")]
+pub mod power;
 #[cfg(target_os = "none")]
 pub mod uart;

@@ -138,7 +138,10 @@ pub(super) fn raspberry_pi4() -> Blob {
             w.property_u32("#size-cells", 1).unwrap();
             w.property_null("ranges").unwrap();
             node(w, "linux,cma", &|w| w.property_u32("size", 0x0400_0000).unwrap());
-            node(w, "nvram@3ef64700", &|w| w.property_array_u32("reg", &[0, 0x3ef6_4700, 0xa0]).unwrap());
+            node(w, "nvram@3ef64700", &|w| {
+                w.property_array_u32("reg", &[0, 0x3ef6_4700, 0xa0]).unwrap();
+                w.property_null("no-map").unwrap();
+            });
         });
         node(w, "soc", &|w| pi_soc(w));
         node(w, "timer", &|w| {
@@ -195,6 +198,11 @@ fn pi_soc(w: &mut FdtWriter) {
         w.property_string("compatible", "brcm,bcm2835-aux-uart").unwrap();
         w.property_array_u32("reg", &[0x7e21_5040, 0x40]).unwrap();
         w.property_array_u32("interrupts", &[0, 93, 4]).unwrap();
+    });
+    node(w, "watchdog@7e100000", &|w| {
+        list(w, "compatible", &["brcm,bcm2711-pm", "brcm,bcm2835-pm-wdt"]);
+        let reg = [0x7e10_0000, 0x114, 0x7e00_a000, 0x24, 0x7ec1_1000, 0x20];
+        w.property_array_u32("reg", &reg).unwrap();
     });
     node(w, "interrupt-controller@40041000", &|w| {
         w.property_null("interrupt-controller").unwrap();

@@ -61,6 +61,8 @@ pub struct HostMachine<'a> {
     pub ram: RangeSet<MAX_BANKS>,
     /// RAM that is in use: the reservation block and the children of `/reserved-memory`.
     pub reserved: RangeSet<MAX_RESERVED>,
+    /// Those of them that nobody may map as memory (`no-map`): secure memory, what firmware and coprocessors use.
+    pub no_map: RangeSet<MAX_RESERVED>,
     /// The tree itself, to be kept until it has been read.
     pub tree: PhysRange,
     /// CPUs in the tree's order.
@@ -80,7 +82,7 @@ pub struct HostMachine<'a> {
     /// `clock-frequency` of the timer in Hz: only where firmware leaves `CNTFRQ_EL0` wrong.
     pub timer_clock_hz: Option<u32>,
     /// The console.
-    pub uart: Option<HostUart>,
+    pub uart: Option<HostUart<'a>>,
 }
 
 /// What one walk collects.
@@ -88,6 +90,7 @@ pub struct HostMachine<'a> {
 struct Found<'a> {
     ram: RangeSet<MAX_BANKS>,
     reserved: RangeSet<MAX_RESERVED>,
+    no_map: RangeSet<MAX_RESERVED>,
     cpus: Vec<HostCpu, MAX_CPUS>,
     cpus_left_out: u32,
     first_cpu: Option<Node<'a>>,
@@ -125,6 +128,7 @@ impl<'a> HostMachine<'a> {
         Ok(Self {
             ram: found.ram,
             reserved: found.reserved,
+            no_map: found.no_map,
             tree: PhysRange::new(tree_start, u64::from(tree.bytes()))
                 .ok_or(TreeError::Malformed("address of the tree"))?,
             cpus: found.cpus,
@@ -194,6 +198,9 @@ impl<'a> Found<'a> {
             if size != 0 {
                 let region = PhysRange::new(start, size).ok_or(TreeError::Malformed("reserved region"))?;
                 self.reserved.insert(region).map_err(|_| TreeError::TooMany("reserved regions"))?;
+                if path.node()?.has("no-map")? {
+                    self.no_map.insert(region).map_err(|_| TreeError::TooMany("reserved regions"))?;
+                }
             }
             index = index.saturating_add(1);
         }
@@ -222,6 +229,21 @@ impl<'a> Found<'a> {
         }
         Ok(())
     }
+}
+
+/// Registers (entry 0 of `reg`, as CPU physical addresses) of the first usable device that is compatible with one of `wanted`.
+///
+/// # Errors
+/// [`TreeError`] when the tree is damaged.
+pub fn find_device(tree: &Tree<'_>, wanted: &[&str]) -> Result<Option<PhysRange>, TreeError> {
+    let mut walk = tree.walk()?;
+    while let Some(path) = walk.step()? {
+        let node = path.node()?;
+        if node.is_compatible(wanted)? && node.is_available()? {
+            return path.reg(0);
+        }
+    }
+    Ok(None)
 }
 
 /// `cpu-release-addr`, of two cells or (on some boards) one.

@@ -1,25 +1,16 @@
 //! The console UART: what `/chosen/stdout-path` names (specification 3.6).
-use super::cells::{first_str, split_once};
+use super::cells::{first_str, lists_any, split_once};
 use super::error::TreeError;
 use super::gic::nth_interrupt;
 use super::node::Node;
 use super::range::PhysRange;
 use super::tree::{Path, Tree};
 
-/// UARTs with a driver.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum UartKind {
-    /// `arm,pl011`.
-    Pl011,
-    /// `brcm,bcm2835-aux-uart`, the Raspberry Pi's mini-UART.
-    Bcm2835Aux,
-}
-
 /// The UART that firmware chose for output.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HostUart {
-    /// Which driver it needs.
-    pub kind: UartKind,
+pub struct HostUart<'a> {
+    /// Raw `compatible`: which driver it needs.
+    pub compatible: &'a [u8],
     /// Its registers, as CPU physical addresses.
     pub registers: PhysRange,
     /// INTID of its interrupt.
@@ -28,9 +19,14 @@ pub struct HostUart {
     pub baud: Option<u32>,
 }
 
-impl HostUart {
-    /// Finds the UART that `chosen` names, directly or by an alias; none when it names nothing that has a driver.
-    pub(super) fn find<'a>(
+impl<'a> HostUart<'a> {
+    /// Whether `compatible` lists this.
+    pub fn is_compatible(&self, wanted: &str) -> bool {
+        lists_any(self.compatible, &[wanted])
+    }
+
+    /// Finds the UART that `chosen` names, directly or by an alias; none when it names nothing that is a device.
+    pub(super) fn find(
         tree: &Tree<'a>,
         chosen: Node<'a>,
         aliases: Option<Node<'a>>,
@@ -61,18 +57,12 @@ impl HostUart {
         Ok(None)
     }
 
-    fn read(path: Path<'_, '_>, baud: Option<u32>, interrupt_cells: u32) -> Result<Option<Self>, TreeError> {
+    fn read(path: Path<'_, 'a>, baud: Option<u32>, interrupt_cells: u32) -> Result<Option<Self>, TreeError> {
         let node = path.node()?;
-        let kind = if node.is_compatible(&["arm,pl011"])? {
-            UartKind::Pl011
-        } else if node.is_compatible(&["brcm,bcm2835-aux-uart"])? {
-            UartKind::Bcm2835Aux
-        } else {
-            return Ok(None);
-        };
+        let Some(compatible) = node.bytes("compatible")? else { return Ok(None) };
         let Some(registers) = path.reg(0)? else { return Ok(None) };
         let interrupt = node.bytes("interrupts")?.and_then(|value| nth_interrupt(value, interrupt_cells, 0));
-        Ok(Some(Self { kind, registers, interrupt, baud }))
+        Ok(Some(Self { compatible, registers, interrupt, baud }))
     }
 }
 

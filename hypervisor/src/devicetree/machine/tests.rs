@@ -2,7 +2,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::super::fixtures::{Blob, Random, node, qemu_virt, raspberry_pi4, tree};
-use super::super::{Domains, UartKind, has_dom0_modules};
+use super::super::{Domains, find_device, has_dom0_modules};
 use super::*;
 
 const GIB: u64 = 1 << 30;
@@ -35,7 +35,7 @@ fn the_virt_board_with_gicv3_is_read() {
     assert_eq!(machine.gic, expected);
     assert_eq!(machine.timer, TimerPpis { secure: Some(29), non_secure: 30, virtual_: 27, hypervisor: 26 });
     let uart = HostUart {
-        kind: UartKind::Pl011,
+        compatible: b"arm,pl011\0arm,primecell\0",
         registers: range(0x0900_0000, 0x1000),
         interrupt: Some(33),
         baud: None,
@@ -76,12 +76,17 @@ fn the_raspberry_pi_is_read_through_the_ranges_of_its_bus() {
     };
     assert_eq!(machine.gic, expected);
     let uart = HostUart {
-        kind: UartKind::Bcm2835Aux,
+        compatible: b"brcm,bcm2835-aux-uart\0",
         registers: range(0xfe21_5040, 0x40),
         interrupt: Some(125),
         baud: Some(115_200),
     };
     assert_eq!(machine.uart, Some(uart));
+    assert_eq!(machine.no_map.as_slice(), [range(0x3ef6_4700, 0xa0)]);
+    let tree = blob.tree();
+    let device = |wanted: &[&str]| find_device(&tree, wanted).unwrap();
+    assert_eq!(device(&["brcm,bcm2835-pm-wdt"]), Some(range(0xfe10_0000, 0x114)));
+    assert_eq!(device(&["brcm,bcm2835-mbox", "else"]), None);
 }
 
 #[test]
