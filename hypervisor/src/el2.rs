@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "assembly, linker symbols, and entering the first guest")]
 
 pub mod arm;
+pub mod board;
 pub mod boot;
 pub mod bug;
 pub mod carve;
@@ -54,6 +55,9 @@ global_asm!(
     RODATA = const mmu::RODATA,
     DATA = const mmu::DATA,
     IDENTITY = const mmu::IDENTITY,
+    AFFINITY = const boot::AFFINITY,
+    MAX_CPUS = const MAX_CPUS,
+    ENTRIES = sym percpu::ENTRIES,
     STACK = sym percpu::BOOT_STACK,
     STACK_TOP = const percpu::BOOT_STACK_TOP,
 );
@@ -133,6 +137,8 @@ unsafe impl Sync for Running {}
 unsafe impl Send for Running {}
 
 static RUNNING: Once<Running> = Once::new();
+/// CPUs that have entered.
+static ENTERED: AtomicU32 = AtomicU32::new(1);
 static GO: AtomicBool = AtomicBool::new(false);
 
 /// A vCPU's registers.
@@ -182,8 +188,14 @@ pub fn release_secondaries() {
     GO.store(true, Ordering::Release);
 }
 
+/// How many CPUs have entered, the first counted.
+pub fn entered() -> u32 {
+    ENTERED.load(Ordering::Acquire)
+}
+
 /// A CPU that was started joins the machine.
 pub fn join() {
+    ENTERED.fetch_add(1, Ordering::AcqRel);
     while !GO.load(Ordering::Acquire) {
         core::hint::spin_loop();
     }

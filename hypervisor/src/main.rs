@@ -32,6 +32,7 @@ extern "C" fn boot_primary(pa: u64, load: u64) -> ! {
         host.cpus.len(),
         host.ram.total() >> 20
     );
+    boot::say_board();
     let interrupts = boot::interrupt_controller(&host);
     el2::set_interrupts(interrupts);
     boot::cpu_interrupts(&host, interrupts, percpu::this());

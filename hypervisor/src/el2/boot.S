@@ -3,8 +3,8 @@
  * _start: from the firmware or QEMU, by the arm64 boot protocol: EL2, MMU off, x0 = physical address of the device tree,
  *   image clean to the point of coherency. Maps the image at its link address, turns the MMU on, clears .bss and calls
  *   boot_primary(device tree, load address). Never returns.
- * secondary_start: from PSCI CPU_ON, MMU off, x0 = virtual address of the top of this CPU's stack with the CPU's number pushed
- *   there. Uses the tables that the first CPU made; calls boot_secondary(number). Never returns.
+ * secondary_start: from PSCI CPU_ON or a spin table, MMU off, nothing in registers. Uses the tables that the first CPU made, finds its
+ *   number and stack in percpu's ENTRIES by its affinity; calls boot_secondary(number). Never returns.
  *
  * Memory is Device-nGnRnE while the MMU is off: no exclusives, no unaligned access. What is written then must not be hidden by
  * stale cache lines later: the tables are invalidated to the point of coherency before the walker reads them (Arm ARM D7.4.9).
@@ -55,6 +55,7 @@ _start:
 
 primary_start:
     msr     daifset, #0xF
+    msr     spsel, #1                   /* firmware may enter on SP_EL0 */
     mov     x20, x0                     /* device tree */
     mrs     x9, CurrentEL
     cmp     x9, #(2 << 2)
@@ -163,7 +164,7 @@ halt:
     .global secondary_start
 secondary_start:
     msr     daifset, #0xF
-    mov     x20, x0
+    msr     spsel, #1
     mrs     x9, CurrentEL
     cmp     x9, #(2 << 2)
     b.ne    halt
@@ -175,10 +176,22 @@ secondary_start:
     mmu_on
     ldr     x9, =1f
     br      x9
-1:  mov     sp, x20
-    ldr     x9, =el2_vectors
+1:  ldr     x9, =el2_vectors
     msr     vbar_el2, x9
-    ldr     x0, [sp, #-16]
+    isb
+    mrs     x10, mpidr_el1
+    ldr     x11, ={AFFINITY}
+    and     x10, x10, x11
+    ldr     x9, ={ENTRIES}
+    mov     x0, xzr
+2:  ldp     x12, x13, [x9], #16         /* struct Entry */
+    cmp     x12, x10
+    b.eq    3f
+    add     x0, x0, #1
+    cmp     x0, #{MAX_CPUS}
+    b.lo    2b
+    b       halt                        /* nobody asked for this CPU */
+3:  mov     sp, x13
     mov     x29, xzr
     mov     x30, xzr
     bl      boot_secondary

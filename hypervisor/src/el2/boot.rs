@@ -3,10 +3,11 @@
 
 use core::ptr::with_exposed_provenance;
 use core::slice;
+use core::sync::atomic::Ordering;
 
 use hypervisor::addr::Mfn;
 use hypervisor::devicetree::{
-    DomainConfig, Domains, HostGic, HostMachine, PhysRange, PsciConduit, RangeSet, Tree, UartKind,
+    CpuStart, DomainConfig, Domains, HostGic, HostMachine, PhysRange, PsciConduit, RangeSet, Tree,
     has_dom0_modules,
 };
 use hypervisor::domain::{Domain, MAX_DOMAINS};
@@ -16,7 +17,8 @@ use hypervisor::frame_alloc::Frames;
 use hypervisor::hardware::{CpuId, Vmid};
 use hypervisor::sched::MAX_CPUS;
 use hypervisor::vcpu::VcpuIndex;
-use platform::uart::Console;
+use platform::mailbox::Question;
+use platform::uart::{Console, Kind as UartKind};
 use pv_abi::PAGE_SIZE;
 
 use super::arm::Arm;
@@ -24,8 +26,8 @@ use super::bug::stop;
 use super::carve::Carve;
 use super::finish::{Conduit, cpu_on, set_conduit};
 use super::mmu::{self, Kind};
-use super::percpu::{PerCpu, STACKS};
-use super::{Interrupts, console, direct, gic};
+use super::percpu::{ENTRIES, PerCpu, STACKS};
+use super::{Interrupts, board, console, direct, gic, timer};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Regions that RAM is in use for at boot: reserved ones, modules, image, tree, storage.
@@ -63,15 +65,23 @@ pub fn machine(tree: &Tree<'static>, pa: u64) -> HostMachine<'static> {
     let Ok(host) = HostMachine::read(tree, pa) else {
         stop("the device tree does not describe a machine with memory, CPUs, GIC and timer")
     };
+    board::find(tree);
     if let Some(uart) = host.uart {
         let registers = uart.registers;
-        if mmu::map(registers.start(), registers.size(), Kind::Device).is_ok() && uart.kind == UartKind::Pl011
+        let driver = UartKind::ALL.iter().find(|(name, _)| uart.is_compatible(name));
+        if let Some((_, kind)) = driver
+            && mmu::map(registers.start(), registers.size(), Kind::Device).is_ok()
         {
-            // SAFETY: the tree says that a PL011 is there; it is mapped as a device and given to no guest.
-            if let Some(console) = unsafe { Console::pl011(direct::virt(registers.start())) } {
+            let clock = || board::ask(kind.clock());
+            // SAFETY: the tree says that such a UART is there; it is mapped as a device and given to no guest.
+            let console = unsafe { Console::open(*kind, direct::virt(registers.start()), uart.baud, clock) };
+            if let Some(console) = console {
                 console::init(console);
             }
         }
+    }
+    if !timer::set_frequency(host.timer_clock_hz) {
+        stop("nobody says the counter's frequency: CNTFRQ_EL0 is 0, and the timer has no clock-frequency");
     }
     if let Some(conduit) = host.psci {
         set_conduit(match conduit {
@@ -179,10 +189,14 @@ pub fn memory(tree: &Tree<'static>, host: &HostMachine<'static>) -> Memory {
         keep(config.ramdisk);
         keep(config.device_tree);
     }
-    for bank in host.ram.as_slice() {
-        if mmu::map(bank.start(), bank.size(), Kind::Memory).is_err() {
-            stop("RAM is scattered over more regions than EL2's tables can map");
+    let mut no_map = RangeSet::<MAX_HOLES>::new();
+    for range in host.no_map.as_slice() {
+        if no_map.insert(pages(*range)).is_err() {
+            stop("the device tree reserves too many regions");
         }
+    }
+    for bank in host.ram.as_slice() {
+        map_around(*bank, no_map.as_slice());
     }
     let banks = || host.ram.as_slice().iter().filter(|bank| bank.end() <= direct::LIMIT);
     let lowest = banks().map(|bank| bank.start()).min().unwrap_or(0) / PAGE;
@@ -215,6 +229,21 @@ pub fn memory(tree: &Tree<'static>, host: &HostMachine<'static>) -> Memory {
     }
     let resident = super::image_size().saturating_add(place.size());
     Memory { frames, carve, resident }
+}
+
+/// Maps a bank without what nobody may map: a cacheable mapping alone lets the CPU read ahead there.
+fn map_around(bank: PhysRange, no_map: &[PhysRange]) {
+    let map = |start: u64, end: u64| {
+        if start < end && mmu::map(start, end.wrapping_sub(start), Kind::Memory).is_err() {
+            stop("RAM is scattered over more regions than EL2's tables can map");
+        }
+    };
+    let mut at = bank.start();
+    for hole in no_map.iter().filter(|hole| hole.overlaps(bank)) {
+        map(at, hole.start());
+        at = at.max(hole.end());
+    }
+    map(at, bank.end());
 }
 
 /// A range widened to whole pages.
@@ -374,17 +403,45 @@ pub fn start_cpus(host: &HostMachine<'_>) -> u8 {
     let own = super::regs::mpidr_el1::read() & AFFINITY;
     let mut running = 1_u8;
     for cpu in host.cpus.iter().filter(|cpu| cpu.mpidr & AFFINITY != own).take(MAX_CPUS - 1) {
-        let top = STACKS.top(usize::from(running));
-        let slot = core::ptr::with_exposed_provenance_mut::<u64>(top.wrapping_sub(16));
-        // SAFETY: the top of a stack that no CPU uses yet.
-        unsafe { slot.write_volatile(u64::from(running)) };
-        if cpu_on(cpu.mpidr, entry, top as u64) {
+        let Some(slot) = ENTRIES.get(usize::from(running)) else { break };
+        slot.top.store(STACKS.top(usize::from(running)) as u64, Ordering::Relaxed);
+        slot.mpidr.store(cpu.mpidr & AFFINITY, Ordering::Release);
+        let started = match cpu.start {
+            CpuStart::Psci | CpuStart::Unknown => cpu_on(cpu.mpidr, entry),
+            CpuStart::SpinTable { release } => board::release(release, entry) && arrives(running),
+        };
+        if started {
             running = running.saturating_add(1);
-        } else {
-            defmt::warn!("CPU {=u64:#x} does not start", cpu.mpidr);
+            continue;
         }
+        defmt::warn!("CPU {=u64:#x} does not start", cpu.mpidr);
+        if matches!(cpu.start, CpuStart::SpinTable { .. }) {
+            // It may still come, and its number is its own: it would idle. No other CPU gets that number.
+            break;
+        }
+        slot.mpidr.store(u64::MAX, Ordering::Release);
     }
     running
 }
 
-const AFFINITY: u64 = 0xFF_00FF_FFFF;
+/// Waits, a second at most, for the CPU with this number: a spin table does not say whether anybody reads it.
+fn arrives(number: u8) -> bool {
+    let deadline = timer::now().saturating_add(timer::ticks(ARRIVAL_MICROSECONDS));
+    while super::entered() <= u32::from(number) {
+        if timer::now() > deadline {
+            return false;
+        }
+    }
+    true
+}
+
+const ARRIVAL_MICROSECONDS: u64 = 1_000_000;
+/// Affinity fields of `MPIDR_EL1`.
+pub const AFFINITY: u64 = 0xFF_00FF_FFFF;
+
+/// What the board's firmware says of it.
+pub fn say_board() {
+    if let Some(revision) = board::ask(Question::Revision) {
+        defmt::info!("board revision {=u32:#x}", revision);
+    }
+}

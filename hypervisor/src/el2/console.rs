@@ -30,6 +30,16 @@ pub fn write_anyway(text: &[u8]) {
     }
 }
 
+/// Waits, for a bounded time, until everything has left.
+pub fn drain() {
+    if let Some(guard) = CONSOLE.try_lock()
+        && let Some(console) = guard.as_ref()
+    {
+        // Some FIFO's worth at 9600 baud, by the time that register reads take.
+        let _ = (0..1_000_000_u32).any(|_| console.is_idle());
+    }
+}
+
 fn put(console: &mut Console, text: &[u8]) {
     for byte in text {
         if *byte == b'\n' {

@@ -166,9 +166,14 @@ fn line() -> usize {
 
 /// Cleans and invalidates a frame to the point of coherency and waits for it.
 pub fn clean_to_memory(frame: Mfn) {
-    let mut place = at(FrameAddr::start(frame));
-    let end = place.wrapping_add(PAGE_SIZE);
+    clean_range(at(FrameAddr::start(frame)), PAGE_SIZE);
+}
+
+/// Cleans and invalidates mapped bytes to the point of coherency and waits for it.
+pub fn clean_range(start: usize, size: usize) {
     let step = line();
+    let mut place = start & !step.wrapping_sub(1);
+    let end = start.wrapping_add(size);
     while place < end {
         // SAFETY: maintenance by address of mapped memory.
         unsafe { asm!("dc civac, {}", in(reg) place, options(nostack, preserves_flags)) };

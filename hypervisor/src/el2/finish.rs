@@ -5,7 +5,7 @@ use hypervisor::machine::Machine;
 use smccc::{Hvc, Smc, psci};
 
 use super::arm::Arm;
-use super::bug;
+use super::{board, bug};
 
 static ENDED: AtomicBool = AtomicBool::new(false);
 static CONDUIT: AtomicU8 = AtomicU8::new(NONE);
@@ -47,15 +47,16 @@ pub fn power_off() -> ! {
         BY_HVC => drop(psci::system_off::<Hvc>()),
         _ => {}
     }
-    defmt::warn!("the firmware does not power off: halted");
+    board::power_off();
+    defmt::warn!("nothing here powers off: halted");
     bug::halt()
 }
 
-/// Starts another CPU at a physical address with this in x0; false when the firmware refuses.
-pub fn cpu_on(mpidr: u64, entry: u64, context: u64) -> bool {
+/// Starts another CPU at a physical address; false when the firmware refuses.
+pub fn cpu_on(mpidr: u64, entry: u64) -> bool {
     match CONDUIT.load(Ordering::Relaxed) {
-        BY_SMC => psci::cpu_on::<Smc>(mpidr, entry, context).is_ok(),
-        BY_HVC => psci::cpu_on::<Hvc>(mpidr, entry, context).is_ok(),
+        BY_SMC => psci::cpu_on::<Smc>(mpidr, entry, 0).is_ok(),
+        BY_HVC => psci::cpu_on::<Hvc>(mpidr, entry, 0).is_ok(),
         _ => false,
     }
 }

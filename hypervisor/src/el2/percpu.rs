@@ -7,6 +7,7 @@
 
 use core::cell::{Cell, UnsafeCell};
 use core::ptr;
+use core::sync::atomic::AtomicU64;
 
 use hypervisor::hardware::CpuId;
 use hypervisor::machine::{Current, Machine};
@@ -77,6 +78,19 @@ impl Stacks {
 pub const fn stack_top_offset(n: usize) -> usize {
     size_of::<GuardedStack>().wrapping_mul(n.wrapping_add(1))
 }
+
+/// Where a CPU that enters finds its number and its stack: by its `MPIDR_EL1`, as a spin table hands nothing over.
+#[repr(C)]
+pub struct Entry {
+    /// Affinity fields; `u64::MAX` for nobody.
+    pub mpidr: AtomicU64,
+    /// Address just past its stack.
+    pub top: AtomicU64,
+}
+
+/// Indexed by the CPU's number; read by boot.S with the MMU on.
+pub static ENTRIES: [Entry; MAX_CPUS] =
+    [const { Entry { mpidr: AtomicU64::new(u64::MAX), top: AtomicU64::new(0) } }; MAX_CPUS];
 
 /// One CPU's block.
 #[repr(C)]

@@ -9,10 +9,26 @@ use hypervisor::sched::TURN_MICROSECONDS;
 
 static BOOT: AtomicU64 = AtomicU64::new(0);
 
+/// Hz; `CNTFRQ_EL0` is only what firmware wrote there, and the device tree may know better.
+static FREQUENCY: AtomicU64 = AtomicU64::new(0);
+
 /// Starts time, by the first CPU.
 pub fn start() {
     BOOT.store(regs::cntpct_el0::read(), Ordering::Relaxed);
+    let _ = set_frequency(None);
+}
+
+/// Takes the counter's frequency from the device tree if that gives one; false when nobody does.
+pub fn set_frequency(from_tree: Option<u32>) -> bool {
+    let frequency = from_tree.map_or_else(regs::cntfrq_el0::read, u64::from);
+    FREQUENCY.store(frequency, Ordering::Relaxed);
     TURN.store(ticks(TURN_MICROSECONDS), Ordering::Relaxed);
+    frequency != 0
+}
+
+/// The counter's frequency in Hz.
+pub fn frequency() -> u64 {
+    FREQUENCY.load(Ordering::Relaxed)
 }
 
 /// Counter value at the start: guests' `CNTVOFF_EL2`, so that their virtual counter is the system time.
@@ -29,14 +45,13 @@ pub fn now() -> u64 {
 
 /// Microseconds since the start.
 pub fn microseconds() -> u64 {
-    let frequency = regs::cntfrq_el0::read();
-    let per = frequency.checked_div(1_000_000).filter(|per| *per != 0).unwrap_or(1);
+    let per = frequency().checked_div(1_000_000).filter(|per| *per != 0).unwrap_or(1);
     now().checked_div(per).unwrap_or(0)
 }
 
 /// Ticks in so many microseconds.
-fn ticks(microseconds: u64) -> u64 {
-    regs::cntfrq_el0::read().checked_div(1_000_000).unwrap_or(1).max(1).saturating_mul(microseconds)
+pub fn ticks(microseconds: u64) -> u64 {
+    frequency().checked_div(1_000_000).unwrap_or(1).max(1).saturating_mul(microseconds)
 }
 
 /// Ticks of a vCPU's turn; worked out once.
