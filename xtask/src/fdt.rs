@@ -1,8 +1,6 @@
 //! Flattened device trees, read into a small editable model and written again.
 //!
-//! Source of the format: Devicetree Specification 0.4, chapter 5. Reading is our own; writing is `vm-fdt`'s.
-
-use vm_fdt::FdtWriter;
+//! Source of the format: Devicetree Specification 0.4, chapter 5. Written here, as libraries refuse the names of nodes in overlays.
 
 use crate::failure::{Doing, Failure, Outcome};
 
@@ -58,6 +56,37 @@ impl Node {
     /// A property's bytes.
     pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
         self.properties.iter().find(|(own, _)| own == name).map(|(_, bytes)| &bytes[..])
+    }
+
+    /// All properties, in order.
+    pub(crate) fn properties(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.properties.iter().map(|(name, bytes)| (&name[..], &bytes[..]))
+    }
+
+    /// The child of that name.
+    pub(crate) fn existing_child(&mut self, name: &str) -> Option<&mut Node> {
+        self.children.iter_mut().find(|child| child.name == name)
+    }
+
+    /// The node at an absolute path.
+    pub(crate) fn at_path(&self, path: &str) -> Option<&Node> {
+        let mut names = path.split('/').filter(|name| !name.is_empty());
+        names.try_fold(self, |node, name| node.children.iter().find(|child| child.name == name))
+    }
+
+    /// Takes over another node's properties and children; what is not named there stays.
+    pub(crate) fn merge(&mut self, other: &Node) {
+        for (name, bytes) in &other.properties {
+            self.set(name, bytes.clone());
+        }
+        for child in &other.children {
+            self.child(&child.name).merge(child);
+        }
+    }
+
+    /// A property's first string.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(self.get(name)?.split(|byte| *byte == 0).next()?).ok()
     }
 
     /// The child of that name, made if absent.
@@ -124,20 +153,83 @@ pub(crate) fn parse(blob: &[u8]) -> Outcome<Node> {
 
 /// Writes a tree.
 pub(crate) fn write(root: &Node) -> Outcome<Vec<u8>> {
-    let mut writer = FdtWriter::new().doing("cannot write a device tree")?;
-    write_node(&mut writer, root).doing("cannot write a device tree")?;
-    writer.finish().doing("cannot write a device tree")
+    write_reserving(root, &[])
 }
 
-fn write_node(writer: &mut FdtWriter, node: &Node) -> Result<(), vm_fdt::Error> {
-    let open = writer.begin_node(&node.name)?;
-    for (name, bytes) in &node.properties {
-        writer.property(name, bytes)?;
+/// Writes a tree with a memory reservation block of (start, size).
+pub(crate) fn write_reserving(root: &Node, reserved: &[(u64, u64)]) -> Outcome<Vec<u8>> {
+    let mut blocks = Blocks::default();
+    blocks.node(root)?;
+    blocks.structs.extend(END.to_be_bytes());
+    let reservations: Vec<u8> = reserved
+        .iter()
+        .chain(&[(0, 0)])
+        .flat_map(|(start, size)| [start.to_be_bytes(), size.to_be_bytes()].concat())
+        .collect();
+    let offsets = [HEADER, reservations.len(), blocks.structs.len(), blocks.strings.len()];
+    let mut ends = offsets.iter().scan(0, |end, size| {
+        *end += size;
+        Some(length(*end))
+    });
+    let mut next = || ends.next().unwrap_or(Ok(0));
+    let (reserve_at, structs_at, strings_at, total) = (next()?, next()?, next()?, next()?);
+    let sizes = (length(blocks.strings.len())?, length(blocks.structs.len())?);
+    let header = [MAGIC, total, structs_at, strings_at, reserve_at, 17, 16, 0, sizes.0, sizes.1];
+    let header: Vec<u8> = header.iter().flat_map(|word| word.to_be_bytes()).collect();
+    Ok([header, reservations, blocks.structs, blocks.strings].concat())
+}
+
+/// Bytes of a header.
+const HEADER: usize = 40;
+const END: u32 = 9;
+
+/// The structure and the strings block.
+#[derive(Default)]
+struct Blocks {
+    structs: Vec<u8>,
+    strings: Vec<u8>,
+}
+
+impl Blocks {
+    fn node(&mut self, node: &Node) -> Outcome<()> {
+        self.structs.extend(BEGIN_NODE.to_be_bytes());
+        self.padded(&[node.name.as_bytes(), &[0]].concat());
+        for (name, bytes) in node.properties() {
+            let place = self.string(name)?;
+            for word in [PROP, length(bytes.len())?, place] {
+                self.structs.extend(word.to_be_bytes());
+            }
+            self.padded(bytes);
+        }
+        for child in &node.children {
+            self.node(child)?;
+        }
+        self.structs.extend(END_NODE.to_be_bytes());
+        Ok(())
     }
-    for child in &node.children {
-        write_node(writer, child)?;
+
+    fn padded(&mut self, bytes: &[u8]) {
+        self.structs.extend(bytes);
+        self.structs.resize(self.structs.len().next_multiple_of(4), 0);
     }
-    writer.end_node(open)
+
+    /// Where a property's name is.
+    fn string(&mut self, name: &str) -> Outcome<u32> {
+        let wanted = [name.as_bytes(), &[0]].concat();
+        let mut start = 0;
+        for own in self.strings.split_inclusive(|byte| *byte == 0) {
+            if own == wanted {
+                return length(start);
+            }
+            start += own.len();
+        }
+        self.strings.extend(wanted);
+        length(start)
+    }
+}
+
+fn length(bytes: usize) -> Outcome<u32> {
+    u32::try_from(bytes).doing("the device tree is too large")
 }
 
 /// The big-endian word at a byte offset.
@@ -162,6 +254,22 @@ mod tests {
         root.child("chosen").set("empty", []).set_u64s("memory", &[0x1_0000_0002]);
         root.child("chosen").child("evtchn@1").set_cells("phandle", &[0x8001]);
         root
+    }
+
+    fn fill(writer: &mut vm_fdt::FdtWriter, node: &Node) {
+        let open = writer.begin_node(&node.name).unwrap();
+        node.properties().for_each(|(name, bytes)| writer.property(name, bytes).unwrap());
+        node.children.iter().for_each(|child| fill(writer, child));
+        writer.end_node(open).unwrap();
+    }
+
+    #[test]
+    fn another_library_writes_the_same_tree_byte_for_byte() {
+        let mut writer =
+            vm_fdt::FdtWriter::new_with_mem_reserv(&[vm_fdt::FdtReserveEntry::new(0, 4096).unwrap()])
+                .unwrap();
+        fill(&mut writer, &sample());
+        assert_eq!(write_reserving(&sample(), &[(0, 4096)]).unwrap(), writer.finish().unwrap());
     }
 
     #[test]

@@ -59,6 +59,11 @@ impl Layout {
         Ok(layout)
     }
 
+    /// A layout between two addresses.
+    pub(crate) fn between(next: u64, end: u64) -> Self {
+        Self { next, end }
+    }
+
     /// Finds room for `size` bytes.
     pub(crate) fn place(&mut self, what: &str, size: u64) -> Outcome<Placed> {
         let address = self.next;
@@ -135,12 +140,12 @@ pub(crate) fn boot(
 }
 
 /// A path inside an option: QEMU reads a doubled comma as one.
-fn option_value(path: &Path) -> String {
+pub(crate) fn option_value(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 
 /// A command that the kernel ends when this process ends, however it ends.
-fn dies_with_us(program: &Path) -> Command {
+pub(crate) fn dies_with_us(program: &Path) -> Command {
     if process::exists("setpriv") {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(program);
@@ -153,9 +158,18 @@ fn dies_with_us(program: &Path) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::system::Board;
 
     fn machine(memory: u64) -> Machine {
-        Machine { gic: 3, cpus: 1, cpu: "max".into(), memory, dom0_module: false }
+        Machine {
+            board: Board::Virt,
+            gic: 3,
+            cpus: 1,
+            cpu: "max".into(),
+            memory,
+            console: None,
+            dom0_module: false,
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod image;
 mod machine;
 mod monitor;
 mod process;
+mod rpi4;
 mod run;
 mod setup;
 mod system;

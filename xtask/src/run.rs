@@ -15,10 +15,10 @@ use crate::failure::{Failure, Outcome};
 use crate::hypervisor::Hypervisor;
 use crate::machine::{self, Clock, Layout};
 use crate::setup::Qemu;
-use crate::system::{self, Checking, Ramdisk, System};
+use crate::system::{self, Board, Checking, Ramdisk, System};
 use crate::verdict::Observer;
 use crate::watch::{Ended, watch};
-use crate::{build, fdt, image, setup, workspace};
+use crate::{build, fdt, image, rpi4, setup, workspace};
 
 /// What stays free for the hypervisor, the tree and the modules, bytes.
 const RESERVED: u64 = 32 << 20;
@@ -82,11 +82,10 @@ impl Options {
     /// Reads the system file and applies the command line to its machine.
     pub(crate) fn load(&self) -> Outcome<System> {
         let file = self.system.clone().unwrap_or_else(|| workspace::root().join("systems/two-guests.toml"));
-        let mut system = System::load(&file, self.checking())?;
+        let board = self.board.as_deref().map(system::board).transpose();
+        let board = board.map_err(|text| Failure::usage(format!("--board: {text}")))?;
+        let mut system = System::load(&file, self.checking(), board)?;
         let machine = &mut system.machine;
-        if let Some(board) = &self.board {
-            system::check_board(board).map_err(|text| Failure::usage(format!("--board: {text}")))?;
-        }
         machine.gic = self.gic.unwrap_or(machine.gic);
         machine.cpus = self.cpus.unwrap_or(machine.cpus);
         if let Some(cpu) = &self.cpu {
@@ -199,6 +198,48 @@ pub(crate) struct Prepared {
     _folder: Folder,
 }
 
+/// The modules of a system: what goes into memory, and where.
+pub(crate) struct Gathered {
+    /// By a name for files.
+    pub(crate) files: Vec<(String, Vec<u8>, machine::Placed)>,
+    /// By domain.
+    pub(crate) modules: Vec<Modules>,
+    /// Of the ramdisk that `[expect]` names.
+    digest: Option<String>,
+}
+
+/// Reads all modules and finds a place for each.
+pub(crate) fn gather(system: &System, checking: Checking, mut layout: Layout) -> Outcome<Gathered> {
+    let mut gathered = Gathered { files: Vec::new(), modules: Vec::new(), digest: None };
+    for (index, domain) in system.domains.iter().enumerate() {
+        let place = format!("{}: domain[{}]", system.file, index + 1);
+        let mut own = Modules::default();
+        let mut add = |what: &str, bytes: Vec<u8>| {
+            let at = layout.place(&format!("{place}.{what}"), bytes.len() as u64)?;
+            let copy = machine::Placed { address: at.address, size: at.size };
+            gathered.files.push((format!("d{}-{what}", index + 1), bytes, at));
+            Ok::<_, Failure>(copy)
+        };
+        if let Some(kernel) = &domain.kernel {
+            let bytes = system::kernel_image(&kernel.path(), checking)
+                .map_err(|failure| Failure::usage(format!("{place}.kernel: {failure}")))?;
+            own.kernel = Some(add("kernel", bytes)?);
+        }
+        if let Some(ramdisk) = &domain.ramdisk {
+            let bytes = ramdisk_bytes(ramdisk)?;
+            if system.expect.digest_of_ramdisk == Some(index) {
+                gathered.digest = Some(hex(&Sha256::digest(&bytes)));
+            }
+            // A module of no bytes has no place: the guest sees none, and takes that for an empty file.
+            if !bytes.is_empty() {
+                own.ramdisk = Some(add("ramdisk", bytes)?);
+            }
+        }
+        gathered.modules.push(own);
+    }
+    Ok(gathered)
+}
+
 /// Checks what must be known before QEMU starts, and writes the files it needs.
 pub(crate) fn prepare(
     qemu: &Qemu,
@@ -208,37 +249,14 @@ pub(crate) fn prepare(
     clock: Clock,
 ) -> Outcome<Prepared> {
     let folder = Folder::new()?;
-    let mut layout = Layout::new(&system.machine, &workspace::read(&hypervisor.image)?)?;
-    let mut files = Vec::new();
-    let mut modules = Vec::new();
-    let mut digest = None;
-    for (index, domain) in system.domains.iter().enumerate() {
-        let place = format!("{}: domain[{}]", system.file, index + 1);
-        let mut own = Modules::default();
-        let mut add = |what: &str, bytes: &[u8]| {
-            let file = folder.0.join(format!("d{}-{what}", index + 1));
-            workspace::write(&file, bytes)?;
-            let at = layout.place(&format!("{place}.{what}"), bytes.len() as u64)?;
-            files.push((file, machine::Placed { ..at }));
-            Ok::<_, Failure>(machine::Placed { address: at.address, size: at.size })
-        };
-        if let Some(kernel) = &domain.kernel {
-            let bytes = system::kernel_image(&kernel.path(), checking)
-                .map_err(|failure| Failure::usage(format!("{place}.kernel: {failure}")))?;
-            own.kernel = Some(add("kernel", &bytes)?);
-        }
-        if let Some(ramdisk) = &domain.ramdisk {
-            let bytes = ramdisk_bytes(ramdisk)?;
-            if system.expect.digest_of_ramdisk == Some(index) {
-                digest = Some(hex(&Sha256::digest(&bytes)));
-            }
-            // A module of no bytes has no place: the guest sees none, and takes that for an empty file.
-            if !bytes.is_empty() {
-                own.ramdisk = Some(add("ramdisk", &bytes)?);
-            }
-        }
-        modules.push(own);
+    let image = workspace::read(&hypervisor.image)?;
+    if system.machine.board == Board::Rpi4 {
+        let (card, digest) = card(system, checking, image)?;
+        let command = rpi4::boot(qemu, &card, system.machine.memory, clock, &folder.0)?;
+        return Ok(Prepared { command, digest, _folder: folder });
     }
+    let Gathered { files, modules, digest } =
+        gather(system, checking, Layout::new(&system.machine, &image)?)?;
     let mut tree = fdt::parse(&machine::own_tree(qemu, &system.machine, &folder.0)?)?;
     dom0less::add_domains(&mut tree, system, &modules);
     if let Some(bootargs) = hypervisor.bootargs {
@@ -246,8 +264,26 @@ pub(crate) fn prepare(
     }
     let tree_file = folder.0.join("pavo.dtb");
     workspace::write(&tree_file, &fdt::write(&tree)?)?;
-    let command = machine::boot(qemu, &system.machine, clock, &hypervisor.image, &tree_file, &files);
+    let mut placed = Vec::new();
+    for (name, bytes, place) in files {
+        let file = folder.0.join(name);
+        workspace::write(&file, &bytes)?;
+        placed.push((file, place));
+    }
+    let command = machine::boot(qemu, &system.machine, clock, &hypervisor.image, &tree_file, &placed);
     Ok(Prepared { command, digest, _folder: folder })
+}
+
+/// What goes on a Raspberry Pi's card, and the digest that `[expect]` wants.
+pub(crate) fn card(
+    system: &System,
+    checking: Checking,
+    image: Vec<u8>,
+) -> Outcome<(rpi4::Content, Option<String>)> {
+    let layout = Layout::between(rpi4::GUESTS, rpi4::GUESTS_END);
+    let Gathered { files, modules, digest } = gather(system, checking, layout)?;
+    let packed: Vec<_> = files.into_iter().map(|(_, bytes, place)| (place.address, bytes)).collect();
+    Ok((rpi4::Content::pack(system, image, &packed, &modules)?, digest))
 }
 
 fn ramdisk_bytes(ramdisk: &Ramdisk) -> Outcome<Vec<u8>> {

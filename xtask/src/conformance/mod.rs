@@ -17,7 +17,7 @@ use crate::console::Line;
 use crate::failure::{Doing, Failure, Outcome};
 use crate::hypervisor::{Hypervisor, On};
 use crate::run::{self, Options as RunOptions};
-use crate::system::{self, Checking, System};
+use crate::system::{self, Board, Checking, System};
 use crate::{build, setup, workspace};
 
 use differences::{Differences, Verdict};
@@ -60,6 +60,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Which board, if it is not the usual one.
+    fn on_board(&self) -> Outcome<Option<Board>> {
+        let board = self.board.as_deref().map(system::board).transpose();
+        board.map_err(|text| Failure::usage(format!("--board: {text}")))
+    }
+
     /// All cases on Pavo.
     pub(crate) fn on_pavo(gic: u32, cpus: u32, cpu: &str) -> Self {
         Self {
@@ -92,9 +98,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     let pattern = options.filter.as_deref().unwrap_or("");
     let filter = Regex::new(pattern)
         .map_err(|_| Failure::usage(format!("--filter: \"{pattern}\" is no regular expression")))?;
-    if let Some(board) = &options.board {
-        system::check_board(board).map_err(|text| Failure::usage(format!("--board: {text}")))?;
-    }
+    options.on_board()?;
     let differences = Differences::load()?;
     let hypervisor = match options.on {
         On::Pavo => Hypervisor::pavo(),
@@ -191,12 +195,15 @@ fn judge(results: &Results, known: &Differences) -> Outcome<String> {
 fn results(options: &Options, hypervisor: &Hypervisor) -> Outcome<Results> {
     let text = "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 2\ncmdline = \"peer=2\"\n\
                 [[domain]]\nname = \"peer\"\nkernel = \"guest:faulty\"\nmemory = \"32M\"\ncmdline = \"how=hang\"\n";
-    let mut system = System::parse("conformance", &workspace::root(), text, Checking::Full)?;
+    let board = options.on_board()?;
+    let mut system = System::parse_for("conformance", &workspace::root(), text, Checking::Full, board)?;
     let mut run = RunOptions::for_file(PathBuf::new());
     (run.timeout, run.icount) = (options.timeout, options.icount);
     system.machine.cpus = options.cpus;
-    system.machine.gic = options.gic;
-    system.machine.cpu.clone_from(&options.cpu);
+    if system.machine.board == Board::Virt {
+        system.machine.gic = options.gic;
+        system.machine.cpu.clone_from(&options.cpu);
+    }
     build::some(&setup::toolchain()?, &system.guests())?;
     let ended = Regex::new("^d1: (shutdown|destroyed|refused)").doing("pattern")?;
     let mut reader = Reader::new()?;
@@ -216,7 +223,8 @@ fn results(options: &Options, hypervisor: &Hypervisor) -> Outcome<Results> {
 /// One line a case, so that changes are read easily.
 fn to_json(options: &Options, results: &Results) -> String {
     let cases: Vec<_> = results.cases.iter().map(|case| format!("    {}", case.to_json())).collect();
-    let machine = json!({ "board": "virt", "gic": options.gic, "cpus": options.cpus, "cpu": options.cpu });
+    let board = options.board.as_deref().unwrap_or("virt");
+    let machine = json!({ "board": board, "gic": options.gic, "cpus": options.cpus, "cpu": options.cpu });
     format!(
         "{{\n  \"hypervisor\": {},\n  \"machine\": {machine},\n  \"cases\": [\n{}\n  ]\n}}\n",
         json!(results.hypervisor),

@@ -51,6 +51,16 @@ impl Apt {
         apt.update()
     }
 
+    /// [`Self::foreign`] with the machine's own release.
+    pub(super) fn foreign_of_release(name: &str, architecture: &'static str) -> Outcome<Self> {
+        Self::foreign(name, &codename()?, architecture)
+    }
+
+    /// Removes what was downloaded and unpacked.
+    pub(super) fn discard(self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+
     fn empty(name: &str, architecture: Option<&'static str>, codename: String) -> Outcome<Self> {
         let folder = workspace::pavo().join("apt").join(name);
         for part in ["lists/partial", "cache/archives/partial", "parts"] {

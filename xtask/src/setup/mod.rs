@@ -6,11 +6,13 @@
 //! 3. Nothing outside the project's target folder changes, except through rustup and, as root, through apt.
 
 mod apt;
+mod board_tree;
 mod debian_rust;
 mod qemu;
 mod target;
 mod xen;
 
+pub(crate) use board_tree::board_tree;
 pub(crate) use qemu::{Qemu, qemu};
 pub(crate) use target::{Toolchain, toolchain};
 pub(crate) use xen::{Xen, xen};

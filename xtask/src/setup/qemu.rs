@@ -26,6 +26,13 @@ pub(crate) struct Qemu {
     version: (u32, u32),
 }
 
+impl Qemu {
+    /// Whether it knows the Raspberry Pi 4.
+    pub(crate) fn has_rpi4(&self) -> bool {
+        self.version >= WANTED
+    }
+}
+
 impl fmt::Display for Qemu {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.version;

@@ -11,14 +11,15 @@ use std::path::{Path, PathBuf};
 use toml::Table;
 
 use crate::failure::{Doing, Failure, Outcome};
-use crate::workspace;
+use crate::{rpi4, workspace};
 pub(crate) use reader::parse_size;
 use reader::{Keys, Reader};
 
 /// The keys at the top.
 const TOP: Keys = Keys { known: &["machine", "domain", "expect"], later: &[] };
 /// Those of `[machine]`.
-const MACHINE: Keys = Keys { known: &["board", "gic", "cpus", "cpu", "memory", "dom0_module"], later: &[] };
+const MACHINE: Keys =
+    Keys { known: &["board", "gic", "cpus", "cpu", "memory", "console", "dom0_module"], later: &[] };
 /// Those of `[[domain]]`.
 const DOMAIN: Keys = Keys {
     known: &[
@@ -72,6 +73,8 @@ pub(crate) struct System {
 /// `[machine]`: defaults for QEMU.
 #[derive(Debug, Clone)]
 pub(crate) struct Machine {
+    /// Which board.
+    pub(crate) board: Board,
     /// The GIC's architecture version: 2 or 3.
     pub(crate) gic: u32,
     /// Physical CPUs.
@@ -80,8 +83,19 @@ pub(crate) struct Machine {
     pub(crate) cpu: String,
     /// RAM in bytes.
     pub(crate) memory: u64,
+    /// What the device tree's `stdout-path` says instead of the board's own choice; on the Raspberry Pi only.
+    pub(crate) console: Option<String>,
     /// For tests: a dom0 kernel module directly under `/chosen`, which the hypervisor must refuse.
     pub(crate) dom0_module: bool,
+}
+
+/// A board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Board {
+    /// QEMU's `virt`.
+    Virt,
+    /// The Raspberry Pi 4, or QEMU's `raspi4b`.
+    Rpi4,
 }
 
 /// `[[domain]]`.
@@ -163,17 +177,28 @@ pub(crate) enum Checking {
 }
 
 impl System {
-    /// Reads a file.
-    pub(crate) fn load(path: &Path, checking: Checking) -> Outcome<Self> {
+    /// Reads a file; `board` overrides what it says.
+    pub(crate) fn load(path: &Path, checking: Checking, board: Option<Board>) -> Outcome<Self> {
         let file = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| {
             Failure::usage(format!("{file}: cannot be read ({error}); name a system file"))
         })?;
-        Self::parse(&file, path.parent().unwrap_or(Path::new("")), &text, checking)
+        Self::parse_for(&file, path.parent().unwrap_or(Path::new("")), &text, checking, board)
     }
 
     /// Reads a file's text; paths in it are relative to `folder`.
     pub(crate) fn parse(file: &str, folder: &Path, text: &str, checking: Checking) -> Outcome<Self> {
+        Self::parse_for(file, folder, text, checking, None)
+    }
+
+    /// [`Self::parse`] for another board than the text says.
+    pub(crate) fn parse_for(
+        file: &str,
+        folder: &Path,
+        text: &str,
+        checking: Checking,
+        board: Option<Board>,
+    ) -> Outcome<Self> {
         let table = text.parse::<Table>().map_err(|error| {
             let line =
                 error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
@@ -186,7 +211,7 @@ impl System {
         if domains.is_empty() {
             return Err(top.error("domain", "missing: write at least one [[domain]]"));
         }
-        let machine = read_machine(Reader::new(file, "machine.".into(), machine, &MACHINE)?)?;
+        let machine = read_machine(Reader::new(file, "machine.".into(), machine, &MACHINE)?, board)?;
         let mut read = Vec::new();
         let mut channels = Vec::new();
         for (index, table) in domains.into_iter().enumerate() {
@@ -297,6 +322,18 @@ impl System {
 impl Machine {
     /// Checks what the file and the command line say together.
     pub(crate) fn check(&self) -> Outcome<()> {
+        if self.board == Board::Rpi4 {
+            let wrong = |what: &str, has: &str| {
+                Err(Failure::usage(format!("machine.{what}: a Raspberry Pi 4 has {has}: leave it out")))
+            };
+            return match self {
+                Self { gic, .. } if *gic != 2 => wrong("gic", "a GICv2"),
+                Self { cpu, .. } if cpu != "cortex-a72" => wrong("cpu", "Cortex-A72 cores"),
+                Self { cpus, .. } if *cpus > rpi4::CPUS => wrong("cpus", "4 CPUs"),
+                Self { memory, .. } if *memory > rpi4::MEMORY => wrong("memory", "2 GiB under QEMU"),
+                _ => Ok(()),
+            };
+        }
         if self.gic == 2 && self.cpus > MOST_CPUS_GICV2 {
             let text = format!("GICv2 has at most {MOST_CPUS_GICV2} CPUs, found {}", self.cpus);
             return Err(Failure::usage(format!("machine.cpus: {text}: use gic = 3")));
@@ -305,24 +342,43 @@ impl Machine {
     }
 }
 
-fn read_machine(mut reader: Reader<'_>) -> Outcome<Machine> {
-    let board = reader.string("board")?.unwrap_or_else(|| "virt".into());
-    check_board(&board).map_err(|text| reader.error("board", &text))?;
-    let machine = Machine {
-        gic: reader.number("gic", 2, 3)?.unwrap_or(3),
-        cpus: reader.number("cpus", 1, MOST_CPUS)?.unwrap_or(2),
-        cpu: reader.string("cpu")?.unwrap_or_else(|| "cortex-a72".into()),
-        memory: reader.size("memory")?.unwrap_or(1 << 30),
-        dom0_module: reader.flag("dom0_module")?,
+fn read_machine(mut reader: Reader<'_>, other: Option<Board>) -> Outcome<Machine> {
+    let own = match reader.string("board")? {
+        None => Board::Virt,
+        Some(text) => board(&text).map_err(|text| reader.error("board", &text))?,
     };
-    Ok(machine)
+    let board = other.unwrap_or(own);
+    let (cpus, memory) = (reader.number("cpus", 1, MOST_CPUS)?, reader.size("memory")?);
+    let (gic, cpu) = (reader.number("gic", 2, 3)?, reader.string("cpu")?);
+    let (console, dom0_module) = (reader.string("console")?, reader.flag("dom0_module")?);
+    Ok(match board {
+        Board::Virt => Machine {
+            board,
+            gic: gic.unwrap_or(3),
+            cpus: cpus.unwrap_or(2),
+            cpu: cpu.unwrap_or_else(|| "cortex-a72".into()),
+            memory: memory.unwrap_or(1 << 30),
+            console: None,
+            dom0_module,
+        },
+        // The board has what it has; what a file wants of `virt` does not matter here.
+        Board::Rpi4 => Machine {
+            board,
+            gic: 2,
+            cpus: cpus.unwrap_or(rpi4::CPUS).min(rpi4::CPUS),
+            cpu: "cortex-a72".into(),
+            memory: memory.unwrap_or(rpi4::MEMORY).min(rpi4::MEMORY),
+            console,
+            dom0_module,
+        },
+    })
 }
 
-/// Refuses boards that do not exist, or not yet.
-pub(crate) fn check_board(board: &str) -> Result<(), String> {
-    match board {
-        "virt" => Ok(()),
-        "rpi4" => Err("\"rpi4\" is not supported yet".into()),
+/// Reads a board's name.
+pub(crate) fn board(name: &str) -> Result<Board, String> {
+    match name {
+        "virt" => Ok(Board::Virt),
+        "rpi4" => Ok(Board::Rpi4),
         other => Err(format!("expected \"virt\" or \"rpi4\", found \"{other}\"")),
     }
 }

@@ -41,8 +41,8 @@ fn keys_of_later_features_are_refused_by_name() {
         "s.toml: domain[2].weight: is not supported yet"
     );
     assert_eq!(
-        refusal("[machine]\nboard = \"rpi4\"\n[[domain]]\nname = \"a\"\n"),
-        "s.toml: machine.board: \"rpi4\" is not supported yet"
+        refusal("[machine]\nboard = \"rpi5\"\n[[domain]]\nname = \"a\"\n"),
+        "s.toml: machine.board: expected \"virt\" or \"rpi4\", found \"rpi5\""
     );
 }
 
@@ -90,4 +90,15 @@ fn a_full_check_wants_kernel_and_memory() {
         System::parse("s.toml", Path::new("/nowhere"), text, Checking::Full).unwrap_err().to_string()
     };
     assert_eq!(full("[[domain]]\nname = \"a\"\nmemory = \"1M\"\n"), "s.toml: domain[1].kernel: missing");
+}
+
+#[test]
+fn the_raspberry_pi_has_what_it_has_whatever_the_file_wants_of_virt() {
+    let system = read("[machine]\nboard = \"rpi4\"\ncpus = 8\n[[domain]]\nname = \"a\"\n").unwrap();
+    let machine = &system.machine;
+    assert_eq!((machine.board, machine.gic, machine.cpus, machine.memory), (Board::Rpi4, 2, 4, 2 << 30));
+    machine.check().unwrap();
+    let asked = Machine { gic: 3, ..machine.clone() };
+    let refused = asked.check().unwrap_err();
+    assert_eq!(refused.to_string(), "machine.gic: a Raspberry Pi 4 has a GICv2: leave it out");
 }

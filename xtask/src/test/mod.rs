@@ -6,6 +6,7 @@ mod conformance;
 mod faults;
 mod figures;
 mod refusals;
+mod rpi4;
 mod schedule;
 mod step;
 mod systems;
@@ -87,6 +88,7 @@ fn all() -> Vec<Step> {
     steps.extend(refusals::hypervisor());
     steps.extend(faults::all());
     steps.extend(conformance::all());
+    steps.extend(rpi4::all());
     steps.extend(figures::all());
     steps
 }

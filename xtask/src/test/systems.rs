@@ -84,7 +84,7 @@ fn observe_on(hypervisor: &Hypervisor, options: &Options) -> Outcome<Observed> {
 }
 
 /// The system must end cleanly.
-fn cleanly(options: &Options) -> Outcome<Found> {
+pub(super) fn cleanly(options: &Options) -> Outcome<Found> {
     clean(&observe(options)?)
 }
 

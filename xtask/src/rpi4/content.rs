@@ -1,0 +1,69 @@
+//! The files of the SD card's first partition, apart from the firmware's own.
+
+use std::collections::BTreeMap;
+
+use super::config_txt;
+use super::overlay::Overlay;
+use crate::dom0less::{self, Modules};
+use crate::failure::{Failure, Outcome};
+use crate::fdt::{self, Node};
+use crate::system::System;
+
+/// The hypervisor.
+pub(crate) const KERNEL: &str = "kernel8.img";
+/// Where the guests' file goes, physical: above the kernel and what the firmware puts near it, in the first GiB, which every board has.
+pub(crate) const GUESTS: u64 = 0x1000_0000;
+/// Where it must end: the firmware puts the device tree and its own memory above.
+pub(crate) const GUESTS_END: u64 = 0x2c00_0000;
+/// The console, as a path that the board's trees of all origins know.
+const STDOUT: &str = "/soc/serial@7e215040:115200n8";
+
+/// Files by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Content {
+    /// Packs a system: the image, the modules (each with its physical address) and the nodes that name them.
+    pub(crate) fn pack(
+        system: &System,
+        image: Vec<u8>,
+        packed: &[(u64, Vec<u8>)],
+        modules: &[Modules],
+    ) -> Outcome<Self> {
+        let mut guests = Vec::new();
+        for (address, bytes) in packed {
+            let start = address.checked_sub(GUESTS).and_then(|start| usize::try_from(start).ok());
+            let start = start.filter(|start| *start >= guests.len());
+            guests.resize(start.ok_or_else(|| Failure::failed("a module lies outside guests.bin"))?, 0);
+            guests.extend_from_slice(bytes);
+        }
+        let files = [
+            (KERNEL, image),
+            ("config.txt", config_txt::write(GUESTS).into_bytes()),
+            ("guests.bin", guests),
+            ("overlays/pavo.dtbo", fdt::write(&overlay(system, modules))?),
+        ];
+        Ok(Self { files: files.map(|(name, bytes)| (name.to_owned(), bytes)).into() })
+    }
+
+    /// A file's bytes.
+    pub(crate) fn file(&self, name: &str) -> Outcome<&[u8]> {
+        let bytes = self.files.get(name).map(|bytes| &bytes[..]);
+        bytes.ok_or_else(|| Failure::failed(format!("the card has no {name}")))
+    }
+}
+
+/// The overlay with the domains. CPUs beyond those that the system wants are switched off.
+fn overlay(system: &System, modules: &[Modules]) -> Node {
+    let mut tree = Node::new("");
+    dom0less::add_domains(&mut tree, system, modules);
+    let mut overlay = Overlay::default();
+    let stdout = system.machine.console.as_deref().unwrap_or(STDOUT);
+    overlay.at("/chosen").set_strings("stdout-path", &[stdout]).merge(tree.child("chosen"));
+    for cpu in system.machine.cpus..super::CPUS {
+        overlay.at(&format!("/cpus/cpu@{cpu}")).set_strings("status", &["disabled"]);
+    }
+    overlay.tree(&[("xen,evtchn", 4)])
+}

@@ -1,0 +1,94 @@
+//! QEMU's `raspi4b` with what its missing firmware would do: read `config.txt`, load the files, complete the device tree.
+//!
+//! QEMU starts a kernel at EL2 and has the stub's spin table in page 0, but boots no card. Source: QEMU `hw/arm/raspi4b.c`, `hw/arm/boot.c`.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::content::Content;
+use super::{config_txt, overlay};
+use crate::failure::{Doing, Failure, Outcome};
+use crate::fdt::{self, Node};
+use crate::machine::{Clock, dies_with_us, option_value};
+use crate::setup::Qemu;
+use crate::{setup, workspace};
+
+/// RAM in the first GiB: above it is the coprocessor's.
+const LOW_RAM: u64 = 0x3c00_0000;
+/// Where RAM goes on.
+const HIGH_RAM: u64 = 0x4000_0000;
+/// The UARTs that QEMU's first and second `-serial` are.
+const SERIALS: [&str; 2] = ["serial@7e201000", "serial@7e215040"];
+
+/// The command that boots a card's content on a board with so much memory.
+pub(crate) fn boot(
+    qemu: &Qemu,
+    card: &Content,
+    memory: u64,
+    clock: Clock,
+    folder: &Path,
+) -> Outcome<Command> {
+    if !qemu.has_rpi4() {
+        return Err(Failure::usage("--board: rpi4 needs QEMU 9.0 or later"));
+    }
+    let config = std::str::from_utf8(card.file("config.txt")?).doing("config.txt")?;
+    let config = config_txt::read(config)?;
+    let mut tree = fdt::parse(&setup::board_tree()?)?;
+    for name in &config.overlays {
+        overlay::apply(&mut tree, fdt::parse(card.file(&format!("overlays/{name}.dtbo"))?)?)?;
+    }
+    add_memory(&mut tree, memory);
+    let console = stdout(&tree).and_then(|path| SERIALS.iter().position(|name| path.ends_with(name)));
+    let console =
+        console.ok_or_else(|| Failure::usage("machine.console: names no UART that QEMU's board has"))?;
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        workspace::write(&path, bytes).map(|()| path)
+    };
+    let mut command = dies_with_us(&qemu.program);
+    command.args(["-machine", "raspi4b", "-display", "none", "-monitor", "none", "-no-reboot"]);
+    for serial in 0..SERIALS.len() {
+        command.args(["-serial", if serial == console { "stdio" } else { "null" }]);
+    }
+    command.arg("-kernel").arg(file("kernel8.img", card.file(&config.kernel)?)?);
+    command.arg("-dtb").arg(file("board.dtb", &fdt::write_reserving(&tree, &[(0, 0x1000)])?)?);
+    if let Some((name, address)) = &config.initramfs {
+        let loaded = file("initramfs", card.file(name)?)?;
+        command
+            .arg("-device")
+            .arg(format!("loader,file={},addr={address:#x},force-raw=on", option_value(&loaded)));
+    }
+    match clock {
+        Clock::Wall => {}
+        Clock::Instructions => {
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
+    }
+    command.stdin(Stdio::null());
+    Ok(command)
+}
+
+/// What the board's firmware writes of its RAM. QEMU says the first bank itself, and forgets the second.
+fn add_memory(tree: &mut Node, memory: u64) {
+    if memory > HIGH_RAM {
+        let size = u32::try_from(memory - HIGH_RAM).unwrap_or(u32::MAX);
+        let start = u32::try_from(HIGH_RAM).unwrap_or(u32::MAX);
+        // QEMU removes nodes that are called memory.
+        let node = tree.child(&format!("ram@{HIGH_RAM:x}"));
+        node.set_strings("device_type", &["memory"]).set_cells("reg", &[0, start, size]);
+    } else if memory < LOW_RAM {
+        let cells = [memory, LOW_RAM - memory].map(|number| u32::try_from(number).unwrap_or(u32::MAX));
+        let node = tree.child("reserved-memory").child("absent");
+        node.set_cells("reg", &[0, cells[0], cells[1]]).set("no-map", []);
+    }
+}
+
+/// The path of the console's node.
+fn stdout(tree: &Node) -> Option<String> {
+    let text = tree.at_path("/chosen")?.text("stdout-path")?;
+    let name = text.split(':').next()?;
+    if name.starts_with('/') {
+        return Some(name.to_owned());
+    }
+    tree.at_path("/aliases")?.text(name).map(str::to_owned)
+}

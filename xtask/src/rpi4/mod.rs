@@ -1,0 +1,14 @@
+//! The Raspberry Pi 4: what goes on its SD card, and QEMU's `raspi4b` in the place of board and firmware.
+
+mod config_txt;
+mod content;
+mod firmware;
+mod overlay;
+
+/// The board has four CPUs.
+pub(crate) const CPUS: u32 = 4;
+/// QEMU's board has 2 GiB.
+pub(crate) const MEMORY: u64 = 2 << 30;
+
+pub(crate) use content::{Content, GUESTS, GUESTS_END};
+pub(crate) use firmware::boot;

@@ -1,0 +1,147 @@
+//! Device tree overlays: writing one, and applying one as the board's firmware does.
+//!
+//! Format: Devicetree overlays in the Linux tree (`Documentation/devicetree/overlay-notes.rst`) and libfdt's `fdt_overlay.c`. Only what
+//! our overlays use: fragments with `target-path`, and references between their own nodes (`__local_fixups__`).
+
+use crate::failure::{Failure, Outcome};
+use crate::fdt::Node;
+
+/// An overlay that changes nodes of a base tree.
+#[derive(Debug, Default)]
+pub(crate) struct Overlay {
+    fragments: Vec<(String, Node)>,
+}
+
+impl Overlay {
+    /// The node of the base tree at `path`, to set properties and children of; nothing is removed.
+    pub(crate) fn at(&mut self, path: &str) -> &mut Node {
+        let place = self.fragments.iter().position(|(own, _)| own == path).unwrap_or_else(|| {
+            self.fragments.push((path.to_owned(), Node::new("__overlay__")));
+            self.fragments.len() - 1
+        });
+        &mut self.fragments[place].1
+    }
+
+    /// The tree to write. `references` are the properties that hold phandles of nodes in the overlay, each with the cell's byte offset.
+    pub(crate) fn tree(&self, references: &[(&str, u32)]) -> Node {
+        let mut root = Node::new("");
+        root.set_strings("compatible", &["brcm,bcm2711"]);
+        let mut fixups = Node::new("__local_fixups__");
+        for (index, (path, content)) in self.fragments.iter().enumerate() {
+            let name = format!("fragment@{index}");
+            let fragment = root.child(&name);
+            fragment.set_strings("target-path", &[path]);
+            fragment.children.push(content.clone());
+            if let Some(marks) = marks(content, references) {
+                fixups.child(&name).children.push(marks);
+            }
+        }
+        if !fixups.children.is_empty() {
+            root.children.push(fixups);
+        }
+        root
+    }
+}
+
+/// A node of the same shape whose properties are offsets of references; none without a reference.
+fn marks(node: &Node, references: &[(&str, u32)]) -> Option<Node> {
+    let mut marked = Node::new(node.name.clone());
+    for (name, offset) in references.iter().filter(|(name, _)| node.get(name).is_some()) {
+        marked.set_cells(name, &[*offset]);
+    }
+    marked.children = node.children.iter().filter_map(|child| marks(child, references)).collect();
+    (!marked.children.is_empty() || marked.properties().next().is_some()).then_some(marked)
+}
+
+/// Merges an overlay into a base tree.
+pub(crate) fn apply(base: &mut Node, mut overlay: Node) -> Outcome<()> {
+    let shift = base.largest_phandle();
+    let fixups = overlay.children.iter().find(|child| child.name == "__local_fixups__").cloned();
+    renumber(&mut overlay, shift);
+    if let Some(fixups) = fixups {
+        fix(&mut overlay, &fixups, shift)?;
+    }
+    for fragment in overlay.children.iter().filter(|child| child.name.starts_with("fragment@")) {
+        let path = fragment.get("target-path").and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let path =
+            path.map(|path| path.trim_end_matches('\0')).ok_or_else(|| bad("a fragment names no target"))?;
+        let mut target = &mut *base;
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            target =
+                target.existing_child(name).ok_or_else(|| bad(&format!("the board's tree has no {path}")))?;
+        }
+        if let Some(content) = fragment.children.iter().find(|child| child.name == "__overlay__") {
+            target.merge(content);
+        }
+    }
+    Ok(())
+}
+
+fn bad(why: &str) -> Failure {
+    Failure::failed(format!("the overlay does not fit: {why}"))
+}
+
+/// Moves the overlay's own phandles behind the base tree's.
+fn renumber(node: &mut Node, shift: u32) {
+    if let Some(own) = node.get("phandle").and_then(cell) {
+        node.set_cells("phandle", &[own.saturating_add(shift)]);
+    }
+    node.children.iter_mut().for_each(|child| renumber(child, shift));
+}
+
+/// Moves the references to them.
+fn fix(node: &mut Node, marks: &Node, shift: u32) -> Outcome<()> {
+    for (name, offsets) in marks.properties() {
+        let mut bytes = node.get(name).ok_or_else(|| bad("a fix-up names no property"))?.to_vec();
+        for offset in offsets.chunks_exact(4).filter_map(cell) {
+            let place =
+                usize::try_from(offset).ok().and_then(|offset| bytes.get_mut(offset..offset.checked_add(4)?));
+            let place = place.ok_or_else(|| bad("a fix-up lies behind its property"))?;
+            let moved = cell(place).unwrap_or(0).saturating_add(shift);
+            place.copy_from_slice(&moved.to_be_bytes());
+        }
+        node.set(name, bytes);
+    }
+    for child in &marks.children {
+        fix(node.existing_child(&child.name).ok_or_else(|| bad("a fix-up names no node"))?, child, shift)?;
+    }
+    Ok(())
+}
+
+fn cell(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overlay_keeps_its_references_behind_the_boards_phandles() {
+        let mut base = Node::new("");
+        base.child("soc").child("gic").set_cells("phandle", &[7]);
+        base.child("chosen").set_strings("stdout-path", &["serial1"]);
+        let mut overlay = Overlay::default();
+        let chosen = overlay.at("/chosen");
+        chosen.set_strings("stdout-path", &["serial0"]);
+        chosen.child("domU1").child("evtchn@1").set_cells("phandle", &[1]).set_cells("xen,evtchn", &[1, 2]);
+        chosen.child("domU2").child("evtchn@1").set_cells("phandle", &[2]).set_cells("xen,evtchn", &[1, 1]);
+        overlay.at("/soc/gic").set("xen,passthrough", []);
+        let blob = crate::fdt::write(&overlay.tree(&[("xen,evtchn", 4)])).unwrap();
+        apply(&mut base, crate::fdt::parse(&blob).unwrap()).unwrap();
+        assert_eq!(base.child("chosen").get("stdout-path"), Some(&b"serial0\0"[..]));
+        assert!(base.child("soc").child("gic").get("xen,passthrough").is_some());
+        let end = |base: &mut Node, name: &str| base.child("chosen").child(name).child("evtchn@1").clone();
+        let (one, two) = (end(&mut base, "domU1"), end(&mut base, "domU2"));
+        assert_eq!(one.get("phandle"), Some(&8u32.to_be_bytes()[..]));
+        assert_eq!(one.get("xen,evtchn"), Some(&[0, 0, 0, 1, 0, 0, 0, 9][..]));
+        assert_eq!(two.get("xen,evtchn"), Some(&[0, 0, 0, 1, 0, 0, 0, 8][..]));
+    }
+
+    #[test]
+    fn a_target_that_the_board_lacks_is_an_error() {
+        let mut overlay = Overlay::default();
+        overlay.at("/nothing/here").set("x", []);
+        assert!(apply(&mut Node::new(""), overlay.tree(&[])).is_err());
+    }
+}
