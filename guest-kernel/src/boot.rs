@@ -21,6 +21,8 @@ pub struct Guest {
     pub tree: Tree<'static>,
     /// The ramdisk; empty if there is none.
     pub ramdisk: &'static [u8],
+    /// RAM that the heap did not get: the image, the device tree and the ramdisk.
+    pub taken: [Region; 3],
 }
 
 impl Guest {
@@ -111,7 +113,7 @@ extern "C" fn guest_kernel_start(tree_address: u64) -> ! {
         unsafe { core::slice::from_raw_parts(start, file.size as usize) }
     });
     smp::set_count(tree.cpus);
-    let guest = alloc::boxed::Box::leak(alloc::boxed::Box::new(Guest { tree, ramdisk }));
+    let guest = alloc::boxed::Box::leak(alloc::boxed::Box::new(Guest { tree, ramdisk, taken }));
     // SAFETY: `main!` defines it with this signature.
     unsafe { guest_kernel_main(guest) }
 }

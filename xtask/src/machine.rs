@@ -5,15 +5,17 @@
 //! 2 MiB step. Modules go above the tree. Invariant: no two of these overlap, and all end below the end of RAM.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::failure::{Failure, Outcome};
 use crate::process;
 use crate::setup::Qemu;
 use crate::system::Machine;
+use crate::terrain::{Pieces, Terrain};
 
-const RAM: u64 = 0x4000_0000;
+/// Where QEMU's `virt` has its RAM.
+pub(crate) const RAM: u64 = 0x4000_0000;
 const STEP: u64 = 2 << 20;
 /// QEMU copies the tree with room to edit it; this is more than it ever takes.
 const TREE_ROOM: u64 = 2 * STEP;
@@ -41,14 +43,21 @@ pub(crate) struct Placed {
 pub(crate) struct Layout {
     next: u64,
     end: u64,
+    /// Bytes to a multiple of which each module's place is rounded; in a machine of pieces each is at another odd address.
+    step: Option<u64>,
 }
 
 impl Layout {
     /// The layout of a machine that boots `image`.
     pub(crate) fn new(machine: &Machine, image: &[u8]) -> Outcome<Self> {
+        if machine.terrain == Terrain::Pieces {
+            let pieces = Pieces::of(machine.memory);
+            pieces.check(image_size(image), TREE_ROOM / 2)?;
+            return Ok(Self { next: pieces.modules.start, end: pieces.modules.end, step: None });
+        }
         let end = RAM + machine.memory;
         let tree = (RAM + (machine.memory / 2).min(128 << 20)).next_multiple_of(STEP);
-        let layout = Self { next: tree + TREE_ROOM, end };
+        let layout = Self { next: tree + TREE_ROOM, end, step: Some(STEP) };
         let image_end = image_address(image).saturating_add(image_size(image));
         if image_end > tree || layout.next > end {
             return Err(Failure::usage(format!(
@@ -61,7 +70,7 @@ impl Layout {
 
     /// A layout between two addresses.
     pub(crate) fn between(next: u64, end: u64) -> Self {
-        Self { next, end }
+        Self { next, end, step: Some(STEP) }
     }
 
     /// Finds room for `size` bytes.
@@ -74,7 +83,7 @@ impl Layout {
                 size >> 20
             ))
         })?;
-        self.next = end.next_multiple_of(STEP);
+        self.next = self.step.map_or(end + 0x1005, |step| end.next_multiple_of(step));
         Ok(Placed { address, size })
     }
 }
@@ -114,6 +123,17 @@ pub(crate) fn own_tree(qemu: &Qemu, machine: &Machine, folder: &Path) -> Outcome
     crate::workspace::read(&file)
 }
 
+/// The files of a machine of pieces.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    /// Where everything is.
+    pub(crate) pieces: Pieces,
+    /// Its RAM.
+    pub(crate) ram: PathBuf,
+    /// Its first instructions.
+    pub(crate) stub: PathBuf,
+}
+
 /// The command that boots `image` with `tree` and the modules.
 pub(crate) fn boot(
     qemu: &Qemu,
@@ -121,14 +141,37 @@ pub(crate) fn boot(
     clock: Clock,
     image: &Path,
     tree: &Path,
-    modules: &[(std::path::PathBuf, Placed)],
+    modules: &[(PathBuf, Placed)],
+    ground: Option<&Ground>,
 ) -> Command {
-    let mut arguments = base(machine, "");
-    arguments.extend(["-serial", "stdio", "-no-reboot", "-kernel"].map(OsString::from));
-    arguments.extend([image.into(), "-dtb".into(), tree.into()]);
+    let load = |file: &Path, address: u64, more: &str| {
+        let device = format!("loader,file={},addr={address:#x},force-raw=on{more}", option_value(file));
+        ["-device".into(), device.into()]
+    };
+    let mut arguments = match ground {
+        None => {
+            let mut arguments = base(machine, "");
+            arguments.extend(["-kernel".into(), image.into(), "-dtb".into(), tree.into()]);
+            arguments
+        }
+        Some(Ground { pieces, ram, stub }) => {
+            let mut arguments = base(machine, ",memory-backend=ground");
+            let file = option_value(ram);
+            let object = format!(
+                "memory-backend-file,id=ground,size={}K,mem-path={file},share=on",
+                machine.memory >> 10
+            );
+            arguments.extend(["-object".into(), object.into()]);
+            // The loader of a CPU also says where that begins.
+            arguments.extend(load(stub, pieces.stub, ",cpu-num=0"));
+            arguments.extend(load(image, pieces.image, ""));
+            arguments.extend(load(tree, pieces.tree, ""));
+            arguments
+        }
+    };
+    arguments.extend(["-serial", "stdio", "-no-reboot"].map(OsString::from));
     for (file, place) in modules {
-        let device = format!("loader,file={},addr={:#x},force-raw=on", option_value(file), place.address);
-        arguments.extend(["-device".into(), device.into()]);
+        arguments.extend(load(file, place.address, ""));
     }
     match clock {
         Clock::Wall => {}
@@ -169,6 +212,7 @@ mod tests {
             memory,
             console: None,
             dom0_module: false,
+            terrain: Terrain::Plain,
         }
     }
 

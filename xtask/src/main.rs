@@ -19,6 +19,7 @@ mod rpi4;
 mod run;
 mod setup;
 mod system;
+mod terrain;
 mod test;
 mod verdict;
 mod watch;

@@ -13,9 +13,10 @@ use crate::console::{Colour, Line};
 use crate::dom0less::{self, Modules};
 use crate::failure::{Failure, Outcome};
 use crate::hypervisor::Hypervisor;
-use crate::machine::{self, Clock, Layout};
+use crate::machine::{self, Clock, Ground, Layout};
 use crate::setup::Qemu;
 use crate::system::{self, Board, Checking, Ramdisk, System};
+use crate::terrain::{Pieces, Terrain};
 use crate::verdict::Observer;
 use crate::watch::{Ended, watch};
 use crate::{build, fdt, image, rpi4, setup, workspace};
@@ -194,6 +195,8 @@ pub(crate) struct Prepared {
     pub(crate) command: Command,
     /// Of the ramdisk that `[expect]` names.
     digest: Option<String>,
+    /// What is looked at after the run.
+    ground: Option<Ground>,
     /// Keeps the files.
     _folder: Folder,
 }
@@ -253,25 +256,40 @@ pub(crate) fn prepare(
     if system.machine.board == Board::Rpi4 {
         let (card, digest) = card(system, checking, image)?;
         let command = rpi4::boot(qemu, &card, system.machine.memory, clock, &folder.0)?;
-        return Ok(Prepared { command, digest, _folder: folder });
+        return Ok(Prepared { command, digest, ground: None, _folder: folder });
     }
     let Gathered { files, modules, digest } =
         gather(system, checking, Layout::new(&system.machine, &image)?)?;
     let mut tree = fdt::parse(&machine::own_tree(qemu, &system.machine, &folder.0)?)?;
     dom0less::add_domains(&mut tree, system, &modules);
+    let ground = match system.machine.terrain {
+        Terrain::Plain => None,
+        Terrain::Pieces => Some(lay(Pieces::of(system.machine.memory), &mut tree, &folder.0)?),
+    };
+    let entries = ground.as_ref().map_or(Vec::new(), |ground| ground.pieces.entries());
     if let Some(bootargs) = hypervisor.bootargs {
         tree.child("chosen").set_strings("xen,xen-bootargs", &[bootargs]);
     }
     let tree_file = folder.0.join("pavo.dtb");
-    workspace::write(&tree_file, &fdt::write(&tree)?)?;
+    workspace::write(&tree_file, &fdt::write_reserving(&tree, &entries)?)?;
     let mut placed = Vec::new();
     for (name, bytes, place) in files {
         let file = folder.0.join(name);
         workspace::write(&file, &bytes)?;
         placed.push((file, place));
     }
-    let command = machine::boot(qemu, &system.machine, clock, &hypervisor.image, &tree_file, &placed);
-    Ok(Prepared { command, digest, _folder: folder })
+    let command =
+        machine::boot(qemu, &system.machine, clock, &hypervisor.image, &tree_file, &placed, ground.as_ref());
+    Ok(Prepared { command, digest, ground, _folder: folder })
+}
+
+/// Writes what a machine of pieces needs.
+fn lay(pieces: Pieces, tree: &mut fdt::Node, folder: &Path) -> Outcome<Ground> {
+    pieces.describe(tree);
+    let (ram, stub) = (folder.join("ram"), folder.join("stub"));
+    pieces.fill(&ram)?;
+    workspace::write(&stub, &pieces.first_instructions())?;
+    Ok(Ground { pieces, ram, stub })
 }
 
 /// What goes on a Raspberry Pi's card, and the digest that `[expect]` wants.
@@ -334,6 +352,9 @@ pub(crate) fn boot(
     let end = watch(&mut prepared.command, Duration::from_secs(options.timeout), &mut see)?;
     let ids = system.ids();
     let mut problems = observer.problems(&ids, prepared.digest.as_deref());
+    if let Some(ground) = &prepared.ground {
+        problems.extend(ground.pieces.inspect(&ground.ram)?);
+    }
     let timed_out = match end {
         Ended::Exit(Some(0)) | Ended::Enough => false,
         Ended::Exit(status) => {

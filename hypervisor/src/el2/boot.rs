@@ -202,13 +202,11 @@ pub fn memory(tree: &Tree<'static>, host: &HostMachine<'static>) -> Memory {
     let lowest = banks().map(|bank| bank.start()).min().unwrap_or(0) / PAGE;
     let highest = banks().map(|bank| bank.end()).max().unwrap_or(0) / PAGE;
     let count = highest.saturating_sub(lowest);
-    let size = count
-        .saturating_mul(size_of::<FrameEntry>() as u64)
-        .next_power_of_two()
-        .saturating_add(STORAGE_BASE)
-        .saturating_add(domains.saturating_mul(STORAGE_PER_DOMAIN));
+    let table_size = count.saturating_mul(size_of::<FrameEntry>() as u64).next_power_of_two();
+    let storage_size = STORAGE_BASE.saturating_add(domains.saturating_mul(STORAGE_PER_DOMAIN));
+    let size = table_size.saturating_add(storage_size);
     let size = size.saturating_add(PAGE - 1) & !(PAGE - 1);
-    let place = banks().find_map(|bank| last_gap(*bank, holes.as_slice(), size));
+    let place = banks().find_map(|bank| last_gap(*bank, holes.as_slice(), size, table_size));
     let Some(place) = place else { stop("no room for the frame table in RAM") };
     // SAFETY: RAM that nothing uses, mapped; it becomes a hole below, so nobody else gets it.
     let carve = unsafe { Carve::new(place.start(), place.size() as usize) };
@@ -253,18 +251,21 @@ fn pages(range: PhysRange) -> PhysRange {
     PhysRange::new(start, end.saturating_sub(start)).unwrap_or(range)
 }
 
-/// The highest gap of `size` bytes in a bank, which `holes` (sorted) leave.
-fn last_gap(bank: PhysRange, holes: &[PhysRange], size: u64) -> Option<PhysRange> {
+/// The highest gap of `size` bytes in a bank, which `holes` (sorted) leave, at a multiple of `step`, a power of two: the storage is cut in
+/// blocks that stand at multiples of their size.
+fn last_gap(bank: PhysRange, holes: &[PhysRange], size: u64, step: u64) -> Option<PhysRange> {
+    let below = |end: u64| {
+        let start = end.checked_sub(size)? & !step.saturating_sub(1);
+        PhysRange::new(start, size).filter(|_| start >= bank.start())
+    };
     let mut end = bank.end();
     for hole in holes.iter().rev().filter(|hole| hole.overlaps(bank)) {
-        if end.saturating_sub(hole.end()) >= size {
+        if below(end).is_some_and(|gap| gap.start() >= hole.end()) {
             break;
         }
         end = end.min(hole.start());
     }
-    let start = end.checked_sub(size)?;
-    PhysRange::new(start, size)
-        .filter(|gap| start >= bank.start() && !holes.iter().any(|hole| hole.overlaps(*gap)))
+    below(end).filter(|gap| !holes.iter().any(|hole| hole.overlaps(*gap)))
 }
 
 /// Frees the frames of a bank that no hole covers.

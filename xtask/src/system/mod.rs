@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use toml::Table;
 
 use crate::failure::{Doing, Failure, Outcome};
+use crate::terrain::Terrain;
 use crate::{rpi4, workspace};
 pub(crate) use reader::parse_size;
 use reader::{Keys, Reader};
@@ -18,8 +19,10 @@ use reader::{Keys, Reader};
 /// The keys at the top.
 const TOP: Keys = Keys { known: &["machine", "domain", "expect"], later: &[] };
 /// Those of `[machine]`.
-const MACHINE: Keys =
-    Keys { known: &["board", "gic", "cpus", "cpu", "memory", "console", "dom0_module"], later: &[] };
+const MACHINE: Keys = Keys {
+    known: &["board", "gic", "cpus", "cpu", "memory", "console", "dom0_module", "terrain"],
+    later: &[],
+};
 /// Those of `[[domain]]`.
 const DOMAIN: Keys = Keys {
     known: &[
@@ -87,6 +90,8 @@ pub(crate) struct Machine {
     pub(crate) console: Option<String>,
     /// For tests: a dom0 kernel module directly under `/chosen`, which the hypervisor must refuse.
     pub(crate) dom0_module: bool,
+    /// For tests: what kind of RAM.
+    pub(crate) terrain: Terrain,
 }
 
 /// A board.
@@ -351,6 +356,11 @@ fn read_machine(mut reader: Reader<'_>, other: Option<Board>) -> Outcome<Machine
     let (cpus, memory) = (reader.number("cpus", 1, MOST_CPUS)?, reader.size("memory")?);
     let (gic, cpu) = (reader.number("gic", 2, 3)?, reader.string("cpu")?);
     let (console, dom0_module) = (reader.string("console")?, reader.flag("dom0_module")?);
+    let terrain = match reader.string("terrain")?.as_deref() {
+        None => Terrain::Plain,
+        Some("pieces") => Terrain::Pieces,
+        Some(_) => return Err(reader.error("terrain", "expected \"pieces\"")),
+    };
     Ok(match board {
         Board::Virt => Machine {
             board,
@@ -360,6 +370,7 @@ fn read_machine(mut reader: Reader<'_>, other: Option<Board>) -> Outcome<Machine
             memory: memory.unwrap_or(1 << 30),
             console: None,
             dom0_module,
+            terrain,
         },
         // The board has what it has; what a file wants of `virt` does not matter here.
         Board::Rpi4 => Machine {
@@ -370,6 +381,7 @@ fn read_machine(mut reader: Reader<'_>, other: Option<Board>) -> Outcome<Machine
             memory: memory.unwrap_or(rpi4::MEMORY).min(rpi4::MEMORY),
             console,
             dom0_module,
+            terrain: Terrain::Plain,
         },
     })
 }
