@@ -18,6 +18,7 @@ use crate::failure::{Doing, Failure, Outcome};
 use crate::hypervisor::{Hypervisor, On};
 use crate::run::{self, Options as RunOptions};
 use crate::system::{self, Board, Checking, System};
+use crate::terrain::Terrain;
 use crate::{build, setup, workspace};
 
 use differences::{Differences, Verdict};
@@ -57,6 +58,9 @@ pub(crate) struct Options {
     /// Let time advance by instructions: slower, repeatable.
     #[arg(long)]
     pub(crate) icount: bool,
+    /// Bytes of RAM, and how they lie.
+    #[arg(skip)]
+    pub(crate) ram: Option<(u64, Terrain)>,
 }
 
 impl Options {
@@ -78,6 +82,7 @@ impl Options {
             on: On::Pavo,
             timeout: 180,
             icount: false,
+            ram: None,
         }
     }
 }
@@ -203,6 +208,9 @@ fn results(options: &Options, hypervisor: &Hypervisor) -> Outcome<Results> {
     if system.machine.board == Board::Virt {
         system.machine.gic = options.gic;
         system.machine.cpu.clone_from(&options.cpu);
+    }
+    if let Some(ram) = options.ram {
+        (system.machine.memory, system.machine.terrain) = ram;
     }
     build::some(&setup::toolchain()?, &system.guests())?;
     let ended = Regex::new("^d1: (shutdown|destroyed|refused)").doing("pattern")?;

@@ -5,6 +5,8 @@
 mod conformance;
 mod faults;
 mod figures;
+mod matrix;
+mod pairs;
 mod refusals;
 mod rpi4;
 mod schedule;
@@ -18,7 +20,7 @@ use regex::Regex;
 use crate::check::{self, Found};
 use crate::failure::{Failure, Outcome};
 use crate::watch;
-use step::{Level, Step};
+use step::{Level, Needs, Step};
 
 /// What `test` accepts.
 #[derive(clap::Args, Debug)]
@@ -84,11 +86,15 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
 fn all() -> Vec<Step> {
     let mut steps = step::host();
     steps.extend(refusals::host());
-    steps.extend(systems::all());
-    steps.extend(refusals::hypervisor());
-    steps.extend(faults::all());
-    steps.extend(conformance::all());
-    steps.extend(rpi4::all());
-    steps.extend(figures::all());
+    let guests = [
+        systems::all(),
+        refusals::hypervisor(),
+        faults::all(),
+        conformance::all(),
+        matrix::all(),
+        rpi4::all(),
+        figures::all(),
+    ];
+    steps.extend(guests.into_iter().flatten().map(|step| step.needing(Needs::Machine)));
     steps
 }

@@ -34,7 +34,7 @@ pub(super) fn run(steps: &[Step], report: &mut Report<'_>) {
 
 fn timed(step: &Step) -> (Outcome<Found>, Duration) {
     let began = Instant::now();
-    let result = (step.run)();
+    let result = step.run();
     (result, began.elapsed())
 }
 

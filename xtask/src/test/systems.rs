@@ -23,14 +23,10 @@ struct On {
     level: Level,
 }
 
-/// Every pair of values meets in at least one.
-const MACHINES: [On; 7] = [
+/// Those that every test run begins with; the rest is the matrix's.
+const MACHINES: [On; 3] = [
     On { cpu: "cortex-a72", cpus: 2, gic: 3, level: Level::Quick },
-    On { cpu: "cortex-a72", cpus: 1, gic: 3, level: Level::Default },
-    On { cpu: "max", cpus: 2, gic: 3, level: Level::Default },
-    On { cpu: "max", cpus: 1, gic: 3, level: Level::Default },
-    On { cpu: "cortex-a72", cpus: 1, gic: 2, level: Level::Default },
-    On { cpu: "max", cpus: 2, gic: 2, level: Level::Default },
+    On { cpu: "max", cpus: 1, gic: 2, level: Level::Quick },
     On { cpu: "cortex-a57", cpus: 4, gic: 2, level: Level::Default },
 ];
 
@@ -88,7 +84,7 @@ pub(super) fn cleanly(options: &Options) -> Outcome<Found> {
     clean(&observe(options)?)
 }
 
-fn clean(observed: &Observed) -> Outcome<Found> {
+pub(super) fn clean(observed: &Observed) -> Outcome<Found> {
     match &observed.result {
         Ok(_) => Ok(Found::Good(String::new())),
         Err(failure) => Err(observed.failed(&failure.to_string())),
