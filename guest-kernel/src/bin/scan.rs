@@ -3,6 +3,7 @@
 //! gets. Ends as crashed when it finds something.
 #![no_std]
 #![no_main]
+#![expect(clippy::cast_possible_truncation, reason = "usize has 64 bits on the one target")]
 #![expect(unsafe_code, reason = "looks at all of RAM, and lets pages of its own go")]
 extern crate alloc;
 
@@ -114,9 +115,10 @@ fn recycle(pages: u64) -> Result<u64, Failed> {
         return Err(Failed::NoMemory);
     }
     let start = memory.expose_provenance() as u64;
-    for word in 0..bytes / 8 {
-        // SAFETY: inside the allocation.
-        unsafe { memory.cast::<u64>().add(word).write_volatile(SECRET | (word as u64) << 1) };
+    for at in (start..start + bytes as u64).step_by(8) {
+        let word = core::ptr::with_exposed_provenance_mut::<u64>(at as usize);
+        // SAFETY: inside the allocation, which is page-aligned.
+        unsafe { word.write_volatile(SECRET | at << 16) };
     }
     let frames: Vec<u64> = (0..pages).map(|page| start / PAGE_SIZE as u64 + page).collect();
     change(MemoryOp::DecreaseReservation, &frames)?;
