@@ -1,7 +1,8 @@
 //! A domain: what it is, what is under its lock, what is beside it.
 //!
 //! Invariants
-//! 1. The list of domains is made at boot and never changes; a `&Domain` is valid for ever. [`Life`] says whether it still lives.
+//! 1. The list of domains is made at boot and never changes; a `&Domain` is valid for ever. [`Life`] says whether it still lives, [`Stage`]
+//!    what of it is still there. Its root tables and shared-info frame stay with it.
 //! 2. `state` is the domain's lock (rank 20). Two are taken by [`lock_two`] only, in the order of ids. Under it, in this
 //!    order: frame allocator (30), run queue (40), console (50). Nothing waits for another CPU while it holds one.
 //! 3. `ports`, `life`, the vCPUs' atomics and the constants are read without the lock; ports change under it.
@@ -17,6 +18,7 @@ use crate::evtchn::PortsState;
 use crate::grant::GrantState;
 use crate::hardware::Vmid;
 use crate::hvm::Params;
+use crate::life::Undo;
 use crate::memory::MemoryState;
 use crate::pause::Pauses;
 use crate::stage2::Stage2;
@@ -37,8 +39,7 @@ pub const CONTROL: DomId = DomId(0);
 pub enum Life {
     /// Its vCPUs run.
     Running,
-    /// It asked to stop, for this reason; its vCPUs run no more. Its memory stays, as in Xen without a toolstack, since others
-    /// may have it mapped.
+    /// It asked to stop, for this reason; its vCPUs run no more.
     Shutdown(ShutdownReason),
     /// It did what no guest may do and was stopped.
     Destroyed(Fault),
@@ -58,7 +59,24 @@ pub enum Fault {
     ByControl = 3,
 }
 
+/// How far a domain is on its way, whatever ended it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Its vCPUs run, or are paused.
+    Running,
+    /// It has ended and is kept as it was.
+    Ended,
+    /// What it had is being taken back ([`crate::life`]).
+    Dying,
+    /// It has nothing any more, and nobody sees it.
+    Dead,
+}
+
 const RUNNING: u32 = 0;
+/// The stage of a domain that has ended, above the code of its end.
+const STAGE_MASK: u32 = 3 << 16;
+const DYING: u32 = 1 << 16;
+const DEAD: u32 = 2 << 16;
 const SHUTDOWN_BASE: u32 = 0x100;
 const FAULT_BASE: u32 = 0x200;
 
@@ -70,7 +88,7 @@ impl LifeCell {
     /// The state.
     #[inline]
     pub fn get(&self) -> Life {
-        match self.0.load(atomic::Ordering::Acquire) {
+        match self.0.load(atomic::Ordering::Acquire) & !STAGE_MASK {
             RUNNING => Life::Running,
             code @ SHUTDOWN_BASE..FAULT_BASE => Life::Shutdown(
                 ShutdownReason::from_number(code.wrapping_sub(SHUTDOWN_BASE))
@@ -89,6 +107,41 @@ impl LifeCell {
     #[inline(always)]
     pub fn is_running(&self) -> bool {
         self.0.load(atomic::Ordering::Acquire) == RUNNING
+    }
+
+    /// How far it is.
+    #[inline]
+    pub fn stage(&self) -> Stage {
+        let word = self.0.load(atomic::Ordering::Acquire);
+        match word & STAGE_MASK {
+            DYING => Stage::Dying,
+            DEAD => Stage::Dead,
+            _ if word == RUNNING => Stage::Running,
+            _ => Stage::Ended,
+        }
+    }
+
+    /// Whether others can begin to use what is its own: not once that is being taken back.
+    #[inline]
+    pub fn can_give(&self) -> bool {
+        self.0.load(atomic::Ordering::Acquire) & STAGE_MASK == 0
+    }
+
+    /// Begins to take back what a domain that has ended had; false when that had begun.
+    pub(crate) fn die(&self) -> bool {
+        let word = self.0.load(atomic::Ordering::Acquire);
+        word != RUNNING
+            && word & STAGE_MASK == 0
+            && self
+                .0
+                .compare_exchange(word, word | DYING, atomic::Ordering::AcqRel, atomic::Ordering::Acquire)
+                .is_ok()
+    }
+
+    /// Everything is taken back. By the one who did it.
+    pub(crate) fn dead(&self) {
+        let word = self.0.load(atomic::Ordering::Acquire);
+        self.0.store(word & !STAGE_MASK | DEAD, atomic::Ordering::Release);
     }
 
     /// Leaves `Running` for `end`; false when it had left before.
@@ -155,6 +208,8 @@ pub struct DomainState {
     pub gic: DistState,
     /// Its emulated UART, if it has one.
     pub uart: Option<Vpl011>,
+    /// How far taking back is, once it is dying.
+    pub undo: Undo,
 }
 
 impl Domain {

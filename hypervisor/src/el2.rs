@@ -30,6 +30,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hypervisor::devicetree::HostMachine;
 use hypervisor::domain_build::Storage;
+use hypervisor::life::Reaper;
 use hypervisor::machine::Machine;
 use hypervisor::sched::{self, MAX_CPUS, Scheduler};
 use hypervisor::vcpu::VcpuIndex;
@@ -167,7 +168,15 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
     });
     let Some(arch) = arch else { bug::stop("no room for the vCPUs") };
     let running = RUNNING.call_once(|| Running {
-        machine: Machine { hw: Arm, frames, domains, first_id, vcpus, sched: Scheduler::new() },
+        machine: Machine {
+            hw: Arm,
+            frames,
+            domains,
+            first_id,
+            reaper: Reaper::new(domains.len()),
+            vcpus,
+            sched: Scheduler::new(),
+        },
         host,
         arch,
     });

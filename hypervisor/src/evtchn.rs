@@ -24,7 +24,7 @@ pub use bind::bind_static;
 pub use check::{OneSided, check_channels};
 pub use port::{PortKind, PortWord, PortsState, find};
 
-pub(crate) use port::in_use;
+pub(crate) use port::{forget_all, in_use};
 
 pub(crate) use deliver::{is_pending, resend_all, upcall_pending, word_contended};
 
@@ -164,6 +164,11 @@ fn answer<T: FromBytes + IntoBytes + Immutable, H: Hardware>(
     let result = deed(&guest_memory::read(machine, current, arg)?)?;
     guest_memory::write(machine, current, arg, &result)?;
     Ok(0)
+}
+
+/// Closes ports of a domain that is dying, whose stand-in is `current`; true when all are closed.
+pub(crate) fn close_all<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) -> bool {
+    close::reset(machine, current) == Ok(Closed::Done)
 }
 
 fn finished(closed: Closed, args: &Args) -> Answer {

@@ -6,6 +6,8 @@
 //! Invariants
 //! 1. A frame has exactly one owner and one role at a time. Owner and role change only between [`Role::Free`] and another role
 //!    (a domain's frame goes through [`Role::Limbo`] on its way back), only at count zero, and only under the frame allocator's lock (rank 30): [`crate::frame_alloc`] is the one that does it.
+//!    One change is made with a count: data of a domain that is dying becomes an *orphan*, data of nobody ([`DomId::XEN`]), and counts the mappings
+//!    that others have of it.
 //! 2. `count` is how many references others hold: stage-2 entries of other domains, grants in use, words that the hypervisor
 //!    writes. It changes only while the role is [`Role::Data`], under the owner's domain lock (rank 20), never wraps, and a
 //!    frame with a count does not change owner or role.

@@ -172,6 +172,40 @@ impl Frames {
         self.free.lock().limbo.take(&self.table, mfn, owner)
     }
 
+    /// Takes a frame of RAM away from a domain that is dying while another has it mapped: it is nobody's ([`DomId::XEN`]'s) and counts those
+    /// mappings from now on, one for each call.
+    ///
+    /// # Errors
+    /// It is no such frame.
+    pub fn orphan(&self, mfn: Mfn, owner: DomId) -> Result<(), FrameError> {
+        let _lists = self.free.lock();
+        let state = self.table.state(mfn).ok_or(FrameError::NoFrame)?;
+        match (state.owner, state.role) {
+            (DomId::XEN, Role::Data) => self.table.reference(mfn, DomId::XEN),
+            (of, Role::Data) if of == owner => {
+                let nobodys = FrameState::unreferenced(DomId::XEN, Role::Data);
+                self.table.transit(mfn, state, FrameState { count: 1, ..nobodys })
+            }
+            _ => Err(FrameError::WrongOwner),
+        }
+    }
+
+    /// A mapping of an orphan is gone, flushed on every CPU; after the last one its frame goes to limbo.
+    ///
+    /// # Errors
+    /// It is no orphan.
+    pub fn release_orphan(&self, mfn: Mfn) -> Result<(), FrameError> {
+        let mut lists = self.free.lock();
+        if self.table.state(mfn).is_none_or(|state| (state.owner, state.role) != (DomId::XEN, Role::Data)) {
+            return Err(FrameError::WrongOwner);
+        }
+        self.table.release(mfn)?;
+        match self.table.state(mfn) {
+            Some(state) if state.count == 0 => lists.limbo.take(&self.table, mfn, DomId::XEN),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes a few frames free that were given up and have waited long enough. Cheap when there are none.
     pub fn reclaim(&self) {
         if self.limbo_frames() != 0 {

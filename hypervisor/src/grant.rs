@@ -14,6 +14,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod active;
+mod afterwards;
 mod copy;
 mod manage;
 mod map;
@@ -22,6 +23,7 @@ mod table;
 
 pub(crate) use active::GREF_LIMIT;
 pub use active::{Active, MAX_PINS, Track, Use};
+pub(crate) use afterwards::{give_up, orphan};
 pub(crate) use manage::grow;
 pub use table::{GrantState, GrantTables, TRACKS_PER_FRAME, TableFrame};
 

@@ -8,6 +8,7 @@
 //! 3. Stage-2 maintenance is complete on every CPU when the call returns.
 use crate::addr::{FrameAddr, GuestVa, Ipa, Mfn};
 use crate::log::Event;
+use crate::vcpu::VcpuIndex;
 use crate::vgic::PrivateIntid;
 
 /// A physical CPU, counted from 0 in the device tree's order.
@@ -105,6 +106,10 @@ pub trait Hardware: Sync {
     fn counter_frequency(&self) -> u64;
     /// Makes another CPU enter the hypervisor and look at its pending work.
     fn kick(&self, cpu: CpuId);
+    /// Whether no CPU has registers of a vCPU that is off.
+    fn is_out(&self, _vcpu: VcpuIndex) -> bool {
+        true
+    }
     /// Raises a private interrupt of the vCPU that is loaded on this CPU.
     fn raise_current(&self, irq: PrivateIntid);
     /// Lets the vCPU that is loaded on this CPU take interrupts (`PSTATE.I`), as `SCHEDOP_block` does.

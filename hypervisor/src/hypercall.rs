@@ -118,15 +118,14 @@ fn dispatch<H: Hardware, const NESTED: bool>(
     }
 }
 
-/// The domain that an argument names, `DOMID_SELF` included. Domains that have ended are still there, as in Xen without a
-/// toolstack.
+/// The domain that an argument names, `DOMID_SELF` included. One that has ended is there until everything is taken back from it.
 #[inline]
 pub fn any_domain<'a, H: Hardware>(
     machine: &'a Machine<H>,
     current: &Current<'a>,
     id: DomId,
 ) -> Option<&'a Domain> {
-    if id == DomId::SELF { Some(current.domain) } else { machine.domain(id) }
+    if id == DomId::SELF { Some(current.domain) } else { machine.present(id) }
 }
 
 /// The low half of a register: Xen's `int` and `unsigned int` arguments.

@@ -20,6 +20,7 @@ pub mod guest_memory;
 pub mod hardware;
 pub mod hvm;
 pub mod hypercall;
+pub mod life;
 pub mod log;
 pub mod machine;
 pub mod memory;

@@ -3,9 +3,10 @@ use core::cell::Cell;
 
 use pv_abi::DomId;
 
-use crate::domain::Domain;
+use crate::domain::{Domain, Stage};
 use crate::frame_alloc::Frames;
 use crate::hardware::{CpuId, Hardware};
+use crate::life::Reaper;
 use crate::sched::Scheduler;
 use crate::vcpu::{Vcpu, VcpuIndex};
 
@@ -21,6 +22,8 @@ pub struct Machine<H: Hardware> {
     pub first_id: u16,
     /// Every vCPU of the machine, by [`VcpuIndex`]: which domain (index) and number.
     pub vcpus: &'static [(u16, u16)],
+    /// Who lives, and who is to be taken back from.
+    pub reaper: Reaper,
     /// Run queues.
     pub sched: Scheduler,
 }
@@ -33,6 +36,11 @@ impl<H: Hardware> Machine<H> {
             Some(domain) if domain.id == id => Some(domain),
             _ => self.behind_gap(id),
         }
+    }
+
+    /// The domain with this id, unless nothing of it is there any more.
+    pub fn present(&self, id: DomId) -> Option<&Domain> {
+        self.domain(id).filter(|domain| domain.life.stage() != Stage::Dead)
     }
 
     /// The domain with this id where refused ones have left a gap.

@@ -219,6 +219,16 @@ fn within(at: FrameAddr, offset: usize) -> Option<FrameAddr> {
     FrameAddr::new(at.frame(), at.offset().checked_add(offset)?)
 }
 
+/// Takes the area of a vCPU of a domain that is dying back. The domain's lock is held.
+pub(crate) fn forget<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) {
+    for part in &vcpu.runstate.area {
+        if let Some(at) = Pa::new(part.swap(0, Ordering::AcqRel)).filter(|at| at.get() != 0) {
+            // It was taken when it was registered.
+            let _ = machine.frames.table.release(FrameAddr::from_pa(at).frame());
+        }
+    }
+}
+
 /// Registers the area of a vCPU of the caller's domain, at an address of the caller's, and tells at once. An address that the caller may not
 /// write, or that is not its own RAM, leaves the vCPU without an area: the guest's loss, as in Xen.
 pub(crate) fn register<H: Hardware>(

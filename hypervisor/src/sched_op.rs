@@ -15,7 +15,7 @@ use crate::machine::{Current, Machine};
 use crate::sched;
 use crate::vcpu::{POLLING_MANY, Run};
 use crate::vgic::VcpuShared;
-use crate::{console, guest_memory, watchdog};
+use crate::{console, guest_memory, life, watchdog};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -109,6 +109,7 @@ fn announce<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain, end:
     fence(Ordering::SeqCst);
     console::flush(&machine.hw, domain);
     machine.hw.log(Event::Ended(domain.id, end));
+    life::ended(machine, domain);
     for vcpu in domain.vcpus {
         if vcpu.home != cpu && vcpu.run.get() == Run::Running {
             machine.hw.kick(vcpu.home);

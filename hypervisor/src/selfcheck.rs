@@ -219,7 +219,12 @@ fn tracked<H: Hardware>(
         let next = domain.state.lock().grants.mapping_from(&machine.hw, from, only);
         let Some((handle, track)) = next else { break };
         from = handle.saturating_add(1);
-        if let Track::Mapped { granter, gref, gfn, writable } = track {
+        if let Track::Orphan { frame, gfn, writable } = track {
+            let base = machine.frames.table.base();
+            if let Some(mfn) = base.checked_add(u64::from(frame)) {
+                visit(gfn, writable, Some(Active::orphan(mfn, domain.id)));
+            }
+        } else if let Track::Mapped { granter, gref, gfn, writable } = track {
             let granter = machine.domain(granter);
             let active = granter.and_then(|granter| granter.state.lock().grants.active(machine, gref));
             visit(gfn, writable, active);

@@ -160,6 +160,17 @@ impl Stage2 {
         Some(Self { root, vmid, owner, tables: ROOT_TABLES, limit, highest: Gfn::default() })
     }
 
+    /// Forgets everything but the root, which is cleared: nothing walks these tables any more, and the others are being taken back.
+    pub(crate) fn forget<H: Hardware>(&mut self, hw: &H) {
+        hw.clear(self.root);
+        if let Some(second) = self.root.checked_add(1) {
+            hw.clear(second);
+        }
+        hw.tables_written();
+        self.tables = ROOT_TABLES;
+        self.highest = Gfn::default();
+    }
+
     /// The first of the two root tables.
     pub const fn root(&self) -> Mfn {
         self.root

@@ -40,6 +40,11 @@ impl Watchdogs {
         Self([const { AtomicU64::new(UNUSED) }; COUNT])
     }
 
+    /// Takes all back.
+    pub(crate) fn forget(&self) {
+        self.0.iter().for_each(|at| at.store(UNUSED, Ordering::Release));
+    }
+
     /// How many are in use.
     pub(crate) fn in_use(&self) -> usize {
         self.0.iter().filter(|at| at.load(Ordering::Acquire) != UNUSED).count()

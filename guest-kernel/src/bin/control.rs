@@ -5,7 +5,7 @@
 //! | `list` | tells of every domain |
 //! | `count:N`, `count:all` | prints what the hypervisor has counted for domain N, for itself, or for all |
 //! | `pause:N`, `unpause:N`, `destroy:N` | does that to domain N |
-//! | `end:N` | waits until domain N has ended |
+//! | `end:N` | waits until domain N has ended and everything is taken back from it |
 //! | `sleep:MS` | waits for so many milliseconds |
 //!
 //! A call that is refused ends it as crashed.
@@ -50,10 +50,13 @@ fn step(verb: &str, object: &str) -> Result<(), String> {
         "destroy" => control::destroy(number()?).map_err(refused),
         "end" => {
             let id = number()?;
-            while control::domain_info(id).map_err(refused)?.flags & (flags::SHUTDOWN | flags::DYING) == 0 {
-                sleep(1)?;
+            loop {
+                match control::domain_info(id) {
+                    Ok(_) => sleep(1)?,
+                    Err(Errno::Esrch) => return Ok(()),
+                    Err(errno) => return Err(refused(errno)),
+                }
             }
-            Ok(())
         }
         "sleep" => sleep(object.parse().map_err(|_| String::from("milliseconds expected"))?),
         _ => Err(String::from("unknown")),

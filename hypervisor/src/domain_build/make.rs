@@ -15,6 +15,7 @@ use crate::evtchn::{PortsState, bind_static};
 use crate::grant::{GREF_LIMIT, GrantState, GrantTables, TRACKS_PER_FRAME};
 use crate::hardware::{CpuId, Hardware, Vmid};
 use crate::hvm::Params;
+use crate::life::Undo;
 use crate::memory::MemoryState;
 use crate::pause::Pauses;
 use crate::vcpu::{Vcpu, VcpuIndex};
@@ -95,6 +96,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             uart: config.vpl011.then(Vpl011::new),
             gic: DistState::new(vcpus, shape.spis),
             stage2: contents.stage2,
+            undo: Undo::Stop,
         };
         let domain = Domain {
             id: config.id,

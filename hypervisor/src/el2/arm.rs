@@ -7,6 +7,7 @@ use aarch64_cpu::asm::barrier::{SY, isb};
 use hypervisor::addr::{FrameAddr, GuestVa, Ipa, Mfn, Pa};
 use hypervisor::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
 use hypervisor::log::Event;
+use hypervisor::vcpu::VcpuIndex;
 use hypervisor::vgic::PrivateIntid;
 use tock_registers::LocalRegisterCopy;
 
@@ -231,6 +232,10 @@ impl Hardware for Arm {
         console::write(text);
     }
 
+    fn is_out(&self, vcpu: VcpuIndex) -> bool {
+        super::arch_vcpu(vcpu).is_none_or(context::ArchVcpu::is_out)
+    }
+
     fn log(&self, event: Event) {
         log::event(event);
     }
@@ -238,7 +243,7 @@ impl Hardware for Arm {
 
 /// Runs TLB maintenance with `VTTBR_EL2` naming another address space, and puts it back. Meanwhile the guest's stage-1 registers stand
 /// beside a foreign stage 2, so walks with them are off: a speculative `AT` must not fill the TLB from the mixture (Cortex-A72 erratum
-/// 1319367). This happens while domains are built only; at run time a domain's stage 2 is changed by its own vCPUs.
+/// 1319367). This happens while domains are built and taken back; apart from that a domain's stage 2 is changed by its own vCPUs.
 fn with_vmid(vmid: Vmid, work: impl FnOnce()) {
     let loaded = regs::vttbr_el2::read();
     let fields = LocalRegisterCopy::<u64, VTTBR::Register>::new(loaded);

@@ -187,6 +187,11 @@ impl ArchVcpu {
         unsafe { *self.fp.get() = Fp { v: [0; 32], fpcr: 0, fpsr: 0 } };
     }
 
+    /// Whether its registers are in no CPU.
+    pub fn is_out(&self) -> bool {
+        !self.in_cpu.load(Ordering::Acquire)
+    }
+
     /// [`Self::set_entry`] by another vCPU, followed by `start`: only if this one is off and its registers have left the CPU. Callers take
     /// turns by the domain's lock, until `start` has said that it is off no more (invariant 1).
     pub fn start_at(&self, pc: u64, x0: u64, start: impl FnOnce() -> bool) -> bool {
@@ -249,6 +254,14 @@ pub fn init_cpu() {
 pub fn stop_walks() {
     regs::tcr_el1::write(regs::tcr_el1::read() | TCR_NO_WALKS);
     regs::sctlr_el1::write(regs::sctlr_el1::read() | SCTLR_M);
+    isb();
+}
+
+/// Leaves the address space of the vCPU that was saved last: nothing is walked for it any more, not even speculatively, so that its tables can
+/// go.
+pub fn leave_address_space() {
+    stop_walks();
+    regs::vttbr_el2::write(0);
     isb();
 }
 

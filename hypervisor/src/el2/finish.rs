@@ -29,7 +29,7 @@ pub fn set_conduit(conduit: Conduit) {
 
 /// Powers the machine off when no domain lives any more; the first CPU that sees it does.
 pub fn check(machine: &Machine<Arm>) {
-    if machine.domains.iter().any(|domain| domain.life.is_running()) {
+    if machine.reaper.alive() != 0 {
         return;
     }
     // Another CPU may still be telling of the last one's end; it looks here itself afterwards.

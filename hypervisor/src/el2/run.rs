@@ -8,7 +8,7 @@ use hypervisor::domain::{Fault, Life};
 use hypervisor::machine::{Current, Machine};
 use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, Raised, Serviced, VcpuMask};
-use hypervisor::{pause, sched};
+use hypervisor::{life, pause, sched};
 
 use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
@@ -27,17 +27,18 @@ extern "C" fn switch_entry(frame: &mut Frame) {
         cpu.reschedule.set(false);
         attend(cpu);
         sched::expire(machine, cpu.id, timer::now());
+        let soon = life::work(machine, cpu.id, timer::now());
         if let Some(arch) = cpu.loaded()
             && settle(machine, cpu, arch)
         {
-            arm_timer(machine, cpu);
+            arm_timer(machine, cpu, soon);
             return;
         }
         if let Some(next) = machine.sched.pick(machine, cpu.id) {
             switch_to(machine, cpu, next, frame, first);
             attend(cpu);
             cpu.turn_end.set(timer::now().saturating_add(timer::turn()));
-            arm_timer(machine, cpu);
+            arm_timer(machine, cpu, soon);
             return;
         }
         // The registers stay in the CPU while it idles; `loaded` says whose they are.
@@ -48,7 +49,7 @@ extern "C" fn switch_entry(frame: &mut Frame) {
             first = false;
         }
         finish::check(machine);
-        idle(machine, cpu);
+        idle(machine, cpu, soon);
     }
 }
 
@@ -63,8 +64,19 @@ fn settle(machine: &Machine<Arm>, cpu: &'static PerCpu, arch: &'static ArchVcpu)
         arch.vcpu.run.set(Run::Offline);
         return false;
     }
+    if !arch.domain.life.is_running() {
+        // Nothing of a domain that has ended stays in a CPU: what it had will be others'.
+        contain_serror(machine, cpu, arch);
+        context::save(arch);
+        context::forget_fp(cpu, arch);
+        context::leave_address_space();
+        cpu.unload();
+        if arch.vcpu.run.get() == Run::Running {
+            arch.vcpu.run.set(Run::Offline);
+        }
+        return false;
+    }
     match arch.vcpu.run.get() {
-        Run::Running if !arch.domain.life.is_running() => arch.vcpu.run.set(Run::Offline),
         Run::Running if pause::holds(machine, arch.domain, arch.vcpu) => {}
         Run::Running => {
             if timer::now() < cpu.turn_end.get() || !machine.sched.has_waiting(cpu.id) {
@@ -190,9 +202,9 @@ pub fn send_sgi(cpu: &'static PerCpu, arch: &'static ArchVcpu, irq: PrivateIntid
     }
 }
 
-/// Programs EL2's timer: the end of the turn when others wait, and the first deadline of a blocked vCPU.
-fn arm_timer(machine: &Machine<Arm>, cpu: &PerCpu) {
-    let mut at = sched::earliest_deadline(machine, cpu.id);
+/// Programs EL2's timer: the end of the turn when others wait, the first deadline of a blocked vCPU, and work of EL2's own.
+fn arm_timer(machine: &Machine<Arm>, cpu: &PerCpu, soon: u64) {
+    let mut at = sched::earliest_deadline(machine, cpu.id).min(soon);
     if machine.sched.has_waiting(cpu.id) {
         at = at.min(cpu.turn_end.get());
     }
@@ -201,9 +213,9 @@ fn arm_timer(machine: &Machine<Arm>, cpu: &PerCpu) {
 
 /// Waits for an interrupt and serves it. Interrupts are masked: WFI ends when one is pending (Arm ARM D1.7.2), so none is lost
 /// between the look at the queue and the wait.
-fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu) {
+fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu, soon: u64) {
     // A loaded vCPU's own timer runs in the hardware; the others have their deadlines with the scheduler.
-    timer::interrupt_at(sched::earliest_deadline(machine, cpu.id));
+    timer::interrupt_at(sched::earliest_deadline(machine, cpu.id).min(soon));
     if let Some(arch) = cpu.loaded() {
         // One that is pending would end the wait at once, for ever.
         contain_serror(machine, cpu, arch);

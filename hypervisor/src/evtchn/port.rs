@@ -134,6 +134,14 @@ pub(crate) fn in_use(domain: &Domain) -> u32 {
     u32::try_from(used).unwrap_or(u32::MAX)
 }
 
+/// Makes all ports of a domain as if none had ever been used; they are closed. Linear in the ports that it may have.
+pub(crate) fn forget_all(domain: &Domain, state: &mut PortsState) {
+    for cell in domain.ports {
+        cell.store(UNUSED, Ordering::Release);
+    }
+    *state = PortsState::new();
+}
+
 /// Changes a port. The caller holds the domain's lock.
 pub(super) fn store(domain: &Domain, port: Port, word: PortWord) {
     if let Some(cell) = cell(domain, port) {

@@ -11,6 +11,7 @@ use crate::devicetree::{DomainConfig, Enhanced, GuestGic, Paging, PhysRange, Quo
 use crate::domain::Domain;
 use crate::domain_build::{Builder, Host, Shape};
 use crate::hardware::{CpuId, Hardware, Vmid};
+use crate::life::Reaper;
 use crate::machine::{Current, Machine};
 use crate::sched::Scheduler;
 use crate::selfcheck::{Violation, check};
@@ -74,9 +75,11 @@ impl World {
         };
         let domains: Vec<Domain> = (first..first + domains).map(build).collect();
         let vcpus = (0..u16::try_from(domains.len()).unwrap()).flat_map(|domain| [(domain, 0), (domain, 1)]);
+        let count = u16::try_from(domains.len()).unwrap();
         let machine = Machine {
             domains: Box::leak(domains.into_boxed_slice()),
             first_id: first,
+            reaper: Reaper::new(usize::from(count)),
             vcpus: Box::leak(vcpus.collect::<Box<[_]>>()),
             sched: Scheduler::new(),
             hw,

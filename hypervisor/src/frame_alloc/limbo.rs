@@ -47,14 +47,21 @@ impl Quiescent {
         self.0.get(usize::from(cpu.0)).is_some_and(|count| count.load(Ordering::Relaxed) != 0)
     }
 
-    fn now(&self) -> [u64; MAX_CPUS] {
+    /// How often each CPU has passed so far.
+    pub fn now(&self) -> [u64; MAX_CPUS] {
         fence(Ordering::SeqCst);
         self.0.each_ref().map(|count| count.load(Ordering::Acquire))
     }
 
     /// Whether every CPU has passed since, or had not run.
     fn all_since(&self, then: &[u64; MAX_CPUS]) -> bool {
-        self.now().iter().zip(then).all(|(now, then)| *then == 0 || now != then)
+        self.late(then).next().is_none()
+    }
+
+    /// The CPUs that have run guests and not passed since.
+    pub fn late(&self, then: &[u64; MAX_CPUS]) -> impl Iterator<Item = CpuId> {
+        let both = self.now().into_iter().zip(*then);
+        (0..).map(CpuId).zip(both).filter(|(_, (now, then))| *then != 0 && now == then).map(|(cpu, _)| cpu)
     }
 }
 

@@ -55,6 +55,11 @@ impl Active {
         }
     }
 
+    /// What would be in use of a reference whose frame is an orphan now; for the self-check.
+    pub(crate) const fn orphan(frame: Mfn, domid: DomId) -> Self {
+        Self { frame, domid, reads: 1, writes: 1 }
+    }
+
     /// Whether anybody uses it.
     pub fn is_pinned(&self) -> bool {
         self.reads != 0 || self.writes != 0
@@ -116,6 +121,15 @@ pub enum Track {
         /// Whether it is mapped for writing.
         writable: bool,
     },
+    /// Mapped, and its granter is no more: the frame is an orphan ([`crate::frame`]).
+    Orphan {
+        /// The frame, by its place in the frame table.
+        frame: u32,
+        /// Where it appears in the mapper's memory.
+        gfn: Gfn,
+        /// Whether it is mapped for writing.
+        writable: bool,
+    },
 }
 
 const MAPPED: u64 = 1;
@@ -124,14 +138,15 @@ const GRANTER_SHIFT: u32 = 2;
 const GREF_SHIFT: u32 = 18;
 const GFN_SHIFT: u32 = 34;
 const NEXT_SHIFT: u32 = 32;
+const ORPHAN: u64 = 1 << 63;
 
 /// References that a [`Track`] can name.
 pub(crate) const GREF_LIMIT: u32 = 1 << (GFN_SHIFT - GREF_SHIFT);
-const _: () = assert!(GFN_LIMIT <= 1 << (64 - GFN_SHIFT));
+const _: () = assert!(GFN_LIMIT <= 1 << (62 - GFN_SHIFT));
 
 impl Track {
     /// Free: zero in bit 0, the next one in `[63:32]`. Mapped: one in bit 0, writable bit 1, granter `[17:2]`, reference `[33:18]`, guest
-    /// frame `[61:34]`.
+    /// frame `[61:34]`. Orphan: one in bits 63 and 0, writable bit 1, frame `[33:2]`, guest frame `[61:34]`.
     pub(super) fn pack(self) -> u64 {
         match self {
             Self::Free(next) => u64::from(next) << NEXT_SHIFT,
@@ -142,6 +157,13 @@ impl Track {
                     | u64::from(gref.0) << GREF_SHIFT
                     | gfn.get() << GFN_SHIFT
             }
+            Self::Orphan { frame, gfn, writable } => {
+                ORPHAN
+                    | MAPPED
+                    | if writable { WRITABLE } else { 0 }
+                    | u64::from(frame) << GRANTER_SHIFT
+                    | gfn.get() << GFN_SHIFT
+            }
         }
     }
 
@@ -150,11 +172,16 @@ impl Track {
         if word & MAPPED == 0 {
             return Self::Free((word >> NEXT_SHIFT) as u32);
         }
+        let gfn = Gfn::new(word << 2 >> (GFN_SHIFT + 2)).unwrap_or_default();
+        let writable = word & WRITABLE != 0;
+        if word & ORPHAN != 0 {
+            return Self::Orphan { frame: (word >> GRANTER_SHIFT) as u32, gfn, writable };
+        }
         Self::Mapped {
             granter: DomId((word >> GRANTER_SHIFT) as u16),
             gref: GrantRef((word >> GREF_SHIFT) as u32 & (GREF_LIMIT - 1)),
-            gfn: Gfn::new(word >> GFN_SHIFT).unwrap_or_default(),
-            writable: word & WRITABLE != 0,
+            gfn,
+            writable,
         }
     }
 }
@@ -184,6 +211,11 @@ mod tests {
         {
             let gfn = Gfn::new(gfn).unwrap();
             let track = Track::Mapped { granter: DomId(granter), gref: GrantRef(gref), gfn, writable };
+            assert_eq!(Track::unpack(track.pack()), track);
+        }
+        for frame in [0, 1, u32::MAX] {
+            let gfn = Gfn::new(GFN_LIMIT - 1).unwrap();
+            let track = Track::Orphan { frame, gfn, writable: frame == 1 };
             assert_eq!(Track::unpack(track.pack()), track);
         }
         for next in [0, 1, u32::MAX] {

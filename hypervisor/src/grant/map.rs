@@ -103,11 +103,19 @@ pub(super) fn unmap<H: Hardware>(
     // The granter is known only by looking under the lock; the mapping is looked at again under both.
     let seen = current.domain.state.lock().grants.tracked(&machine.hw, op.handle);
     let seen = seen.ok_or(GrantStatus::BadHandle)?;
+    if matches!(seen, Track::Orphan { .. }) {
+        return unmap_orphan(machine, current, op);
+    }
     let granter = machine.domain(granter_of(seen)).ok_or(GrantStatus::BadHandle)?;
     let mut both = Both::lock(current.domain, granter);
     let (gref, gfn, how) = match both.mapper.grants.tracked(&machine.hw, op.handle) {
         Some(Track::Mapped { granter: now, gref, gfn, writable }) if now == granter.id => {
             (gref, gfn, if writable { Use::Write } else { Use::Read })
+        }
+        // Its granter has just died.
+        Some(Track::Orphan { .. }) => {
+            drop(both);
+            return unmap_orphan(machine, current, op);
         }
         Some(Track::Mapped { .. } | Track::Free(_)) | None => return Err(GrantStatus::BadHandle),
     };
@@ -135,11 +143,46 @@ pub(super) fn unmap<H: Hardware>(
     Ok(())
 }
 
+/// Undoes a mapping of a frame whose owner is no more.
+#[cold]
+fn unmap_orphan<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    op: &UnmapGrantRef,
+) -> Result<(), GrantStatus> {
+    let mut state = current.domain.state.lock();
+    let Some(Track::Orphan { frame, gfn, .. }) = state.grants.tracked(&machine.hw, op.handle) else {
+        return Err(GrantStatus::BadHandle);
+    };
+    if op.host_addr == 0 {
+        return Ok(());
+    }
+    if Ipa::new(op.host_addr).map(Ipa::frame) != Some(gfn) {
+        return Err(GrantStatus::GeneralError);
+    }
+    let mfn = machine.frames.table.base().checked_add(u64::from(frame)).ok_or(GrantStatus::BadHandle)?;
+    match state.stage2.lookup(&machine.hw, gfn).map(|mapping| (mapping.kind, mapping.mfn == mfn)) {
+        Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) => {
+            let _ = state.stage2.clear(&machine.hw, gfn);
+        }
+        Some((Kind::GrantWritable | Kind::GrantReadOnly | Kind::Ram | Kind::Shared | Kind::Device, _)) => {
+            return Err(GrantStatus::GeneralError);
+        }
+        None => {}
+    }
+    state.grants.untrack(&machine.hw, op.handle);
+    // Unmapped and flushed.
+    let _ = machine.frames.release_orphan(mfn);
+    Ok(())
+}
+
 /// Whether the caller has a frame mapped by a grant.
 pub(super) fn has_mapped<H: Hardware>(hw: &H, state: &DomainState, mfn: Mfn) -> bool {
     let mut from = 0;
     // One turn a mapping.
-    while let Some((handle, Track::Mapped { gfn, .. })) = state.grants.mapping_from(hw, from, None) {
+    while let Some((handle, Track::Mapped { gfn, .. } | Track::Orphan { gfn, .. })) =
+        state.grants.mapping_from(hw, from, None)
+    {
         let there = state.stage2.lookup(hw, gfn).filter(|there| there.mfn == mfn);
         if there.is_some_and(|there| matches!(there.kind, Kind::GrantWritable | Kind::GrantReadOnly)) {
             return true;
@@ -161,6 +204,6 @@ pub(super) fn names_mapping<H: Hardware>(
 fn granter_of(track: Track) -> DomId {
     match track {
         Track::Mapped { granter, .. } => granter,
-        Track::Free(_) => DomId::INVALID,
+        Track::Orphan { .. } | Track::Free(_) => DomId::INVALID,
     }
 }

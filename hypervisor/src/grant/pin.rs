@@ -33,6 +33,9 @@ pub(super) fn pin<H: Hardware>(
     purpose: Purpose,
 ) -> Result<Mfn, GrantStatus> {
     let user = current.domain.id;
+    if !granter.life.can_give() {
+        return Err(GrantStatus::BadDomain);
+    }
     let at = state.grants.entry_at(gref).ok_or(GrantStatus::BadGntref)?;
     let mut active = state.grants.active(machine, gref).ok_or(GrantStatus::BadGntref)?;
     if active.is_pinned() && (active.domid != user || active.is_full(how)) {

@@ -198,10 +198,12 @@ impl GrantState {
             hw.read(self.track_at(GrantHandle(first))?, words.as_mut_bytes());
             for (handle, word) in (first..self.used_tracks).zip(words).filter(|(handle, _)| *handle >= from) {
                 match Track::unpack(word) {
-                    track @ Track::Mapped { gfn, .. } if at.is_none_or(|at| at == gfn) => {
+                    track @ (Track::Mapped { gfn, .. } | Track::Orphan { gfn, .. })
+                        if at.is_none_or(|at| at == gfn) =>
+                    {
                         return Some((handle, track));
                     }
-                    Track::Mapped { .. } | Track::Free(_) => {}
+                    Track::Mapped { .. } | Track::Orphan { .. } | Track::Free(_) => {}
                 }
             }
         }
@@ -236,7 +238,7 @@ impl GrantState {
         if self.free_track == handle.0.wrapping_add(1) {
             match self.get_track(hw, handle) {
                 Some(Track::Free(next)) => self.free_track = next,
-                Some(Track::Mapped { .. }) | None => return,
+                Some(Track::Mapped { .. } | Track::Orphan { .. }) | None => return,
             }
         } else {
             self.used_tracks = self.used_tracks.max(handle.0.wrapping_add(1));
@@ -249,8 +251,25 @@ impl GrantState {
     pub(super) fn tracked<H: Hardware>(&self, hw: &H, handle: GrantHandle) -> Option<Track> {
         match self.get_track(hw, handle)? {
             Track::Free(_) => None,
-            mapped @ Track::Mapped { .. } => Some(mapped),
+            mapped @ (Track::Mapped { .. } | Track::Orphan { .. }) => Some(mapped),
         }
+    }
+
+    /// Handles that were ever used.
+    pub(super) const fn used_tracks(&self) -> u32 {
+        self.used_tracks
+    }
+
+    /// Lets the handle of a mapping name an orphan from now on.
+    pub(super) fn retrack<H: Hardware>(&mut self, hw: &H, handle: GrantHandle, mapping: Track) {
+        self.set_track(hw, handle, mapping);
+    }
+
+    /// Forgets everything: its frames are being taken back, and nothing is in use.
+    pub(crate) fn forget(&mut self) {
+        self.tables.frames.fill(None);
+        self.tables.tracks.fill(None);
+        (self.frames, self.free_track, self.used_tracks, self.mapped) = (0, 0, 0, 0);
     }
 
     /// Frees a handle.

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use pv_abi::DomId;
 use pv_abi::control::Counters;
 
-use crate::domain::Domain;
+use crate::domain::{Domain, Stage};
 use crate::evtchn;
 use crate::frame::Role;
 use crate::hardware::Hardware;
@@ -28,7 +28,7 @@ pub(super) fn of<H: Hardware>(machine: &Machine<H>, id: DomId) -> Option<Counter
     counted.grant_frames = state.grants.frames();
     drop(state);
     counted.ports = evtchn::in_use(domain);
-    counted.vmids = 1;
+    counted.vmids = u32::from(domain.life.stage() != Stage::Dead);
     counted.timers = timers(domain);
     counted.generation = 1;
     Some(counted)

@@ -6,13 +6,13 @@ use pv_abi::{Errno, GuestHandle};
 use zerocopy::IntoBytes;
 
 use super::info;
-use crate::domain::{Domain, Fault, Life};
+use crate::domain::{Domain, Fault, Life, Stage};
 use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop};
 use crate::machine::{Current, Machine};
-use crate::pause;
 use crate::sched_op::end_domain;
+use crate::{life, pause};
 
 /// `XEN_DOMCTL_createdomain`: names no domain.
 const CREATE_DOMAIN: u32 = 1;
@@ -30,7 +30,9 @@ pub(super) fn domctl<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, a
     if asked.interface_version != DOMCTL_VERSION {
         return Err(Errno::Eacces.into());
     }
-    let found = machine.domain(asked.domain);
+    // Whoever waits for a domain's end has named one that was there.
+    let waits = args[1] == WAITING && asked.cmd == DomctlOp::DestroyDomain.number();
+    let found = if waits { machine.domain(asked.domain) } else { machine.present(asked.domain) };
     if asked.cmd != CREATE_DOMAIN && found.is_none() {
         return Err(Errno::Esrch.into());
     }
@@ -60,7 +62,15 @@ pub(super) fn domctl<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, a
         DomctlOp::DestroyDomain => {
             other(current, domain)?;
             end_domain(machine, current, domain, Life::Destroyed(Fault::ByControl));
-            Ok(0)
+            // One that had ended and was kept.
+            life::destroy(machine, domain);
+            if domain.life.stage() == Stage::Dead {
+                return Ok(0);
+            }
+            // Nothing that was looked up without a lock is used from here on.
+            machine.frames.quiescent.pass(current.cpu);
+            life::work(machine, current.cpu, machine.hw.counter());
+            Err(Stop::Restart([args[0], WAITING, 0, 0, 0]))
         }
         DomctlOp::SetVcpuAffinity | DomctlOp::SchedulerOp => Ok(schedule(machine, domain, op, &asked)?),
     }

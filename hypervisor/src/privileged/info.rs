@@ -4,7 +4,7 @@
 use pv_abi::control::{DomainInfo, flags};
 
 use crate::addr::Gfn;
-use crate::domain::{Domain, Life};
+use crate::domain::{Domain, Life, Stage};
 use crate::hardware::Hardware;
 use crate::machine::Machine;
 use crate::stage2::IPA_BITS;
@@ -35,16 +35,15 @@ pub(super) fn of<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> DomainIn
         set = 0;
     }
     let reason = match domain.life.get() {
-        Life::Running => flags::NO_REASON,
+        Life::Running | Life::Destroyed(_) => flags::NO_REASON,
         Life::Shutdown(reason) => {
             set |= flags::SHUTDOWN;
             reason.number()
         }
-        Life::Destroyed(_) => {
-            set |= flags::DYING;
-            flags::NO_REASON
-        }
     };
+    if domain.life.stage() == Stage::Dying {
+        set |= flags::DYING;
+    }
     if domain.pauses.any() {
         set |= flags::PAUSED;
     }

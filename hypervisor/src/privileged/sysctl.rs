@@ -6,6 +6,7 @@ use pv_abi::{Errno, GuestHandle};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{counters, info};
+use crate::domain::Stage;
 use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::Answer;
@@ -63,7 +64,8 @@ fn payload<T: FromBytes + IntoBytes + Immutable>(asked: &Sysctl) -> T {
 fn infos<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, list: &InfoList) -> Result<u32, Errno> {
     let mut told: u32 = 0;
     let first = machine.domains.partition_point(|domain| domain.id < list.first_domain);
-    for domain in machine.domains.iter().skip(first) {
+    let all = machine.domains.iter().skip(first);
+    for domain in all.filter(|domain| domain.life.stage() != Stage::Dead) {
         if told >= list.max_domains.min(MOST_AT_ONCE) {
             break;
         }

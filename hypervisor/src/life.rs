@@ -1,0 +1,110 @@
+//! The end of a domain's life: who lives, and taking back what a domain had.
+//!
+//! ```text
+//! Running -> Ended -> Dying -> Dead
+//! ```
+//!
+//! Taking back is a list of small steps ([`Undo`]), made by whatever CPU asks the scheduler while there is something to do, and by the control domain that
+//! waits for it: EL2 is never long in it.
+//!
+//! Invariants
+//! 1. Steps are made by one CPU at a time ([`Reaper::busy`]), so one domain is undone at a time, each step under the domain's lock.
+//! 2. A domain is undone from when all its vCPUs are off and in no CPU, its address space is forgotten by every TLB, and every CPU has passed since
+//!    ([`crate::frame_alloc::Quiescent`]): no call of its own, and no copy from or to it, is under way then.
+//! 3. Its frames become free after every CPU has passed once more: since its ports were closed and its areas forgotten.
+//! 4. Others keep what they have mapped of it, as orphans; everything else is free. Its root tables, its shared-info frame and its boot storage stay
+//!    with its number.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+mod undo;
+
+pub use undo::Undo;
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+
+use crate::domain::{Domain, Stage};
+use crate::hardware::{CpuId, Hardware};
+use crate::machine::Machine;
+
+/// Microseconds until a CPU makes the next step, or looks again whether it can.
+const INTERVAL_MICROSECONDS: u64 = 20;
+
+/// Who lives, and whether there is something to take back.
+#[derive(Debug)]
+pub struct Reaper {
+    /// Domains that have not ended.
+    alive: AtomicU32,
+    /// Domains that are dying.
+    dying: AtomicU32,
+    /// A CPU makes a step (invariant 1).
+    busy: AtomicBool,
+    /// The domain whose turn it is, as an index.
+    turn: AtomicUsize,
+}
+
+impl Reaper {
+    /// So many domains live.
+    pub fn new(domains: usize) -> Self {
+        Self {
+            alive: AtomicU32::new(u32::try_from(domains).unwrap_or(u32::MAX)),
+            dying: AtomicU32::new(0),
+            busy: AtomicBool::new(false),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// Domains that have not ended: with the last one the machine powers off.
+    pub fn alive(&self) -> u32 {
+        self.alive.load(Ordering::Acquire)
+    }
+}
+
+/// A domain has ended, and that was told.
+pub(crate) fn ended<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
+    destroy(machine, domain);
+    machine.reaper.alive.fetch_sub(1, Ordering::AcqRel);
+}
+
+/// Begins to take back what a domain that has ended had.
+pub(crate) fn destroy<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
+    if domain.life.die() {
+        machine.reaper.dying.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Makes a step of what is to be done, if there is something. Returns when to look again, `u64::MAX` for never. The caller holds no lock and uses
+/// nothing that it looked up without one.
+#[inline]
+pub fn work<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) -> u64 {
+    if machine.reaper.dying.load(Ordering::Acquire) == 0 { u64::MAX } else { step(machine, cpu, now) }
+}
+
+#[cold]
+#[inline(never)]
+fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) -> u64 {
+    let reaper = &machine.reaper;
+    let ticks = machine.hw.counter_frequency().saturating_mul(INTERVAL_MICROSECONDS) / 1_000_000;
+    let again = now.saturating_add(ticks);
+    if reaper.busy.swap(true, Ordering::AcqRel) {
+        return again;
+    }
+    let first = reaper.turn.load(Ordering::Relaxed);
+    let (before, after) = machine.domains.split_at_checked(first).unwrap_or((&[], machine.domains));
+    // One load a domain.
+    let found = after.iter().chain(before).position(|domain| domain.life.stage() == Stage::Dying);
+    let at = found.and_then(|found| first.wrapping_add(found).checked_rem(machine.domains.len()));
+    if let Some((at, domain)) = at.and_then(|at| Some((at, machine.domains.get(at)?))) {
+        let next = match undo::step(machine, cpu, domain) {
+            undo::Progress::More => at,
+            undo::Progress::Waits => at.wrapping_add(1),
+            undo::Progress::Done => {
+                domain.life.dead();
+                reaper.dying.fetch_sub(1, Ordering::AcqRel);
+                at.wrapping_add(1)
+            }
+        };
+        reaper.turn.store(next.checked_rem(machine.domains.len()).unwrap_or(0), Ordering::Relaxed);
+    }
+    reaper.busy.store(false, Ordering::Release);
+    if reaper.dying.load(Ordering::Acquire) == 0 { u64::MAX } else { again }
+}

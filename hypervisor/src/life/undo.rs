@@ -1,0 +1,216 @@
+//! Taking back what a domain had, step by step.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use core::cell::Cell;
+use core::sync::atomic::Ordering;
+
+use crate::addr::Mfn;
+use crate::domain::{Domain, DomainState};
+use crate::frame::{FrameState, Role};
+use crate::hardware::{CpuId, Hardware};
+use crate::hvm::Params;
+use crate::machine::{Current, Machine};
+use crate::sched::MAX_CPUS;
+use crate::stage2::ROOT_TABLES;
+use crate::vcpu::{NOT_POLLING, Run};
+use crate::{console, evtchn, grant, runstate};
+
+/// Frames that one step looks at, and those that it frees at most.
+const LOOKED_AT: u64 = 512;
+const FREED: u32 = 48;
+/// Other domains that one step asks for mappings.
+const DOMAINS: u16 = 32;
+
+/// How often each CPU had passed.
+type Since = [u64; MAX_CPUS];
+
+/// What is to be done next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Undo {
+    /// Its vCPUs go off and leave the CPUs; then its address space is forgotten.
+    Stop,
+    /// Every CPU passes.
+    Settle(Since),
+    /// Its ports are closed.
+    Ports,
+    /// It lets go of what it has mapped of others, from this handle on.
+    Mappings(u32),
+    /// What others have mapped of it becomes theirs to let go: the other domain (index), and a handle of it.
+    Orphans(u16, u32),
+    /// Its areas are forgotten.
+    Areas,
+    /// Every CPU passes again.
+    SettleAgain(Since),
+    /// Its frames become free, from this one on.
+    Frames(u64),
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Progress {
+    /// There is more to do.
+    More,
+    /// There is more to do when a CPU has done something.
+    Waits,
+    /// Nothing is left.
+    Done,
+}
+
+/// Makes one step for a domain that is dying.
+pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> Progress {
+    let Some(vcpu) = domain.vcpus.first() else { return Progress::Done };
+    let undo = domain.state.lock().undo;
+    // Some of what is undone is what a call of the domain's would do: this stands for the caller.
+    let reschedule = Cell::new(false);
+    let current = Current { domain, vcpu, cpu, reschedule: &reschedule };
+    let passed = |since: &Since| {
+        let mut all = true;
+        for late in machine.frames.quiescent.late(since) {
+            all = false;
+            if late != cpu {
+                machine.hw.kick(late);
+            }
+        }
+        all
+    };
+    let next = match undo {
+        Undo::Stop => {
+            if !stop(machine, cpu, domain) {
+                return Progress::Waits;
+            }
+            machine.hw.flush_all(domain.vmid);
+            Undo::Settle(machine.frames.quiescent.now())
+        }
+        Undo::Settle(since) if passed(&since) => Undo::Ports,
+        Undo::SettleAgain(since) if passed(&since) => {
+            let mut state = domain.state.lock();
+            forget(machine, domain, &mut state);
+            Undo::Frames(machine.frames.table.base().get())
+        }
+        Undo::Settle(_) | Undo::SettleAgain(_) => return Progress::Waits,
+        Undo::Ports if evtchn::close_all(machine, &current) => Undo::Mappings(0),
+        Undo::Ports => Undo::Ports,
+        Undo::Mappings(from) => {
+            grant::give_up(machine, &current, from).map_or(Undo::Orphans(0, 0), Undo::Mappings)
+        }
+        Undo::Orphans(other, from) => orphans(machine, domain, other, from),
+        Undo::Areas => {
+            areas(machine, domain);
+            Undo::SettleAgain(machine.frames.quiescent.now())
+        }
+        Undo::Frames(from) => {
+            let Some(next) = frames(machine, domain, from) else {
+                finish(machine, domain);
+                return Progress::Done;
+            };
+            Undo::Frames(next)
+        }
+    };
+    domain.state.lock().undo = next;
+    Progress::More
+}
+
+/// Puts the vCPUs off; true when all are, and out of the CPUs. At most eight turns.
+fn stop<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> bool {
+    let mut all = true;
+    for vcpu in domain.vcpus {
+        for waits in [Run::Blocked, Run::Paused] {
+            if vcpu.run.change(waits, Run::Offline) {
+                runstate::enter(machine, vcpu, Run::Offline);
+            }
+        }
+        if vcpu.run.get() != Run::Offline || !machine.hw.is_out(vcpu.index) {
+            all = false;
+            if vcpu.home != cpu {
+                machine.hw.kick(vcpu.home);
+            }
+        }
+    }
+    all
+}
+
+/// Asks a few other domains for what they have mapped.
+fn orphans<H: Hardware>(machine: &Machine<H>, domain: &Domain, other: u16, from: u32) -> Undo {
+    let mut from = from;
+    for index in other..other.saturating_add(DOMAINS) {
+        let Some(mapper) = machine.domains.get(usize::from(index)) else { return Undo::Areas };
+        if mapper.id != domain.id
+            && let Some(next) = grant::orphan(machine, domain, mapper, from)
+        {
+            return Undo::Orphans(index, next);
+        }
+        from = 0;
+    }
+    Undo::Orphans(other.saturating_add(DOMAINS), 0)
+}
+
+/// Forgets where its vCPUs' states are told, and gives the references to those frames back.
+fn areas<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
+    let _state = domain.state.lock();
+    for vcpu in domain.vcpus {
+        runstate::forget(machine, vcpu);
+        let own = if vcpu.number == 0 { domain.shared_info.base().get() } else { 0 };
+        let before = vcpu.info_at();
+        vcpu.info.store(own, Ordering::SeqCst);
+        if let Some(before) = before.filter(|at| at.frame() != domain.shared_info) {
+            // It was taken when it was registered.
+            let _ = machine.frames.table.release(before.frame());
+        }
+        vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
+        vcpu.poll.store(NOT_POLLING, Ordering::Relaxed);
+    }
+    domain.watchdogs.forget();
+}
+
+/// Forgets what its frames were used for, before they are free.
+fn forget<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &mut DomainState) {
+    state.stage2.forget(&machine.hw);
+    state.grants.forget();
+    evtchn::forget_all(domain, &mut state.ports);
+}
+
+/// Frees frames of the domain's among the next of the machine's; returns where to go on.
+fn frames<H: Hardware>(machine: &Machine<H>, domain: &Domain, from: u64) -> Option<u64> {
+    let frames = &machine.frames;
+    let end = frames.table.end();
+    let mut left = FREED;
+    for number in from..end.min(from.saturating_add(LOOKED_AT)) {
+        let mfn = Mfn::new(number)?;
+        let Some(state) = frames.table.state(mfn).filter(|state| state.owner == domain.id) else { continue };
+        if stays(domain, mfn, state) {
+            continue;
+        }
+        match left.checked_sub(1) {
+            Some(rest) => left = rest,
+            None => return Some(number),
+        }
+        // Nobody refers to it any more: what others had mapped is not its own by now.
+        let _ = frames.free(mfn);
+    }
+    let next = from.saturating_add(LOOKED_AT);
+    (next < end).then_some(next)
+}
+
+/// Whether a frame stays with the domain's number.
+fn stays(domain: &Domain, mfn: Mfn, state: FrameState) -> bool {
+    let root = domain.stage2_root.get();
+    match state.role {
+        Role::Shared => mfn == domain.shared_info,
+        Role::Stage2Table => (root..root.saturating_add(u64::from(ROOT_TABLES))).contains(&mfn.get()),
+        Role::NotRam | Role::Free | Role::Hypervisor | Role::Data | Role::DomainTable | Role::Limbo => false,
+    }
+}
+
+/// What is left when all frames are free.
+fn finish<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
+    let mut state = domain.state.lock();
+    state.memory.frames = machine.frames.table.total(domain.id, Role::Data);
+    state.params = Params::new();
+    state.undo = Undo::Stop;
+    drop(state);
+    domain.pauses.forget();
+    machine.hw.clear(domain.shared_info);
+    machine.hw.clean_to_memory(domain.shared_info);
+    machine.frames.table.set_home(domain.shared_info, None);
+    console::flush(&machine.hw, domain);
+}
