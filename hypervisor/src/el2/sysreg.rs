@@ -102,7 +102,7 @@ pub fn access(
             return;
         }
     }
-    trap::skip();
+    trap::skip(syndrome);
 }
 
 macro_rules! read_register {
@@ -125,8 +125,10 @@ fn identity(crm: u64, op2: u64) -> u64 {
     match (crm, op2) {
         // ID_AA64PFR0_EL1: EL0 and EL1 in AArch64 only; floating point, SIMD, GIC registers, DIT, CSV2, CSV3.
         (4, 0) => {
-            let kept = field(4) | field(5) | field(6) | field(12) | field(14) | field(15);
-            read_register!("id_aa64pfr0_el1") & kept | 0x11
+            let kept = field(4) | field(5) | field(6) | field(12) | field(15);
+            let value = read_register!("id_aa64pfr0_el1");
+            // CSV2 of 2 offers registers for the contexts (SCXTNUM_EL1), which trap and are not there.
+            value & kept | (value & field(14)).min(1 << 56) | 0x11
         }
         // ID_AA64PFR1_EL1: BTI, SSBS.
         (4, 1) => read_register!("id_aa64pfr1_el1") & (field(0) | field(1)),

@@ -21,7 +21,8 @@ use super::percpu::{self, PerCpu};
 use super::regs::{self, ESR, HPFAR};
 use super::{emulate, gic, smccc, sysreg, timer};
 
-type Syndrome = LocalRegisterCopy<u64, ESR::Register>;
+/// `ESR_EL2` of an exception.
+pub type Syndrome = LocalRegisterCopy<u64, ESR::Register>;
 
 /// Exception classes (Arm ARM D19.2.41).
 mod class {
@@ -132,14 +133,14 @@ extern "C" fn sync_entry(frame: &mut Frame, esr: u64) -> u64 {
         class::DATA_ABORT => data_abort(cpu, arch, frame, syndrome),
         class::SYSTEM_REGISTER => sysreg::access(cpu, arch, frame, syndrome),
         class::WFX => {
-            skip();
+            skip(syndrome);
             wait(cpu);
         }
         class::FLOATING_POINT => context::take_fp(cpu, arch),
         class::INSTRUCTION_ABORT => instruction_abort(cpu, arch, syndrome),
         class::SMC64 => {
             if syndrome.read(ESR::IMM16) == 0 {
-                skip();
+                skip(syndrome);
                 smccc::call(cpu, frame);
             } else {
                 inject::undefined();
@@ -179,9 +180,11 @@ pub fn end(cpu: &PerCpu, arch: &ArchVcpu, fault: Fault) {
     cpu.reschedule.set(true);
 }
 
-/// Goes on behind the instruction that trapped.
-pub fn skip() {
-    regs::elr_el2::write(regs::elr_el2::read().wrapping_add(4));
+/// Goes on behind the instruction that trapped. It has two bytes if EL0 is in AArch32 state (T32), which no identification register
+/// offers and the CPU may have all the same.
+pub fn skip(syndrome: Syndrome) {
+    let length = if syndrome.is_set(ESR::IL) { 4 } else { 2 };
+    regs::elr_el2::write(regs::elr_el2::read().wrapping_add(length));
 }
 
 /// WFI: blocks unless something is pending.
@@ -212,7 +215,7 @@ fn data_abort(cpu: &'static PerCpu, arch: &'static ArchVcpu, frame: &mut Frame, 
             && syndrome.is_set(ESR::ISV)
             && emulate::access(cpu, arch, frame, syndrome, ipa)
         {
-            skip();
+            skip(syndrome);
             return;
         }
     }
