@@ -6,17 +6,17 @@ use core::fmt;
 
 use aarch64_cpu::registers::{ESR_EL1, FAR_EL1, Readable};
 
-use crate::{console, interrupt, power};
+use crate::{attempt, console, interrupt, power};
 
 global_asm!(include_str!("asm/vectors.S"), options(raw));
 
 /// Registers at an exception, as `vectors.S` saves them.
 #[repr(C)]
-struct Frame {
-    x: [u64; 31],
-    sp: u64,
-    elr: u64,
-    spsr: u64,
+pub(crate) struct Frame {
+    pub(crate) x: [u64; 31],
+    pub(crate) sp: u64,
+    pub(crate) elr: u64,
+    pub(crate) spsr: u64,
 }
 
 const _: () = assert!(size_of::<Frame>() == 34 * 8);
@@ -40,6 +40,9 @@ extern "C" fn guest_kernel_irq() {
 
 #[unsafe(no_mangle)]
 extern "C" fn guest_kernel_exception(frame: &mut Frame, vector: usize) {
+    if attempt::take(frame, vector) {
+        return;
+    }
     if let Some(resume) = probe_resume(frame.elr) {
         frame.elr = resume;
         frame.x[0] = 1;

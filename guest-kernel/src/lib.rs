@@ -44,6 +44,8 @@ mod text;
 pub mod tree;
 
 #[cfg(target_os = "none")]
+pub mod attempt;
+#[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
 pub mod console;

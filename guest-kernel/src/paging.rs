@@ -22,6 +22,8 @@ bitflags! {
         const TABLE = 1 << 1;
         /// MAIR index 1: device.
         const DEVICE = 1 << 2;
+        /// EL0 has the same rights.
+        const USER = 1 << 6;
         const READ_ONLY = 1 << 7;
         const INNER_SHARED = 3 << 8;
         const ACCESSED = 1 << 10;
@@ -42,6 +44,10 @@ pub(crate) enum Access {
     Data,
     /// Device registers, read and write.
     Device,
+    /// The same at EL1 and EL0.
+    SharedDevice,
+    /// Read and execute, at EL1 and EL0.
+    SharedText,
 }
 
 impl Access {
@@ -54,6 +60,13 @@ impl Access {
             Self::Constant => never.union(Entry::READ_ONLY).union(Entry::INNER_SHARED),
             Self::Data => never.union(Entry::INNER_SHARED),
             Self::Device => never.union(Entry::DEVICE),
+            Self::SharedDevice => never.union(Entry::DEVICE).union(Entry::USER),
+            Self::SharedText => Entry::VALID
+                .union(Entry::ACCESSED)
+                .union(Entry::NOT_GLOBAL)
+                .union(Entry::READ_ONLY)
+                .union(Entry::INNER_SHARED)
+                .union(Entry::USER),
         }
     }
 }
@@ -91,9 +104,15 @@ pub(crate) enum MapError {
 }
 
 impl Tables {
-    /// Maps `[start, end)`, both page-aligned, in the largest pieces that fit. Depth is bounded by the three levels.
+    /// Maps `[start, end)`, both page-aligned, to itself.
     fn map(&mut self, start: u64, end: u64, access: Access) -> Result<(), MapError> {
-        if !start.is_multiple_of(PAGE) || !end.is_multiple_of(PAGE) || start > end || end > LIMIT {
+        self.map_to(start, end, start, access)
+    }
+
+    /// Maps `[start, end)` to what begins at `to`, all page-aligned, in the largest pieces that fit. Depth is bounded by the three levels.
+    fn map_to(&mut self, start: u64, end: u64, to: u64, access: Access) -> Result<(), MapError> {
+        let aligned = [start, end, to].iter().all(|address| address.is_multiple_of(PAGE));
+        if !aligned || start > end || end > LIMIT || to & !ADDRESS != 0 {
             return Err(MapError::BadRange);
         }
         let mut at = start;
@@ -102,9 +121,11 @@ impl Tables {
             for (level, span) in SPAN.iter().enumerate() {
                 let index = usize::try_from(at / span).map_err(|_| MapError::BadRange)? % ENTRIES;
                 let empty_or_leaf = self.pool[table].0[index] & Entry::TABLE.bits() == 0;
-                if level == 2 || (empty_or_leaf && at.is_multiple_of(*span) && end - at >= *span) {
+                let output = to + (at - start);
+                let fits = at.is_multiple_of(*span) && output.is_multiple_of(*span) && end - at >= *span;
+                if level == 2 || (empty_or_leaf && fits) {
                     let page = if level == 2 { Entry::TABLE } else { Entry::empty() };
-                    self.pool[table].0[index] = at | access.leaf().union(page).bits();
+                    self.pool[table].0[index] = output | access.leaf().union(page).bits();
                     at += span;
                     break;
                 }
@@ -150,6 +171,29 @@ fn map(region: Region, access: Access) -> Result<(), MapError> {
     let outcome = cpu::without_interrupts(|| TABLES_LOCK.lock().map(start, end, access));
     cpu::synchronize();
     outcome
+}
+
+/// Maps `size` bytes of ordinary memory from `from` a second time at `at`, both page-aligned.
+pub(crate) fn map_alias(at: u64, from: u64, size: u64, access: Access) -> Result<(), MapError> {
+    let outcome = cpu::without_interrupts(|| TABLES_LOCK.lock().map_to(at, at + size, from, access));
+    cpu::synchronize();
+    outcome
+}
+
+/// Shows the GiB of guest physical addresses that contains `address` at the GiB `window`, which nothing else uses: as device registers
+/// or as ordinary memory. What the window showed before is gone.
+pub(crate) fn show(window: u64, address: u64, access: Access) -> Result<(), MapError> {
+    let gib = SPAN[0];
+    let index = usize::try_from(window / gib).map_err(|_| MapError::BadRange)? % ENTRIES;
+    cpu::without_interrupts(|| {
+        let mut tables = TABLES_LOCK.lock();
+        // Break before make.
+        tables.pool[0].0[index] = 0;
+        cpu::flush_tlb();
+        tables.map_to(window, window + gib, address & !(gib - 1), access)
+    })?;
+    cpu::synchronize();
+    Ok(())
 }
 
 unsafe extern "C" {

@@ -30,6 +30,11 @@ pub fn now() -> Instant {
 }
 
 impl Instant {
+    /// The counter at a value.
+    pub const fn from_ticks(ticks: u64) -> Self {
+        Self(ticks)
+    }
+
     /// Counter ticks.
     pub const fn ticks(self) -> u64 {
         self.0
