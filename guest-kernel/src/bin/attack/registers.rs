@@ -1,0 +1,173 @@
+//! Every system register and system instruction that has an encoding.
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use guest_kernel::attempt::{Code, Level, Taken, class};
+use guest_kernel::frame::Frame;
+
+use super::instruction::{Direction, SYSTEM_ENCODINGS, each, encoding, system};
+use crate::tap::Tap;
+
+/// Where EL2 keeps its image and its view of memory: no register that a guest reads holds such an address.
+const EL2_IMAGE: core::ops::Range<u64> = 0xc000_0000..0xc020_0000;
+const EL2_MEMORY: core::ops::Range<u64> = 0x40_0000_0000..0x60_0000_0000;
+
+/// An encoding and what came of it, if that was wrong.
+type Wrong = Option<(u32, u32, u64)>;
+
+pub(crate) fn check(tap: &mut Tap, code: &mut Code) {
+    let read = read_all(tap, code, Level::El1);
+    let known = read.iter().filter(|value| value.is_some()).count();
+    tap.that("some registers can be read", known > 40);
+    tap.is("no register shows an address of the hypervisor", shown_address(&read), None);
+    identity(tap, &read);
+    write_back(tap, code, &read);
+    instructions(tap, code);
+    let again = read_all(tap, code, Level::El1);
+    let lost = read.iter().zip(&again).position(|(before, after)| before.is_some() && after.is_none());
+    tap.is("what could be read can still be read", lost, None);
+    read_all(tap, code, Level::El0);
+    from_user(tap, code);
+}
+
+/// Classes of what this guest's own EL1 has not let in: floating point, SVE, SME.
+const NOT_LET_IN: [u64; 3] = [class::FLOATING_POINT, 0x19, 0x1d];
+
+/// An undefined instruction, or one that this guest's own EL1 traps: what it has not let in, what EL0 may not, and identification registers
+/// that are not there (`FEAT_IDST`, `CRn` 0).
+fn refused(level: Level, encoding: u32, taken: Taken) -> bool {
+    let own_trap = level != Level::El1 || encoding >> 7 & 0xf == 0;
+    let vector = if level == Level::El1 { 4 } else { 8 };
+    let undefined = taken.class() == class::UNKNOWN || NOT_LET_IN.contains(&taken.class());
+    taken.vector == vector && (undefined || own_trap && taken.class() == class::SYSTEM_REGISTER)
+}
+
+/// Reads all; op0 1 to 3 behind one another.
+fn read_all(tap: &mut Tap, code: &mut Code, level: Level) -> Vec<Option<u64>> {
+    let mut values = vec![None; 3 * SYSTEM_ENCODINGS as usize];
+    let mut wrong: Wrong = None;
+    for op0 in 1..=3 {
+        let words = (0..SYSTEM_ENCODINGS).map(|encoding| system(Direction::Read, op0, encoding));
+        each(
+            code,
+            level,
+            words,
+            |_| 0,
+            |encoding, result| match result {
+                Ok(value) => values[((op0 - 1) * SYSTEM_ENCODINGS + encoding) as usize] = Some(value),
+                Err(taken) if refused(level, encoding, taken) => {}
+                Err(taken) => wrong = wrong.or(Some((op0, encoding, taken.esr))),
+            },
+        );
+    }
+    match level {
+        Level::El1 => tap.is(
+            "xsa_93: every read of a system register at EL1 gives a value or is undefined",
+            wrong,
+            None,
+        ),
+        _ => tap.is("every read of a system register at EL0 gives a value or is refused", wrong, None),
+    }
+    values
+}
+
+fn shown_address(values: &[Option<u64>]) -> Option<(usize, u64)> {
+    let shown = |value: u64| EL2_IMAGE.contains(&value) || EL2_MEMORY.contains(&value);
+    values
+        .iter()
+        .enumerate()
+        .find_map(|(index, value)| value.filter(|value| shown(*value)).map(|value| (index, value)))
+}
+
+/// The fields of identification registers that must be zero: SVE, AMU, MPAM, RAS (AArch64PFR0); MTE, SME, MPAM, CSV2 minor version,
+/// NMI (PFR1); trace, sampling, performance monitors (DFR0); pointer authentication (ISAR1).
+fn identity(tap: &mut Tap, read: &[Option<u64>]) {
+    let value = |crm: u32, op2: u32| {
+        read[(2 * SYSTEM_ENCODINGS + encoding(0, 0, crm, op2)) as usize].unwrap_or(u64::MAX)
+    };
+    let fields = |value: u64, fields: &[u32]| fields.iter().all(|field| value >> (field * 4) & 0xf == 0);
+    let pfr0 = value(4, 0);
+    tap.that("xsa_351: activity monitors are not offered", fields(pfr0, &[11]));
+    tap.that("neither SVE nor RAS nor MPAM nor secure EL2 is offered", fields(pfr0, &[7, 8, 9, 10]));
+    tap.is("EL1 and EL0 are AArch64 only", pfr0 & 0xff, 0x11);
+    tap.that("neither EL2 nor EL3 is offered", fields(pfr0, &[2, 3]));
+    tap.that("no register for speculation contexts is offered", pfr0 >> 56 & 0xf < 2);
+    tap.that("neither MTE nor SME nor NMI is offered", fields(value(4, 1), &[2, 4, 6, 8, 9, 10, 11]));
+    tap.that(
+        "neither trace nor sampling nor performance monitors are offered",
+        fields(value(5, 0), &[1, 2, 8, 9, 10, 11]),
+    );
+    tap.that("pointer authentication is not offered", fields(value(6, 1), &[1, 2, 6, 7]));
+    tap.is("SVE and SME have no features", (value(4, 4), value(4, 5)), (0, 0));
+    let aarch32 = (0..8).chain(16..24).all(|n| value(1 + n / 8, n % 8) == 0);
+    tap.that("AArch32 has no features", aarch32);
+}
+
+/// Writes to each register what it reads as, and zero to those that cannot be read.
+fn write_back(tap: &mut Tap, code: &mut Code, read: &[Option<u64>]) {
+    let mut wrong: Wrong = None;
+    for op0 in 2..=3 {
+        let words = (0..SYSTEM_ENCODINGS).map(|encoding| system(Direction::Write, op0, encoding));
+        let before = |encoding: u32| read[((op0 - 1) * SYSTEM_ENCODINGS + encoding) as usize].unwrap_or(0);
+        each(code, Level::El1, words, before, |encoding, result| match result {
+            Ok(_) => {}
+            Err(taken) if refused(Level::El1, encoding, taken) => {}
+            Err(taken) => wrong = wrong.or(Some((op0, encoding, taken.esr))),
+        });
+    }
+    tap.is("every write of a system register at EL1 is served or undefined", wrong, None);
+}
+
+/// Addresses that system instructions get: a page of its own, one that it does not map, one at the top, garbage.
+fn instructions(tap: &mut Tap, code: &mut Code) {
+    let page: Box<Frame> = Frame::boxed();
+    let own = core::ptr::from_ref(&*page).expose_provenance() as u64;
+    for (what, address) in [
+        ("its own page", own),
+        ("an address that it does not map", 0x7e_0000_0000),
+        ("the top of the addresses", u64::MAX - 7),
+        ("an address of the hypervisor", EL2_MEMORY.start + 0x4020_0000),
+        ("garbage", 0x5a5a_a5a5_5a5a_a5a5),
+    ] {
+        let mut wrong: Wrong = None;
+        let words = (0..SYSTEM_ENCODINGS).map(|encoding| system(Direction::Write, 1, encoding));
+        each(
+            code,
+            Level::El1,
+            words,
+            |_| address,
+            |encoding, result| match result {
+                Ok(_) => {}
+                Err(taken) if refused(Level::El1, encoding, taken) => {}
+                Err(taken) if taken.vector == 4 && taken.class() == class::DATA_ABORT => {}
+                Err(taken) => wrong = wrong.or(Some((1, encoding, taken.esr))),
+            },
+        );
+        tap.is(what, wrong, None);
+    }
+    tap.that(
+        "its page is still its own",
+        page.words().iter().all(|word| word.load(core::sync::atomic::Ordering::Relaxed) == 0),
+    );
+}
+
+fn from_user(tap: &mut Tap, code: &mut Code) {
+    let mut wrong: Wrong = None;
+    for op0 in 1..=3 {
+        let words = (0..SYSTEM_ENCODINGS).map(|encoding| system(Direction::Write, op0, encoding));
+        each(
+            code,
+            Level::El0,
+            words,
+            |_| 0x7e_0000_0000,
+            |encoding, result| match result {
+                Ok(_) => {}
+                Err(taken) if refused(Level::El0, encoding, taken) => {}
+                Err(taken) if taken.vector == 8 && taken.class() == class::DATA_ABORT_LOWER => {}
+                Err(taken) => wrong = wrong.or(Some((op0, encoding, taken.esr))),
+            },
+        );
+    }
+    tap.is("every write of a system register at EL0 is served or refused", wrong, None);
+}
