@@ -2,6 +2,7 @@
 //!
 //! The last line is `N passed, N failed, N skipped`; the exit status is 1 if one failed.
 
+mod attacks;
 mod conformance;
 mod faults;
 mod figures;
@@ -90,6 +91,7 @@ fn all() -> Vec<Step> {
         systems::all(),
         refusals::hypervisor(),
         faults::all(),
+        attacks::all(),
         conformance::all(),
         matrix::all(),
         rpi4::all(),

@@ -63,17 +63,34 @@ pub(super) fn observe(options: &Options) -> Outcome<Observed> {
     observe_on(&Hypervisor::pavo(), options)
 }
 
+/// Boots a system and keeps what it prints until `enough` has seen the text of the log that it waits for.
+pub(super) fn observe_until(
+    options: &Options,
+    enough: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Outcome<Observed> {
+    observe_with(&Hypervisor::pavo(), options, enough)
+}
+
 /// Boots a system with a changed image.
 fn observe_on(hypervisor: &Hypervisor, options: &Options) -> Outcome<Observed> {
+    observe_with(hypervisor, options, &mut |_| ControlFlow::Continue(()))
+}
+
+fn observe_with(
+    hypervisor: &Hypervisor,
+    options: &Options,
+    enough: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Outcome<Observed> {
     let system = options.load()?;
     build::some(&setup::toolchain()?, &system.guests())?;
     let qemu = setup::qemu()?;
     let (mut console, mut log) = (Vec::new(), Vec::new());
     let report = run::boot(&qemu, hypervisor, &system, options, &mut |line| {
+        console.push(String::from_utf8_lossy(&line.render(Colour::Off)).trim_end().to_owned());
         if let Line::Log(entry) = line {
             log.push(entry.text.clone());
+            return enough(&entry.text);
         }
-        console.push(String::from_utf8_lossy(&line.render(Colour::Off)).trim_end().to_owned());
         ControlFlow::Continue(())
     })?;
     Ok(Observed { result: report.result(), console, log })

@@ -1,0 +1,213 @@
+//! Guests that attack, beside two that must not notice: what the victims print is compared with a run without the attacker.
+//!
+//! `guest:attack` tries one family of cases a run and survives them; `guest:faulty` ends itself in ways that nobody survives.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::{Mutex, PoisonError};
+
+use crate::check::Found;
+use crate::failure::Outcome;
+use crate::machine::Clock;
+use crate::run::Options;
+
+use super::step::{Level, Step};
+use super::systems::{self, Observed, observe, observe_until};
+
+/// A machine, and how much of the address space is tried on it: every page, or one of so many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct On {
+    cpu: &'static str,
+    cpus: u32,
+    gic: u32,
+    step: u32,
+}
+
+impl On {
+    /// Where one CPU runs everything in turn, what it costs the victims can be counted.
+    fn clock(self) -> Clock {
+        if self.cpus == 1 { Clock::Instructions } else { Clock::Wall }
+    }
+}
+
+/// The first counts instructions: there the victims' time is compared too.
+const MACHINES: [On; 3] = [
+    On { cpu: "max", cpus: 1, gic: 3, step: 1 },
+    On { cpu: "cortex-a72", cpus: 2, gic: 3, step: 64 },
+    On { cpu: "cortex-a72", cpus: 4, gic: 2, step: 64 },
+];
+
+/// Families of `guest:attack`.
+const FAMILIES: [&str; 9] =
+    ["registers", "immediates", "states", "addresses", "handles", "counts", "revoke", "storms", "interrupts"];
+
+/// `how=` of `guest:faulty` that nobody survives; most go on for ever, taking exceptions.
+const DEADLY: [&str; 12] = [
+    "overflow",
+    "spin",
+    "hang",
+    "vectors",
+    "tables",
+    "roots",
+    "mmu",
+    "state",
+    "stack",
+    "registers",
+    "storm",
+    "timer",
+];
+
+/// Rounds of the victims: long enough that the attack is over before them.
+const ROUNDS: u32 = 1000;
+/// A turn of the scheduler, microseconds.
+const TURN: u64 = 2000;
+/// Seconds until a run is given up.
+const PATIENCE: u64 = 240;
+
+/// All steps of this file.
+pub(super) fn all() -> Vec<Step> {
+    let survived = MACHINES.into_iter().flat_map(|on| {
+        FAMILIES.into_iter().map(move |family| {
+            let title = format!("hostile: {family} on {} x {}, GICv{}", on.cpus, on.cpu, on.gic);
+            let step = Step::new(title, Level::Default, move || survives(on, family));
+            if on.cpus == 1 { step.shared() } else { step }
+        })
+    });
+    let deadly = MACHINES.into_iter().map(|on| {
+        let title = format!("hostile: what nobody survives, on {} x {}, GICv{}", on.cpus, on.cpu, on.gic);
+        Step::new(title, Level::Default, move || dies(on))
+    });
+    survived.chain(deadly).collect()
+}
+
+fn victims() -> String {
+    format!(
+        "[[domain]]\nname = \"first\"\nkernel = \"guest:victim\"\nmemory = \"16M\"\nchannels = [\"second\"]\n\
+         cmdline = \"role=first rounds={ROUNDS}\"\n\
+         [[domain]]\nname = \"second\"\nkernel = \"guest:victim\"\nmemory = \"16M\"\n\
+         cmdline = \"role=second rounds={ROUNDS}\"\n"
+    )
+}
+
+fn options(on: On, name: &str, attackers: &str) -> Outcome<Options> {
+    let name = format!("attack-{name}-{}-{}-{}", on.cpu, on.cpus, on.gic);
+    let mut options = Options::for_file(systems::write(&name, &format!("{}{attackers}", victims()))?);
+    options.cpu = Some(on.cpu.into());
+    options.cpus = Some(on.cpus);
+    options.gic = Some(on.gic);
+    options.icount = on.clock() == Clock::Instructions;
+    options.timeout = PATIENCE;
+    Ok(options)
+}
+
+/// What the victims say but for the time, in the order of the domains; and the longest time, microseconds.
+fn said(observed: &Observed) -> (Vec<String>, u64) {
+    let (mut lines, mut longest) = (Vec::new(), 0);
+    for line in observed.console.iter().filter(|line| line.contains("victim: ")) {
+        match line.split_once("victim: time ") {
+            Some((_, time)) => {
+                let micros = time.split(' ').next().and_then(|text| text.parse().ok());
+                longest = longest.max(micros.unwrap_or(u64::MAX));
+            }
+            None => lines.push(line.clone()),
+        }
+    }
+    lines.sort();
+    (lines, longest)
+}
+
+/// The run without an attacker, once for each machine.
+fn alone(on: On) -> Outcome<(Vec<String>, u64)> {
+    static RUNS: Mutex<BTreeMap<On, (Vec<String>, u64)>> = Mutex::new(BTreeMap::new());
+    let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = runs.get(&on) {
+        return Ok(known.clone());
+    }
+    let observed = observe(&options(on, "alone", "")?)?;
+    if let Err(failure) = &observed.result {
+        return Err(observed.failed(&format!("without an attacker: {failure}")));
+    }
+    let found = said(&observed);
+    if found.0.len() != 10 {
+        return Err(observed.failed("the victims do not say five things each"));
+    }
+    runs.insert(on, found.clone());
+    Ok(found)
+}
+
+/// The victims are as they were alone, and where instructions are counted they lost no more than their place in the queue costs:
+/// a turn of each attacker at each of their waits.
+fn unharmed(on: On, observed: &Observed, clock: Clock, attackers: u64) -> Outcome<u64> {
+    let (expected, time) = alone(on)?;
+    let (found, attacked) = said(observed);
+    if let Some((one, other)) = expected.iter().zip(&found).find(|(one, other)| one != other) {
+        return Err(observed.failed(&format!("a victim said \"{other}\", alone \"{one}\"")));
+    }
+    if expected.len() != found.len() {
+        return Err(observed.failed("a victim did not come to its end"));
+    }
+    for line in ["d1: shutdown poweroff", "d2: shutdown poweroff"] {
+        if observed.log.iter().filter(|text| *text == line).count() != 1 {
+            return Err(observed.failed(&format!("no line \"{line}\"")));
+        }
+    }
+    if observed.console.iter().any(|line| line.starts_with("BUG")) {
+        return Err(observed.failed("the hypervisor has a bug"));
+    }
+    let waits = u64::from(ROUNDS) * 2 + u64::from(ROUNDS) / 4 + 100;
+    let most = time.saturating_mul(2) + waits * TURN * attackers * 5 / 4;
+    if clock == Clock::Instructions && attacked > most {
+        return Err(observed.failed(&format!("the victims took {attacked} us, more than {most}")));
+    }
+    Ok(attacked.saturating_mul(10).checked_div(time).unwrap_or(0))
+}
+
+/// One family of cases, all of which the attacker survives and finds right.
+fn survives(on: On, family: &str) -> Outcome<Found> {
+    let text = format!(
+        "[[domain]]\nname = \"attack\"\nkernel = \"guest:attack\"\nmemory = \"16M\"\nvcpus = 2\n\
+         cmdline = \"only={family} step={} peer=1\"\n",
+        on.step
+    );
+    let observed = observe(&options(on, family, &text)?)?;
+    let cases = observed.console.iter().filter(|line| line.starts_with("(d3) ok ")).count();
+    if let Some(wrong) = observed.console.iter().find(|line| line.starts_with("(d3) not ok ")) {
+        return Err(observed.failed(&format!("{wrong} ({cases} others are ok)")));
+    }
+    if !observed.console.iter().any(|line| *line == format!("(d3) 1..{cases}")) || cases == 0 {
+        return Err(
+            observed.failed(&format!("{cases} cases are ok, and the attacker's plan does not say so"))
+        );
+    }
+    if let Err(failure) = &observed.result {
+        return Err(observed.failed(&failure.to_string()));
+    }
+    let times = unharmed(on, &observed, on.clock(), 2)?;
+    Ok(Found::Good(format!("{cases} cases; the victims took {}.{} times as long", times / 10, times % 10)))
+}
+
+/// All that nobody survives at once, until the victims have ended.
+fn dies(on: On) -> Outcome<Found> {
+    let attackers: String = DEADLY
+        .iter()
+        .map(|how| {
+            format!("[[domain]]\nname = \"{how}\"\nkernel = \"guest:faulty\"\nmemory = \"8M\"\ncmdline = \"how={how}\"\n")
+        })
+        .collect();
+    let mut ended = 0;
+    let mut options = options(on, "deadly", &attackers)?;
+    // A guest that takes exceptions without ever executing an instruction stops a clock that counts instructions.
+    options.icount = false;
+    let observed = observe_until(&options, &mut |log| {
+        ended += u32::from(["d1: shutdown poweroff", "d2: shutdown poweroff"].contains(&log));
+        if ended == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    for (index, how) in DEADLY.iter().enumerate() {
+        let began = format!("(d{}) faulty: {how}", index + 3);
+        if !observed.console.contains(&began) {
+            return Err(observed.failed(&format!("no line \"{began}\"")));
+        }
+    }
+    let times = unharmed(on, &observed, Clock::Wall, DEADLY.len() as u64)?;
+    Ok(Found::Good(format!("the victims took {}.{} times as long", times / 10, times % 10)))
+}
