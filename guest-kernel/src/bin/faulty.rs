@@ -64,7 +64,7 @@ fn lost(how: &str) {
         // Off, with the stack and the program counter where they were.
         // SAFETY: as above.
         "mmu" => unsafe {
-            asm!("msr sctlr_el1, {}", "isb", "1: ldr {}, [{}]", "b 1b", in(reg) 0x30d0_0980_u64, out(reg) _, in(reg) NOWHERE)
+            asm!("msr sctlr_el1, {}", "isb", "1: ldr {}, [{}]", "b 1b", in(reg) 0x30d0_0980_u64, out(reg) _, in(reg) NOWHERE);
         },
         // An illegal return, to a mode that is not there; the vectors then are nowhere too.
         // SAFETY: as above.
@@ -73,7 +73,7 @@ fn lost(how: &str) {
         },
         // SAFETY: as above.
         "stack" => unsafe {
-            asm!("mov sp, {}", "msr tpidr_el1, {}", "ldr x0, [sp]", in(reg) 8_u64, in(reg) u64::MAX, out("x0") _)
+            asm!("mov sp, {}", "msr tpidr_el1, {}", "ldr x0, [sp]", in(reg) 8_u64, in(reg) u64::MAX, out("x0") _);
         },
         // SAFETY: as above.
         "registers" => unsafe {

@@ -87,7 +87,7 @@ fn work(page: &Frame, channel: &Channel, peer: DomId, parity: u32, rounds: u32) 
         if round % 16 == 0 {
             timer::sleep(Duration::from_millis(1)).map_err(|_| "no timer")?;
         }
-        registers.check().map_err(|_| "a register has changed")?;
+        registers.check().map_err(|()| "a register has changed")?;
         page.words()[TURN].store(round * 2 + parity + 1, Ordering::Release);
         channel.notify().map_err(|_| "an event was refused")?;
     }
@@ -162,7 +162,7 @@ impl Registers {
     fn fill(parity: u32) -> Self {
         let mut vectors = vec![0; 64];
         for (word, index) in vectors.iter_mut().zip(1..) {
-            *word = u64::from(parity + 1) << 32 | index * 0x0101_0101;
+            *word = u64::from(parity + 1) << 32 | (index * 0x0101_0101);
         }
         let mark = u64::from(parity + 1) * 0x1111;
         // SAFETY: floating point is let in, and nothing here uses it: softfloat. The system registers have no effect on what runs.
@@ -183,16 +183,18 @@ impl Registers {
     }
 
     fn system() -> [u64; 6] {
-        let (a, b, c, d, e, f): (u64, u64, u64, u64, u64, u64);
-        // SAFETY: reads registers.
+        let mut values = [0; 6];
+        // SAFETY: reads registers, and stores them into `values`.
         unsafe {
             asm!(
-                "mrs {a}, contextidr_el1", "mrs {b}, amair_el1", "mrs {c}, afsr0_el1", "mrs {d}, sp_el0", "mrs {e}, s3_3_c4_c4_1", "mrs {f}, csselr_el1",
-                a = out(reg) a, b = out(reg) b, c = out(reg) c, d = out(reg) d, e = out(reg) e, f = out(reg) f,
-                options(nomem, nostack, preserves_flags),
+                "mrs {a}, contextidr_el1", "mrs {b}, amair_el1", "stp {a}, {b}, [{p}]",
+                "mrs {a}, afsr0_el1", "mrs {b}, sp_el0", "stp {a}, {b}, [{p}, #16]",
+                "mrs {a}, s3_3_c4_c4_1", "mrs {b}, csselr_el1", "stp {a}, {b}, [{p}, #32]",
+                a = out(reg) _, b = out(reg) _, p = in(reg) values.as_mut_ptr(),
+                options(nostack, preserves_flags),
             );
         }
-        [a, b, c, d, e, f]
+        values
     }
 
     fn check(&self) -> Result<(), ()> {

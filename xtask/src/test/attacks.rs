@@ -59,6 +59,8 @@ const DEADLY: [&str; 12] = [
 
 /// Rounds of the victims: long enough that the attack is over before them.
 const ROUNDS: u32 = 1000;
+/// Beside attackers that never end.
+const FEW_ROUNDS: u32 = 100;
 /// A turn of the scheduler, microseconds.
 const TURN: u64 = 2000;
 /// Seconds until a run is given up.
@@ -80,18 +82,18 @@ pub(super) fn all() -> Vec<Step> {
     survived.chain(deadly).collect()
 }
 
-fn victims() -> String {
+fn victims(rounds: u32) -> String {
     format!(
         "[[domain]]\nname = \"first\"\nkernel = \"guest:victim\"\nmemory = \"16M\"\nchannels = [\"second\"]\n\
-         cmdline = \"role=first rounds={ROUNDS}\"\n\
+         cmdline = \"role=first rounds={rounds}\"\n\
          [[domain]]\nname = \"second\"\nkernel = \"guest:victim\"\nmemory = \"16M\"\n\
-         cmdline = \"role=second rounds={ROUNDS}\"\n"
+         cmdline = \"role=second rounds={rounds}\"\n"
     )
 }
 
-fn options(on: On, name: &str, attackers: &str) -> Outcome<Options> {
+fn options(on: On, name: &str, rounds: u32, attackers: &str) -> Outcome<Options> {
     let name = format!("attack-{name}-{}-{}-{}", on.cpu, on.cpus, on.gic);
-    let mut options = Options::for_file(systems::write(&name, &format!("{}{attackers}", victims()))?);
+    let mut options = Options::for_file(systems::write(&name, &format!("{}{attackers}", victims(rounds)))?);
     options.cpu = Some(on.cpu.into());
     options.cpus = Some(on.cpus);
     options.gic = Some(on.gic);
@@ -101,7 +103,9 @@ fn options(on: On, name: &str, attackers: &str) -> Outcome<Options> {
 }
 
 /// What the victims say but for the time, in the order of the domains; and the longest time, microseconds.
-fn said(observed: &Observed) -> (Vec<String>, u64) {
+type Said = (Vec<String>, u64);
+
+fn said(observed: &Observed) -> Said {
     let (mut lines, mut longest) = (Vec::new(), 0);
     for line in observed.console.iter().filter(|line| line.contains("victim: ")) {
         match line.split_once("victim: time ") {
@@ -117,13 +121,13 @@ fn said(observed: &Observed) -> (Vec<String>, u64) {
 }
 
 /// The run without an attacker, once for each machine.
-fn alone(on: On) -> Outcome<(Vec<String>, u64)> {
-    static RUNS: Mutex<BTreeMap<On, (Vec<String>, u64)>> = Mutex::new(BTreeMap::new());
+fn alone(on: On, rounds: u32) -> Outcome<Said> {
+    static RUNS: Mutex<BTreeMap<(On, u32), Said>> = Mutex::new(BTreeMap::new());
     let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = runs.get(&on) {
+    if let Some(known) = runs.get(&(on, rounds)) {
         return Ok(known.clone());
     }
-    let observed = observe(&options(on, "alone", "")?)?;
+    let observed = observe(&options(on, &format!("alone-{rounds}"), rounds, "")?)?;
     if let Err(failure) = &observed.result {
         return Err(observed.failed(&format!("without an attacker: {failure}")));
     }
@@ -131,14 +135,14 @@ fn alone(on: On) -> Outcome<(Vec<String>, u64)> {
     if found.0.len() != 10 {
         return Err(observed.failed("the victims do not say five things each"));
     }
-    runs.insert(on, found.clone());
+    runs.insert((on, rounds), found.clone());
     Ok(found)
 }
 
 /// The victims are as they were alone, and where instructions are counted they lost no more than their place in the queue costs:
 /// a turn of each attacker at each of their waits.
-fn unharmed(on: On, observed: &Observed, clock: Clock, attackers: u64) -> Outcome<u64> {
-    let (expected, time) = alone(on)?;
+fn unharmed(on: On, rounds: u32, observed: &Observed, clock: Clock, attackers: u64) -> Outcome<u64> {
+    let (expected, time) = alone(on, rounds)?;
     let (found, attacked) = said(observed);
     if let Some((one, other)) = expected.iter().zip(&found).find(|(one, other)| one != other) {
         return Err(observed.failed(&format!("a victim said \"{other}\", alone \"{one}\"")));
@@ -154,7 +158,7 @@ fn unharmed(on: On, observed: &Observed, clock: Clock, attackers: u64) -> Outcom
     if observed.console.iter().any(|line| line.starts_with("BUG")) {
         return Err(observed.failed("the hypervisor has a bug"));
     }
-    let waits = u64::from(ROUNDS) * 2 + u64::from(ROUNDS) / 4 + 100;
+    let waits = u64::from(rounds) * 2 + u64::from(rounds) / 4 + 100;
     let most = time.saturating_mul(2) + waits * TURN * attackers * 5 / 4;
     if clock == Clock::Instructions && attacked > most {
         return Err(observed.failed(&format!("the victims took {attacked} us, more than {most}")));
@@ -169,7 +173,7 @@ fn survives(on: On, family: &str) -> Outcome<Found> {
          cmdline = \"only={family} step={} peer=1\"\n",
         on.step
     );
-    let observed = observe(&options(on, family, &text)?)?;
+    let observed = observe(&options(on, family, ROUNDS, &text)?)?;
     let cases = observed.console.iter().filter(|line| line.starts_with("(d3) ok ")).count();
     if let Some(wrong) = observed.console.iter().find(|line| line.starts_with("(d3) not ok ")) {
         return Err(observed.failed(&format!("{wrong} ({cases} others are ok)")));
@@ -182,20 +186,20 @@ fn survives(on: On, family: &str) -> Outcome<Found> {
     if let Err(failure) = &observed.result {
         return Err(observed.failed(&failure.to_string()));
     }
-    let times = unharmed(on, &observed, on.clock(), 2)?;
+    let times = unharmed(on, ROUNDS, &observed, on.clock(), 2)?;
     Ok(Found::Good(format!("{cases} cases; the victims took {}.{} times as long", times / 10, times % 10)))
 }
 
 /// All that nobody survives at once, until the victims have ended.
 fn dies(on: On) -> Outcome<Found> {
-    let attackers: String = DEADLY
-        .iter()
-        .map(|how| {
-            format!("[[domain]]\nname = \"{how}\"\nkernel = \"guest:faulty\"\nmemory = \"8M\"\ncmdline = \"how={how}\"\n")
-        })
-        .collect();
+    let domain = |how: &&str| {
+        format!(
+            "[[domain]]\nname = \"{how}\"\nkernel = \"guest:faulty\"\nmemory = \"8M\"\ncmdline = \"how={how}\"\n"
+        )
+    };
+    let attackers = DEADLY.iter().map(domain).collect::<Vec<_>>().concat();
     let mut ended = 0;
-    let mut options = options(on, "deadly", &attackers)?;
+    let mut options = options(on, "deadly", FEW_ROUNDS, &attackers)?;
     // A guest that takes exceptions without ever executing an instruction stops a clock that counts instructions.
     options.icount = false;
     let observed = observe_until(&options, &mut |log| {
@@ -208,6 +212,6 @@ fn dies(on: On) -> Outcome<Found> {
             return Err(observed.failed(&format!("no line \"{began}\"")));
         }
     }
-    let times = unharmed(on, &observed, Clock::Wall, DEADLY.len() as u64)?;
+    let times = unharmed(on, FEW_ROUNDS, &observed, Clock::Wall, DEADLY.len() as u64)?;
     Ok(Found::Good(format!("the victims took {}.{} times as long", times / 10, times % 10)))
 }

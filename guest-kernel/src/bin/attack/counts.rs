@@ -80,7 +80,7 @@ fn grants(tap: &mut Tap) {
         clear();
         put(&[SELF | frames << 32, 0, END - 8]);
         let answer = call(Hypercall::GrantTableOp, [u64::from(GrantOp::SetupTable.number()), PAGE, 1, 0, 0]);
-        let status = FRAME.words()[2].load(Ordering::SeqCst) as u16 as i16;
+        let status = (FRAME.words()[2].load(Ordering::SeqCst) as u16).cast_signed();
         if answer != Ok(0) || status > 0 {
             wrong = wrong.or(Some((frames, answer, status)));
         }

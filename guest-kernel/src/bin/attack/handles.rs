@@ -295,14 +295,15 @@ fn crossing(tap: &mut Tap) {
 /// Rounds of each call while its structure changes.
 const ROUNDS: u32 = 400;
 
+static DONE: AtomicBool = AtomicBool::new(false);
+static PAGE: Frame = Frame::zeroed();
+
 /// Another vCPU writes into the structures all the time: every call ends in one way or another.
 fn changing(tap: &mut Tap, guest: &Guest) {
-    static DONE: AtomicBool = AtomicBool::new(false);
     let other = smp::all().next_back().filter(|other| other.number() > 0);
     let (Some(other), Ok(())) = (other, guest_kernel::interrupt::start(guest.tree.gic)) else {
         return tap.that("xsa_166: structures that change during the call (one vCPU: nothing to do)", true);
     };
-    static PAGE: Frame = Frame::zeroed();
     let at = core::ptr::from_ref(&PAGE).expose_provenance() as u64;
     let started = smp::start(other, || {
         let mut value = 0x9e37_79b9_u32;

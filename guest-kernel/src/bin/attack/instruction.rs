@@ -7,7 +7,7 @@ pub(crate) const RET: u32 = 0xd65f_03c0;
 /// `svc #0`
 pub(crate) const SVC: u32 = 0xd400_0001;
 
-/// Encodings of one `op0`: op1, CRn, CRm, op2.
+/// Encodings of one `op0`: op1, `CRn`, `CRm`, op2.
 pub(crate) const SYSTEM_ENCODINGS: u32 = 1 << 14;
 
 /// Whether a system instruction reads.

@@ -37,7 +37,7 @@ const NOT_LET_IN: [u64; 3] = [class::FLOATING_POINT, 0x19, 0x1d];
 /// An undefined instruction, or one that this guest's own EL1 traps: what it has not let in, what EL0 may not, and identification registers
 /// that are not there (`FEAT_IDST`, `CRn` 0).
 fn refused(level: Level, encoding: u32, taken: Taken) -> bool {
-    let own_trap = level != Level::El1 || encoding >> 7 & 0xf == 0;
+    let own_trap = level != Level::El1 || (encoding >> 7).is_multiple_of(16);
     let vector = if level == Level::El1 { 4 } else { 8 };
     let undefined = taken.class() == class::UNKNOWN || NOT_LET_IN.contains(&taken.class());
     taken.vector == vector && (undefined || own_trap && taken.class() == class::SYSTEM_REGISTER)
@@ -80,13 +80,14 @@ fn shown_address(values: &[Option<u64>]) -> Option<(usize, u64)> {
         .find_map(|(index, value)| value.filter(|value| shown(*value)).map(|value| (index, value)))
 }
 
-/// The fields of identification registers that must be zero: SVE, AMU, MPAM, RAS (AArch64PFR0); MTE, SME, MPAM, CSV2 minor version,
+/// The fields of identification registers that must be zero: SVE, AMU, MPAM, RAS (`PFR0`); MTE, SME, MPAM, CSV2 minor version,
 /// NMI (PFR1); trace, sampling, performance monitors (DFR0); pointer authentication (ISAR1).
 fn identity(tap: &mut Tap, read: &[Option<u64>]) {
     let value = |crm: u32, op2: u32| {
         read[(2 * SYSTEM_ENCODINGS + encoding(0, 0, crm, op2)) as usize].unwrap_or(u64::MAX)
     };
-    let fields = |value: u64, fields: &[u32]| fields.iter().all(|field| value >> (field * 4) & 0xf == 0);
+    let fields =
+        |value: u64, fields: &[u32]| fields.iter().all(|field| (value >> (field * 4)).is_multiple_of(16));
     let pfr0 = value(4, 0);
     tap.that("xsa_351: activity monitors are not offered", fields(pfr0, &[11]));
     tap.that("neither SVE nor RAS nor MPAM nor secure EL2 is offered", fields(pfr0, &[7, 8, 9, 10]));
