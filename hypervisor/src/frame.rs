@@ -265,6 +265,12 @@ impl FrameTable {
         Some(self.entry(mfn)?.state())
     }
 
+    /// Every frame with its state; for the self-check.
+    pub fn states(&self) -> impl Iterator<Item = (Mfn, FrameState)> + '_ {
+        let frames = (self.base.get()..self.end()).filter_map(Mfn::new);
+        frames.zip(self.entries.iter().map(FrameEntry::state))
+    }
+
     /// Takes a reference to a data frame of `owner`. The caller holds `owner`'s lock.
     ///
     /// # Errors

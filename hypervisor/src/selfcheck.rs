@@ -66,32 +66,33 @@ pub fn check<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Every frame of a table with its state.
-fn frames(table: &FrameTable) -> impl Iterator<Item = (Mfn, crate::frame::FrameState)> + '_ {
-    (table.base().get()..table.end()).filter_map(|number| {
-        let mfn = Mfn::new(number)?;
-        Some((mfn, table.state(mfn)?))
-    })
-}
-
 fn totals<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
     let table = &machine.frames.table;
-    for (mfn, state) in frames(table) {
+    // Row 0 is the hypervisor's and the free, the others follow the list of domains.
+    let mut counted = [[0_u32; Role::ALL.len()]; MAX_DOMAINS + 1];
+    let mut last = (DomId::XEN, 0);
+    for (mfn, state) in table.states() {
+        if state.owner != last.0 {
+            let found = machine.domains.iter().position(|domain| domain.id == state.owner);
+            last = (
+                state.owner,
+                if state.owner == DomId::XEN { 0 } else { found.map_or(usize::MAX, |at| at.wrapping_add(1)) },
+            );
+        }
+        let count = counted.get_mut(last.1).and_then(|row| row.get_mut(usize::from(state.role as u8)));
+        let Some(count) = count else { return Err(Violation::Entry(mfn)) };
+        *count = count.wrapping_add(1);
         if (state.role != Role::Free && state.order != NO_ORDER)
             || (state.role != Role::Data && state.count != 0)
         {
             return Err(Violation::Entry(mfn));
         }
     }
-    let domains = (0..=MAX_DOMAINS).filter_map(|id| u16::try_from(id).ok().map(DomId));
-    for owner in core::iter::once(DomId::XEN).chain(domains) {
-        // Counted in one pass for each owner; only owners that exist are worth one.
-        if owner != DomId::XEN && machine.domain(owner).is_none() {
-            continue;
-        }
+    let domains = machine.domains.iter().map(|domain| domain.id);
+    for (row, owner) in core::iter::once(DomId::XEN).chain(domains).enumerate() {
         for role in Role::ALL {
-            let found = frames(table).filter(|(_, state)| state.owner == owner && state.role == role).count();
-            if role != Role::NotRam && u64::try_from(found) != Ok(table.total(owner, role)) {
+            let found = counted.get(row).and_then(|row| row.get(usize::from(role as u8)));
+            if role != Role::NotRam && found.copied().map(u64::from) != Some(table.total(owner, role)) {
                 return Err(Violation::Total(owner, role));
             }
         }
@@ -245,7 +246,7 @@ fn counts<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Viol
     };
     let table = &machine.frames.table;
     // Frames with a count have as many holders...
-    for (mfn, found) in frames(table) {
+    for (mfn, found) in table.states() {
         if found.owner == domain.id && found.count != 0 && found.count != holders(mfn) {
             return Err(Violation::Count(mfn));
         }

@@ -6,8 +6,16 @@
     clippy::missing_panics_doc,
     clippy::unwrap_used,
     clippy::panic,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::missing_errors_doc,
     reason = "panics are how tests fail"
 )]
+
+pub mod drive;
+pub mod spec;
 
 use hypervisor::addr::{FrameAddr, Gfn, Mfn};
 use hypervisor::evtchn::check_channels;

@@ -1,55 +1,68 @@
-//! RAM of the fake machine, kept only where it was touched.
+//! RAM of the fake machine; bytes are kept only where it was written.
 use core::ops::Range;
 use std::boxed::Box;
-use std::collections::HashMap;
+use std::vec::Vec;
 
 use super::GARBAGE;
 use crate::addr::{FrameAddr, Mfn};
 
+/// What a frame holds.
+#[derive(Clone, Debug)]
+enum Bytes {
+    Garbage,
+    Zeroes,
+    These(Box<[u8; 4096]>),
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Ram {
     frames: Range<u64>,
-    /// Frames that were written or cleared; `None` is all zeroes.
-    touched: HashMap<u64, Option<Box<[u8; 4096]>>>,
+    /// Index = frame in `frames`.
+    bytes: Vec<Bytes>,
 }
 
 impl Ram {
     pub(super) fn new(frames: Range<u64>) -> Self {
-        Self { frames, touched: HashMap::new() }
+        let count = usize::try_from(frames.end - frames.start).expect("fewer frames than addresses");
+        Self { frames, bytes: std::vec![Bytes::Garbage; count] }
     }
 
     pub(super) fn check(&self, frame: Mfn) {
         assert!(self.frames.contains(&frame.get()), "frame {:#x} is not RAM", frame.get());
     }
 
+    fn index(&self, frame: Mfn) -> usize {
+        self.check(frame);
+        usize::try_from(frame.get() - self.frames.start).expect("it is in the vector")
+    }
+
     pub(super) fn read(&self, at: FrameAddr, into: &mut [u8]) {
-        self.check(at.frame());
         let len = into.len().min(at.left());
         let into = &mut into[..len];
-        match self.touched.get(&at.frame().get()) {
-            Some(Some(bytes)) => into.copy_from_slice(&bytes[at.offset()..at.offset() + len]),
-            Some(None) => into.fill(0),
-            None => into.fill(GARBAGE),
+        match &self.bytes[self.index(at.frame())] {
+            Bytes::These(bytes) => into.copy_from_slice(&bytes[at.offset()..at.offset() + len]),
+            Bytes::Zeroes => into.fill(0),
+            Bytes::Garbage => into.fill(GARBAGE),
         }
     }
 
     pub(super) fn write(&mut self, at: FrameAddr, from: &[u8]) {
-        self.check(at.frame());
         let len = from.len().min(at.left());
-        let frame = match self.touched.entry(at.frame().get()) {
-            std::collections::hash_map::Entry::Occupied(entry) => {
-                entry.into_mut().get_or_insert_with(|| Box::new([0; 4096]))
-            }
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                entry.insert(None).get_or_insert_with(|| Box::new([GARBAGE; 4096]))
-            }
-        };
-        frame[at.offset()..at.offset() + len].copy_from_slice(&from[..len]);
+        let index = self.index(at.frame());
+        let held = &mut self.bytes[index];
+        match held {
+            Bytes::These(_) => {}
+            Bytes::Zeroes => *held = Bytes::These(Box::new([0; 4096])),
+            Bytes::Garbage => *held = Bytes::These(Box::new([GARBAGE; 4096])),
+        }
+        if let Bytes::These(frame) = held {
+            frame[at.offset()..at.offset() + len].copy_from_slice(&from[..len]);
+        }
     }
 
     pub(super) fn clear(&mut self, frame: Mfn) {
-        self.check(frame);
-        self.touched.insert(frame.get(), None);
+        let index = self.index(frame);
+        self.bytes[index] = Bytes::Zeroes;
     }
 
     pub(super) fn word(&self, at: FrameAddr) -> u64 {

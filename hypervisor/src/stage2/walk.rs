@@ -2,7 +2,9 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use super::descriptor::{Descriptor, ENTRIES, INDEX_BITS, LAST_LEVEL};
 use super::{FIRST_LEVEL, Mapping, ROOT_TABLES, level_order};
-use crate::addr::{Gfn, Mfn};
+use zerocopy::IntoBytes;
+
+use crate::addr::{FrameAddr, Gfn, Mfn};
 use crate::hardware::Hardware;
 
 /// An entry that is not empty.
@@ -35,44 +37,64 @@ pub enum Entry {
     },
 }
 
+/// Entries that are read at once.
+const CHUNK: usize = 64;
+
 /// Shows every entry to `visit`, until that returns false. The caller holds the domain's lock.
 ///
 /// Bounded: each of the root's 1024 entries, and of the at most 512 tables below each, is read once.
 pub fn walk<H: Hardware>(hw: &H, root: Mfn, mut visit: impl FnMut(Entry) -> bool) {
-    let roots = (0..u64::from(ROOT_TABLES)).filter_map(|n| Some((root.checked_add(n)?, n)));
-    for (table, n) in roots {
-        for one in 0..ENTRIES {
-            let gfn = (n << INDEX_BITS | one as u64) << level_order(FIRST_LEVEL);
-            let Some((table, level)) = show(hw, table, one, FIRST_LEVEL, gfn, &mut visit) else { return };
-            let Some(table) = table else { continue };
-            for two in 0..ENTRIES {
-                let gfn = gfn | (two as u64) << level_order(level);
-                let Some((table, level)) = show(hw, table, two, level, gfn, &mut visit) else { return };
-                let Some(table) = table else { continue };
-                for three in 0..ENTRIES {
-                    if show(hw, table, three, level, gfn | three as u64, &mut visit).is_none() {
-                        return;
-                    }
-                }
-            }
+    for n in 0..u64::from(ROOT_TABLES) {
+        let Some(table) = root.checked_add(n) else { return };
+        let gfn = n << INDEX_BITS << level_order(FIRST_LEVEL);
+        let goes_on = each(hw, table, gfn, FIRST_LEVEL, |gfn, entry| {
+            show(gfn, entry, FIRST_LEVEL, &mut visit).is_some_and(|below| {
+                let Some(table) = below else { return true };
+                each(hw, table, gfn, FIRST_LEVEL.wrapping_add(1), |gfn, entry| {
+                    show(gfn, entry, FIRST_LEVEL.wrapping_add(1), &mut visit).is_some_and(|below| {
+                        let Some(table) = below else { return true };
+                        each(hw, table, gfn, LAST_LEVEL, |gfn, entry| {
+                            show(gfn, entry, LAST_LEVEL, &mut visit).is_some()
+                        })
+                    })
+                })
+            })
+        });
+        if !goes_on {
+            return;
         }
     }
 }
 
-/// Shows one entry; `None` to stop, else the table below it, if any, and that table's level.
-fn show<H: Hardware>(
+/// Shows every entry of a table that is not empty, with the first guest frame that it is for; false when `visit` said so.
+fn each<H: Hardware>(
     hw: &H,
     table: Mfn,
-    index: usize,
+    first: u64,
     level: u32,
-    gfn: u64,
-    visit: &mut impl FnMut(Entry) -> bool,
-) -> Option<(Option<Mfn>, u32)> {
-    let entry = Descriptor::from_raw(hw.table_read(table, index));
-    let below = level.wrapping_add(1);
-    if entry == Descriptor::INVALID {
-        return Some((None, below));
+    mut visit: impl FnMut(u64, Descriptor) -> bool,
+) -> bool {
+    for start in (0..ENTRIES).step_by(CHUNK) {
+        let mut words = [0_u64; CHUNK];
+        let Some(at) = FrameAddr::new(table, start.wrapping_mul(size_of::<u64>())) else { return false };
+        hw.read(at, words.as_mut_bytes());
+        for (index, word) in (start..).zip(words) {
+            let gfn = first | (index as u64) << level_order(level);
+            if word != 0 && !visit(gfn, Descriptor::from_raw(word)) {
+                return false;
+            }
+        }
     }
+    true
+}
+
+/// Shows one entry; `None` to stop, else the table below it, if any.
+fn show(
+    gfn: u64,
+    entry: Descriptor,
+    level: u32,
+    visit: &mut impl FnMut(Entry) -> bool,
+) -> Option<Option<Mfn>> {
     let gfn = Gfn::new(gfn)?;
     let (seen, next) = match (entry.kind(), entry.as_table()) {
         (Some(kind), _) => {
@@ -85,9 +107,9 @@ fn show<H: Hardware>(
             }
         }
         (None, Some(table)) if level < LAST_LEVEL && entry == Descriptor::table(table) => {
-            (Entry::Table { table, level: below }, Some(table))
+            (Entry::Table { table, level: level.wrapping_add(1) }, Some(table))
         }
         (None, _) => (Entry::Malformed { gfn, raw: entry.raw() }, None),
     };
-    visit(seen).then_some((next, below))
+    visit(seen).then_some(next)
 }

@@ -122,6 +122,12 @@ impl VcpuShared {
         Mail { raised: u32::try_from(mail & 0xffff_ffff).unwrap_or(0), service: mail & SERVICE != 0 }
     }
 
+    /// Tests: empties the mailbox as the owner does; returns the raised private interrupts.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn emptied(&self) -> u32 {
+        self.take_mail().raised
+    }
+
     /// Takes the raised SPIs of one word.
     pub(super) fn take_spis(&self, word: usize) -> u32 {
         match self.spis.get(word) {

@@ -1,0 +1,150 @@
+//! RAM, and what guest frames show.
+use pv_abi::Errno;
+
+use super::{Dom, Frame, GFN_LIMIT, Gfn, Spec};
+
+/// A page of the hypervisor's that a domain may place.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum SharedPage {
+    /// The shared-info page.
+    Info,
+    /// A frame of the grant table.
+    Grant(u32),
+}
+
+/// What a guest frame shows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Place {
+    /// The domain's own RAM.
+    Ram(Frame),
+    /// A page of the hypervisor's.
+    Shared(SharedPage),
+    /// A page that was granted.
+    Grant {
+        /// Another's frame, or one's own.
+        frame: Frame,
+        /// Whether it may be written.
+        writable: bool,
+    },
+}
+
+impl Spec {
+    /// The domain's own RAM at a guest frame.
+    pub fn ram_at(&self, id: Dom, gfn: Gfn) -> Option<Frame> {
+        match self.of(id).places.get(&gfn) {
+            Some(Place::Ram(frame)) => Some(*frame),
+            Some(Place::Shared(_) | Place::Grant { .. }) | None => None,
+        }
+    }
+
+    /// Something appears at a guest frame, whatever was there; RAM that was there stays the domain's, in no place.
+    pub(super) fn put(&mut self, id: Dom, gfn: Gfn, place: Place) {
+        let domain = self.of_mut(id);
+        domain.places.insert(gfn, place);
+        domain.highest = domain.highest.max(gfn);
+    }
+
+    /// Whether a domain may have so many frames more.
+    pub fn may_have(&self, who: Dom, frames: u64) -> bool {
+        let domain = self.of(who);
+        domain.ram.len() as u64 + frames <= domain.quota.ram
+    }
+
+    /// I2: a frame that was nobody's becomes a domain's, empty, in a place or in none.
+    ///
+    /// # Errors
+    /// It is somebody's.
+    pub fn gain(&mut self, who: Dom, frame: Frame, gfn: Option<Gfn>) -> Result<(), String> {
+        if let Some(owner) = self.owner(frame) {
+            return Err(format!("frame {frame:#x} is given to domain {who} and is domain {owner}'s"));
+        }
+        self.of_mut(who).ram.insert(frame);
+        self.bytes.insert(frame, vec![0; 4096]);
+        if let Some(gfn) = gfn {
+            self.put(who, gfn, Place::Ram(frame));
+        }
+        Ok(())
+    }
+
+    /// A page of `XENMEM_decrease_reservation`: RAM that nobody refers to (ours; Xen takes it all the same).
+    pub fn lose(&mut self, who: Dom, gfn: Gfn) -> bool {
+        let Some(frame) = self.ram_at(who, gfn) else { return false };
+        if self.references(who, frame) != 0 {
+            return false;
+        }
+        let domain = self.of_mut(who);
+        domain.places.remove(&gfn);
+        domain.ram.remove(&frame);
+        self.bytes.remove(&frame);
+        true
+    }
+
+    /// `XENMEM_add_to_physmap` of the shared-info page (space 0) or of a frame of the grant table (1), which grows up to there.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn add(&mut self, who: Dom, dom: Dom, space: u32, index: u64, gfn: Gfn) -> Result<(), Errno> {
+        let id = self.any(who, dom);
+        // Foreign pages are a toolstack's, and asked about before anything else.
+        if space == 4 {
+            return Err(Errno::Enosys);
+        }
+        let id = id.ok_or(Errno::Esrch)?;
+        if id != who {
+            return Err(Errno::Eperm);
+        }
+        if gfn == u64::MAX {
+            return Err(Errno::Einval);
+        }
+        let page = match (space, u32::try_from(index & 0xFFFF_FFFF)) {
+            (0, _) if index == 0 => SharedPage::Info,
+            (1, Ok(index)) if index < self.of(who).quota.grant_frames => SharedPage::Grant(index),
+            (0 | 1, _) => return Err(Errno::Einval),
+            _ => return Err(Errno::Enosys),
+        };
+        if let SharedPage::Grant(index) = page {
+            let domain = self.of_mut(who);
+            domain.grant_frames = domain.grant_frames.max(index + 1);
+        }
+        if gfn >= 1 << 40 {
+            return Err(Errno::Einval);
+        }
+        if self.of(who).places.values().any(|place| *place == Place::Shared(page)) {
+            return Err(Errno::Ebusy);
+        }
+        if gfn >= GFN_LIMIT {
+            return Err(Errno::Einval);
+        }
+        self.put(who, gfn, Place::Shared(page));
+        Ok(())
+    }
+
+    /// `XENMEM_remove_from_physmap`: RAM and pages of the hypervisor's; RAM stays the domain's.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn remove(&mut self, who: Dom, dom: Dom, gfn: Gfn) -> Result<(), Errno> {
+        if self.any(who, dom).ok_or(Errno::Esrch)? != who {
+            return Err(Errno::Eperm);
+        }
+        match self.of(who).places.get(&gfn) {
+            Some(Place::Ram(_) | Place::Shared(_)) => {
+                self.of_mut(who).places.remove(&gfn);
+                Ok(())
+            }
+            Some(Place::Grant { .. }) | None => Err(Errno::Enoent),
+        }
+    }
+
+    /// A guest writes a word of a page that it sees; false when it may not.
+    pub fn write(&mut self, who: Dom, gfn: Gfn, offset: usize, value: u64) -> bool {
+        let frame = match self.of(who).places.get(&gfn) {
+            Some(Place::Ram(frame) | Place::Grant { frame, writable: true }) => *frame,
+            Some(Place::Shared(_) | Place::Grant { .. }) | None => return false,
+        };
+        if let Some(bytes) = self.bytes.get_mut(&frame) {
+            bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        true
+    }
+}
