@@ -50,38 +50,65 @@ pub enum Violation {
 /// # Errors
 /// The first violation.
 pub fn check<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
-    totals(machine)?;
-    for domain in machine.domains {
+    check_counts(machine)?;
+    check_mappings(machine)
+}
+
+/// Checks what does not need a walk of stage 2: owners, roles, counts and what is in use of grants.
+///
+/// # Errors
+/// The first violation.
+pub fn check_counts<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
+    let references = totals(machine)?;
+    for (domain, references) in machine.domains.iter().zip(references.iter().skip(1)) {
         {
             let state = domain.state.lock();
-            stage2(machine, domain, &state)?;
             domain_tables(machine, domain, &state)?;
             if state.memory.frames != machine.frames.table.total(domain.id, Role::Data) {
                 return Err(Violation::Memory(domain.id));
             }
         }
-        grants(machine, domain)?;
-        counts(machine, domain)?;
+        permitted(machine, domain)?;
+        counts(machine, domain, *references)?;
     }
     Ok(())
 }
 
-fn totals<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
+/// Checks stage 2: its tables, and that each domain maps what it may. The frame table must be in order.
+///
+/// # Errors
+/// The first violation.
+pub fn check_mappings<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
+    for domain in machine.domains {
+        let granted = stage2(machine, domain, &domain.state.lock())?;
+        if granted {
+            recorded(machine, domain)?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows of what is counted by owner: the hypervisor's and the free, then as the list of domains.
+const ROWS: usize = MAX_DOMAINS + 2;
+
+/// Compares the totals; returns the sum of the counts of each owner's frames.
+fn totals<H: Hardware>(machine: &Machine<H>) -> Result<[u64; ROWS], Violation> {
     let table = &machine.frames.table;
-    // Row 0 is the hypervisor's and the free, the others follow the list of domains.
-    let mut counted = [[0_u32; Role::ALL.len()]; MAX_DOMAINS + 1];
+    let mut counted = [[0_u32; Role::ALL.len()]; ROWS];
+    let mut references = [0_u64; ROWS];
     let mut last = (DomId::XEN, 0);
     for (mfn, state) in table.states() {
         if state.owner != last.0 {
             let found = machine.domains.iter().position(|domain| domain.id == state.owner);
-            last = (
-                state.owner,
-                if state.owner == DomId::XEN { 0 } else { found.map_or(usize::MAX, |at| at.wrapping_add(1)) },
-            );
+            let none = if state.owner == DomId::XEN { 0 } else { usize::MAX };
+            last = (state.owner, found.map_or(none, |at| at.wrapping_add(1)));
         }
         let count = counted.get_mut(last.1).and_then(|row| row.get_mut(usize::from(state.role as u8)));
         let Some(count) = count else { return Err(Violation::Entry(mfn)) };
         *count = count.wrapping_add(1);
+        if let Some(sum) = references.get_mut(last.1) {
+            *sum = sum.wrapping_add(u64::from(state.count));
+        }
         if (state.role != Role::Free && state.order != NO_ORDER)
             || (state.role != Role::Data && state.count != 0)
         {
@@ -102,12 +129,17 @@ fn totals<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
     {
         return Err(Violation::FreeLists);
     }
-    Ok(())
+    Ok(references)
 }
 
-fn stage2<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &DomainState) -> Result<(), Violation> {
+/// Tables and mappings; whether there are grants among them.
+fn stage2<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &DomainState,
+) -> Result<bool, Violation> {
     let table = &machine.frames.table;
-    let mut violation = None;
+    let (mut violation, mut granted) = (None, false);
     let mut tables: u32 = 0;
     let mut is_table = |mfn: Mfn| {
         tables = tables.saturating_add(1);
@@ -123,11 +155,14 @@ fn stage2<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &DomainStat
         violation = match entry {
             Entry::Table { table, .. } => (!is_table(table)).then_some(Violation::Tables(domain.id)),
             Entry::Malformed { gfn, .. } => Some(Violation::Malformed(domain.id, gfn)),
-            Entry::Leaf { gfn, order, mapping, .. } => (0..1u64.wrapping_shl(order)).find_map(|offset| {
-                let gfn = gfn.checked_add(offset)?;
-                let mapping = Mapping { mfn: mapping.mfn.checked_add(offset)?, ..mapping };
-                leaf(table, domain, gfn, mapping)
-            }),
+            Entry::Leaf { gfn, order, mapping, .. } => {
+                granted |= matches!(mapping.kind, Kind::GrantWritable | Kind::GrantReadOnly);
+                (0..1u64.wrapping_shl(order)).find_map(|offset| {
+                    let gfn = gfn.checked_add(offset)?;
+                    let mapping = Mapping { mfn: mapping.mfn.checked_add(offset)?, ..mapping };
+                    leaf(table, domain, gfn, mapping)
+                })
+            }
         };
         violation.is_none()
     });
@@ -139,7 +174,7 @@ fn stage2<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &DomainStat
     if tables != state.stage2.tables() || u64::from(tables) != owned || tables > state.stage2.limit() {
         return Err(Violation::Tables(domain.id));
     }
-    Ok(())
+    Ok(granted)
 }
 
 /// The frames in which the hypervisor remembers a domain's grants are the domain's, and all that have that role.
@@ -177,9 +212,8 @@ fn leaf(table: &FrameTable, domain: &Domain, gfn: Gfn, mapping: Mapping) -> Opti
     }
 }
 
-/// Every mapping that the domain tracks has a reference in use that permits it; and every grant that is mapped, one that is tracked there
-/// and permits it. A tracked mapping may have lost its place to something else, another grant included.
-fn grants<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
+/// Every mapping that the domain tracks has a reference in use that permits it.
+fn permitted<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
     let mut violation = Ok(());
     tracked(machine, domain, None, |gfn, writable, active| {
         let permits = active.is_some_and(|active| active.is_pinned() && (!writable || active.pins().1 != 0));
@@ -187,7 +221,12 @@ fn grants<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Viol
             violation = Err(Violation::Grant(domain.id, gfn));
         }
     });
-    violation?;
+    violation
+}
+
+/// Every grant that is mapped is tracked there, by one that permits it. A tracked mapping may have lost its place to something else, another
+/// grant included.
+fn recorded<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
     let mut violation = Ok(());
     walk(&machine.hw, domain.stage2_root, |entry| {
         if let Entry::Leaf { gfn, mapping, .. } = entry
@@ -233,42 +272,48 @@ fn tracked<H: Hardware>(
     }
 }
 
-/// The counts of a domain's frames are those of their holders, and of nothing else.
-fn counts<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
+/// The counts of a domain's frames, whose sum is `references`, are those of their holders: each that is held has as many as hold it, and
+/// there are no others.
+fn counts<H: Hardware>(machine: &Machine<H>, domain: &Domain, references: u64) -> Result<(), Violation> {
     let state = domain.state.lock();
-    let holders = |mfn: Mfn| {
-        let mut holders = infos(domain, mfn).saturating_add(areas(domain, mfn));
-        // A reference in use holds its frame once, however often it is mapped.
-        state.grants.pinned(machine, |_, active| {
-            holders = holders.saturating_add(u32::from(active.mfn() == Some(mfn)));
-        });
-        holders
-    };
     let table = &machine.frames.table;
-    // Frames with a count have as many holders...
-    for (mfn, found) in table.states() {
-        if found.owner == domain.id && found.count != 0 && found.count != holders(mfn) {
-            return Err(Violation::Count(mfn));
-        }
-    }
-    // ... and frames with a holder have a count.
-    let mut unheld = None;
+    let infos = || domain.vcpus.iter().filter_map(info_frame).filter(|mfn| *mfn != domain.shared_info);
+    // A reference in use holds its frame once, however often it is mapped. Those that the list has no room for are looked for each time.
+    let mut granted = heapless::Vec::<Mfn, 64>::new();
+    let mut fits = true;
     state.grants.pinned(machine, |_, active| {
-        let held = active.mfn().and_then(|mfn| table.state(mfn));
-        if held.is_none_or(|held| held.owner != domain.id || held.count == 0) {
-            unheld = active.mfn().or(unheld);
-        }
+        fits &= active.mfn().is_none_or(|mfn| granted.push(mfn).is_ok());
     });
-    if let Some(mfn) = unheld {
-        return Err(Violation::Count(mfn));
-    }
-    let infos = domain.vcpus.iter().filter_map(info_frame).filter(|mfn| *mfn != domain.shared_info);
-    for mfn in infos.chain(area_frames(domain)) {
-        if table.state(mfn).is_none_or(|held| held.owner != domain.id || held.count == 0) {
-            return Err(Violation::Count(mfn));
+    let holders = |mfn: Mfn| {
+        let areas = infos().chain(area_frames(domain)).filter(|held| *held == mfn).count();
+        let mut holders = granted.iter().filter(|held| **held == mfn).count();
+        if !fits {
+            holders = 0;
+            state.grants.pinned(machine, |_, active| {
+                holders = holders.saturating_add(usize::from(active.mfn() == Some(mfn)));
+            });
         }
+        holders.saturating_add(areas)
+    };
+    let (mut sum, mut wrong) = (0_u64, None);
+    let mut held = |mfn: Mfn| {
+        sum = sum.wrapping_add(1);
+        let found = table.state(mfn).filter(|found| found.owner == domain.id);
+        if found.is_none_or(|found| usize::try_from(found.count) != Ok(holders(mfn))) {
+            wrong = Some(mfn);
+        }
+    };
+    infos().chain(area_frames(domain)).for_each(&mut held);
+    state.grants.pinned(machine, |_, active| {
+        active.mfn().into_iter().for_each(&mut held);
+    });
+    // Somebody's count is of holders that have gone.
+    let idle = || table.states().find(|(_, found)| found.owner == domain.id && found.count != 0);
+    match wrong {
+        None if sum != references => Err(Violation::Count(idle().map_or_else(Mfn::default, |(mfn, _)| mfn))),
+        None => Ok(()),
+        Some(mfn) => Err(Violation::Count(mfn)),
     }
-    Ok(())
 }
 
 /// The frame of a vCPU's info area.
@@ -276,20 +321,9 @@ fn info_frame(vcpu: &Vcpu) -> Option<Mfn> {
     Some(vcpu.info_at()?.frame())
 }
 
-/// vCPUs whose info areas lie in a frame.
-fn infos(domain: &Domain, mfn: Mfn) -> u32 {
-    let found = domain.vcpus.iter().filter(|vcpu| info_frame(vcpu) == Some(mfn)).count();
-    u32::try_from(found).unwrap_or(u32::MAX)
-}
-
 /// The frames of vCPUs' run-state areas: one or two for each area.
 fn area_frames(domain: &Domain) -> impl Iterator<Item = Mfn> + '_ {
     domain.vcpus.iter().flat_map(|vcpu| vcpu.runstate.area()).flatten().map(FrameAddr::frame)
-}
-
-/// Parts of run-state areas that lie in a frame.
-fn areas(domain: &Domain, mfn: Mfn) -> u32 {
-    u32::try_from(area_frames(domain).filter(|frame| *frame == mfn).count()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -113,7 +113,7 @@ fn quiet_panics() {
 impl Run {
     /// A machine with so many domains of two vCPUs, all running.
     pub fn new(domains: u16) -> Self {
-        let world = World::new(domains);
+        let world = World::tight(domains);
         for id in 1..=domains {
             for vcpu in world.domain(id).vcpus {
                 vcpu.run.set(hypervisor::vcpu::Run::Running);

@@ -35,7 +35,15 @@ impl World {
     /// # Panics
     /// There are too many.
     pub fn new(domains: u16) -> Self {
-        Self::numbered(1, domains)
+        Self::numbered(1, domains, u64::from(domains) * 2048 + 1024)
+    }
+
+    /// A machine as of [`Self::new`] with little free memory: what walks all of it is quick.
+    ///
+    /// # Panics
+    /// There are too many.
+    pub fn tight(domains: u16) -> Self {
+        Self::numbered(1, domains, u64::from(domains) * 1100 + 400)
     }
 
     /// A machine with a control domain and so many others, ids from 1.
@@ -43,13 +51,12 @@ impl World {
     /// # Panics
     /// There are too many.
     pub fn with_control(domains: u16) -> Self {
-        Self::numbered(0, domains + 1)
+        Self::numbered(0, domains + 1, u64::from(domains + 1) * 2048 + 1024)
     }
 
-    fn numbered(first: u16, domains: u16) -> Self {
+    fn numbered(first: u16, domains: u16, free: u64) -> Self {
         let image_base = Mfn::new(0x4_0000).unwrap();
         let free_base = Mfn::new(0x4_0001).unwrap();
-        let free = u64::from(domains) * 2048 + 1024;
         let hw = FakeHardware::new(image_base, free + 1);
         hw.clear(image_base);
         hw.write(FrameAddr::new(image_base, 56).unwrap(), b"ARM\x64");

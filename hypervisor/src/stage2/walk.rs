@@ -1,9 +1,11 @@
 //! Every entry of a stage 2, in order of guest frames, without recursion: for the self-check and for tests.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use super::descriptor::{Descriptor, ENTRIES, INDEX_BITS, LAST_LEVEL};
-use super::{FIRST_LEVEL, Mapping, ROOT_TABLES, level_order};
+use core::ops::ControlFlow;
+
 use zerocopy::IntoBytes;
 
+use super::descriptor::{Descriptor, ENTRIES, INDEX_BITS, LAST_LEVEL};
+use super::{FIRST_LEVEL, Mapping, ROOT_TABLES, level_order};
 use crate::addr::{FrameAddr, Gfn, Mfn};
 use crate::hardware::Hardware;
 
@@ -44,17 +46,16 @@ const CHUNK: usize = 64;
 ///
 /// Bounded: each of the root's 1024 entries, and of the at most 512 tables below each, is read once.
 pub fn walk<H: Hardware>(hw: &H, root: Mfn, mut visit: impl FnMut(Entry) -> bool) {
+    const SECOND_LEVEL: u32 = FIRST_LEVEL + 1;
     for n in 0..u64::from(ROOT_TABLES) {
         let Some(table) = root.checked_add(n) else { return };
         let gfn = n << INDEX_BITS << level_order(FIRST_LEVEL);
         let goes_on = each(hw, table, gfn, FIRST_LEVEL, |gfn, entry| {
-            show(gfn, entry, FIRST_LEVEL, &mut visit).is_some_and(|below| {
-                let Some(table) = below else { return true };
-                each(hw, table, gfn, FIRST_LEVEL.wrapping_add(1), |gfn, entry| {
-                    show(gfn, entry, FIRST_LEVEL.wrapping_add(1), &mut visit).is_some_and(|below| {
-                        let Some(table) = below else { return true };
+            below(show(gfn, entry, FIRST_LEVEL, &mut visit), |table| {
+                each(hw, table, gfn, SECOND_LEVEL, |gfn, entry| {
+                    below(show(gfn, entry, SECOND_LEVEL, &mut visit), |table| {
                         each(hw, table, gfn, LAST_LEVEL, |gfn, entry| {
-                            show(gfn, entry, LAST_LEVEL, &mut visit).is_some()
+                            show(gfn, entry, LAST_LEVEL, &mut visit).is_continue()
                         })
                     })
                 })
@@ -63,6 +64,14 @@ pub fn walk<H: Hardware>(hw: &H, root: Mfn, mut visit: impl FnMut(Entry) -> bool
         if !goes_on {
             return;
         }
+    }
+}
+
+/// Goes on with the table below what was shown, if there is one.
+fn below(shown: ControlFlow<(), Option<Mfn>>, table: impl FnOnce(Mfn) -> bool) -> bool {
+    match shown {
+        ControlFlow::Break(()) => false,
+        ControlFlow::Continue(below) => below.is_none_or(table),
     }
 }
 
@@ -88,14 +97,14 @@ fn each<H: Hardware>(
     true
 }
 
-/// Shows one entry; `None` to stop, else the table below it, if any.
+/// Shows one entry; goes on with the table below it, if any.
 fn show(
     gfn: u64,
     entry: Descriptor,
     level: u32,
     visit: &mut impl FnMut(Entry) -> bool,
-) -> Option<Option<Mfn>> {
-    let gfn = Gfn::new(gfn)?;
+) -> ControlFlow<(), Option<Mfn>> {
+    let Some(gfn) = Gfn::new(gfn) else { return ControlFlow::Break(()) };
     let (seen, next) = match (entry.kind(), entry.as_table()) {
         (Some(kind), _) => {
             let mapping = Mapping { mfn: entry.frame(), kind };
@@ -111,5 +120,5 @@ fn show(
         }
         (None, _) => (Entry::Malformed { gfn, raw: entry.raw() }, None),
     };
-    visit(seen).then_some(next)
+    if visit(seen) { ControlFlow::Continue(next) } else { ControlFlow::Break(()) }
 }

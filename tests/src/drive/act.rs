@@ -218,7 +218,7 @@ impl Run {
     fn upcalls(&mut self, who: (u16, u32)) -> Result<(), String> {
         let ops = self.world.machine.hw.take_ops();
         let mut found = Vec::new();
-        for (id, _) in &self.spec.domains {
+        for id in self.spec.domains.keys() {
             let domain = self.world.domain(*id);
             for (number, mailbox) in (0..).zip(domain.gic) {
                 if mailbox.emptied() & PrivateIntid::EVENT_UPCALL.bit() != 0 {
@@ -812,7 +812,13 @@ impl Run {
         match kind {
             0xE8..0xEC => {
                 let (number, gfn) = (n.vcpu(), n.gfn());
-                let offset = n.one(&[0, 8, 4048, 64, 4049, 4056, 4, 4096, 1024, u32::MAX]);
+                let offset = n.one(&[24, 32, 4048, 64, 4049, 4056, 4, 4096, 1024, u32::MAX]);
+                // Two vCPUs at one place would be the guest's own confusion.
+                let offset = match (number, offset) {
+                    (1, 4048) => 4000,
+                    (1, offset @ ..4000) => offset + 200,
+                    _ => offset,
+                };
                 // Rarely: once done it stays.
                 if n.below(3) != 0 {
                     return Ok(());
@@ -858,8 +864,8 @@ impl Run {
 
     fn runstate_step(&mut self, who: (u16, u32), n: &mut Numbers<'_>) -> Result<(), String> {
         let (id, vcpu) = who;
-        let (number, gfn, offset) = (n.below(2), n.ram(), n.one(&[0_u64, 64, 4048, 4056, 8]));
-        // 48 bytes: what does not fit is in the next page.
+        let (number, gfn, offset) = (n.below(2), n.ram(), n.one(&[2048_u64, 3000, 4072]));
+        // 48 bytes, away from the words of a `vcpu_info`: what does not fit is in the next page.
         let pages = if offset > 4048 { 2 } else { 1 };
         let frames: Option<Vec<u64>> = (0..pages).map(|page| self.spec.ram_at(id, gfn + page)).collect();
         let address = if frames.is_some() { address(gfn) + offset } else { 0 };

@@ -99,7 +99,7 @@ impl Spec {
         &mut self,
         granter: Dom,
         gref: u32,
-        user: Dom,
+        by: Dom,
         writable: bool,
         purpose: For,
     ) -> Result<Frame, Status> {
@@ -109,7 +109,7 @@ impl Spec {
         }
         let used = domain.uses.get(&gref).copied();
         if let Some(used) = used
-            && (used.user != user || (if writable { used.writes } else { used.reads }) >= MOST_USES)
+            && (used.user != by || (if writable { used.writes } else { used.reads }) >= MOST_USES)
         {
             return Err(Status::GeneralError);
         }
@@ -118,7 +118,7 @@ impl Spec {
         let entry = domain.entries.get(&gref).copied().unwrap_or_default();
         if marks {
             let mask = if purpose == For::Map { TYPE | SUB_PAGE } else { TYPE };
-            if used.is_none() && (entry.flags & mask != PERMIT || entry.domid != user) {
+            if used.is_none() && (entry.flags & mask != PERMIT || entry.domid != by) {
                 return Err(Status::GeneralError);
             }
             if writable && entry.flags & READONLY != 0 {
@@ -138,7 +138,7 @@ impl Spec {
         let domain = self.of_mut(granter);
         match frame {
             Ok(frame) => {
-                let used = domain.uses.entry(gref).or_insert(Use { frame, user, reads: 0, writes: 0 });
+                let used = domain.uses.entry(gref).or_insert(Use { frame, user: by, reads: 0, writes: 0 });
                 *(if writable { &mut used.writes } else { &mut used.reads }) += 1;
             }
             Err(_) => self.reduce(granter, gref, writable),
