@@ -56,6 +56,8 @@ enum Command {
     Conformance(conformance::Options),
     /// Measure under QEMU, in instructions.
     Bench(bench::Options),
+    /// Write what goes on a board's SD card.
+    Image(rpi4::Options),
     /// Decode the log of a board: a serial device, a file, or standard input.
     Monitor(monitor::Options),
     /// Boot under QEMU and wait for a debugger.
@@ -86,6 +88,7 @@ fn dispatch(command: Command) -> Outcome<()> {
         Command::Test(options) => test::command(&options),
         Command::Conformance(options) => conformance::command(&options),
         Command::Bench(options) => bench::command(&options),
+        Command::Image(options) => rpi4::command(&options),
         Command::Monitor(options) => monitor::command(&options),
         Command::Debug(options) => debug::command(&options),
     }

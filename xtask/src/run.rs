@@ -255,7 +255,7 @@ pub(crate) fn prepare(
     let image = workspace::read(&hypervisor.image)?;
     if system.machine.board == Board::Rpi4 {
         let (card, digest) = card(system, checking, image)?;
-        let command = rpi4::boot(qemu, &card, system.machine.memory, clock, &folder.0)?;
+        let command = rpi4::boot(qemu, card, system.machine.memory, clock, &folder.0)?;
         return Ok(Prepared { command, digest, ground: None, _folder: folder });
     }
     let Gathered { files, modules, digest } =

@@ -7,10 +7,13 @@ use super::overlay::Overlay;
 use crate::dom0less::{self, Modules};
 use crate::failure::{Failure, Outcome};
 use crate::fdt::{self, Node};
+use crate::setup;
 use crate::system::System;
 
 /// The hypervisor.
 pub(crate) const KERNEL: &str = "kernel8.img";
+/// The board's device tree, by the name under which the firmware looks for it.
+pub(crate) const TREE: &str = "bcm2711-rpi-4-b.dtb";
 /// Where the guests' file goes, physical: above the kernel and what the firmware puts near it, in the first GiB, which every board has.
 pub(crate) const GUESTS: u64 = 0x1000_0000;
 /// Where it must end: the firmware puts the device tree and its own memory above.
@@ -46,6 +49,12 @@ impl Content {
             ("overlays/pavo.dtbo", fdt::write(&overlay(system, modules))?),
         ];
         Ok(Self { files: files.map(|(name, bytes)| (name.to_owned(), bytes)).into() })
+    }
+
+    /// Adds the board's device tree, which is free software beside the firmware's own files.
+    pub(crate) fn add_tree(&mut self) -> Outcome<()> {
+        self.files.insert(TREE.to_owned(), setup::board_tree()?);
+        Ok(())
     }
 
     /// A file's bytes.

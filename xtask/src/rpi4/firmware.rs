@@ -5,13 +5,13 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::content::Content;
-use super::{config_txt, overlay};
+use super::content::{Content, TREE};
+use super::{config_txt, disk, overlay};
 use crate::failure::{Doing, Failure, Outcome};
 use crate::fdt::{self, Node};
 use crate::machine::{Clock, dies_with_us, option_value};
 use crate::setup::Qemu;
-use crate::{setup, workspace};
+use crate::workspace;
 
 /// RAM in the first GiB: above it is the coprocessor's.
 const LOW_RAM: u64 = 0x3c00_0000;
@@ -23,7 +23,7 @@ const SERIALS: [&str; 2] = ["serial@7e201000", "serial@7e215040"];
 /// The command that boots a card's content on a board with so much memory.
 pub(crate) fn boot(
     qemu: &Qemu,
-    card: &Content,
+    mut card: Content,
     memory: u64,
     clock: Clock,
     folder: &Path,
@@ -31,9 +31,12 @@ pub(crate) fn boot(
     if !qemu.has_rpi4() {
         return Err(Failure::usage("--board: rpi4 needs QEMU 9.0 or later"));
     }
+    card.add_tree()?;
+    // What is booted has been on a card.
+    let card = disk::read(disk::write(&card)?)?;
     let config = std::str::from_utf8(card.file("config.txt")?).doing("config.txt")?;
     let config = config_txt::read(config)?;
-    let mut tree = fdt::parse(&setup::board_tree()?)?;
+    let mut tree = fdt::parse(card.file(TREE)?)?;
     for name in &config.overlays {
         overlay::apply(&mut tree, fdt::parse(card.file(&format!("overlays/{name}.dtbo"))?)?)?;
     }

@@ -1,7 +1,9 @@
 //! The Raspberry Pi 4: what goes on its SD card, and QEMU's `raspi4b` in the place of board and firmware.
 
+mod command;
 mod config_txt;
 mod content;
+mod disk;
 mod firmware;
 mod overlay;
 
@@ -10,5 +12,6 @@ pub(crate) const CPUS: u32 = 4;
 /// QEMU's board has 2 GiB.
 pub(crate) const MEMORY: u64 = 2 << 30;
 
+pub(crate) use command::{Options, command};
 pub(crate) use content::{Content, GUESTS, GUESTS_END};
 pub(crate) use firmware::boot;
