@@ -220,6 +220,7 @@ pub fn run_guests() -> ! {
     cpu.machine.set(Some(&running.machine));
     context::init_cpu();
     if cpu.id.0 == 0 {
+        console::buffer();
         defmt::info!("boot instructions {=u64}", regs::cntpct_el0::read());
     }
     let top = percpu::STACKS.top(usize::from(cpu.id.0));

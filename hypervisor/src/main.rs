@@ -23,6 +23,7 @@ extern "C" fn boot_primary(pa: u64, load: u64) -> ! {
     percpu::claim(0);
     mmu::init(load);
     timer::start();
+    boot::early_console();
     let tree = boot::tree(pa);
     let host = boot::machine(&tree, pa);
     defmt::info!(

@@ -347,7 +347,9 @@ pub(crate) fn boot(
     let mut see = |line: &[u8]| {
         let line = decoder.line(line);
         observer.see(&line);
-        each(&line)
+        let more = each(&line);
+        // Where nothing powers off, nothing more comes.
+        if observer.has_stopped() { ControlFlow::Break(()) } else { more }
     };
     let end = watch(&mut prepared.command, Duration::from_secs(options.timeout), &mut see)?;
     let ids = system.ids();

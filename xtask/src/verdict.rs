@@ -116,6 +116,11 @@ impl Observer {
         }
     }
 
+    /// Whether the hypervisor said that it stopped.
+    pub(crate) fn has_stopped(&self) -> bool {
+        !self.stops.is_empty()
+    }
+
     /// What is wrong, one phrase each; empty if the domains `ids` ended cleanly, once, and the digests agree with `digest`.
     pub(crate) fn problems(&self, ids: &[u32], digest: Option<&str>) -> Vec<String> {
         if !self.stops.is_empty() {

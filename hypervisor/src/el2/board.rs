@@ -61,8 +61,6 @@ pub fn power_off() {
     let registers = with_exposed_provenance::<PowerManager>(POWER.load(Ordering::Relaxed));
     // SAFETY: null, or invariant 1.
     if let Some(power) = unsafe { registers.as_ref() } {
-        // What was sent to the console is out before the power goes.
-        super::console::drain();
         power.off();
         bug::halt()
     }

@@ -6,6 +6,8 @@
  * secondary_start: from PSCI CPU_ON or a spin table, MMU off, nothing in registers. Uses the tables that the first CPU made, finds its
  *   number and stack in percpu's ENTRIES by its affinity; calls boot_secondary(number). Never returns.
  *
+ * What stops it here is said on the UART at `early_uart`, if anybody filled that in.
+ *
  * Memory is Device-nGnRnE while the MMU is off: no exclusives, no unaligned access. What is written then must not be hidden by
  * stale cache lines later: the tables are invalidated to the point of coherency before the walker reads them (Arm ARM D7.4.9).
  */
@@ -22,6 +24,56 @@ _start:
     .quad   0
     .ascii  "ARM\x64"
     .word   0
+
+    /* Where a packer of images (`cargo xtask image`) says which UART may be polled before the device tree is read, as struct Early in
+     * platform/src/uart.rs: address, status offset, mask, value when ready. All zero: nothing is said. At byte 64 of the image. */
+    .global early_uart
+early_uart_mark:
+    .ascii  "PAVOUART"
+early_uart:
+    .quad   0
+    .word   0, 0, 0, 0
+
+entered_text:
+    .asciz  "pavo: entered\r\n"
+not_el2_text:
+    .asciz  "pavo: cannot start: not entered at EL2\r\n"
+misaligned_text:
+    .asciz  "pavo: cannot start: not loaded at a multiple of 64 KiB\r\n"
+misplaced_text:
+    .asciz  "pavo: cannot start: loaded where its tables cannot map it\r\n"
+    .balign 4
+
+/* Prints the string at x0 before the MMU is on, wherever the image is. Returns by x30; clobbers x0, x9-x15. */
+early_print:
+    adr     x9, early_uart
+    ldr     x10, [x9]
+    cbz     x10, 3f
+    ldp     w11, w12, [x9, #8]          /* status offset, mask */
+    ldr     w13, [x9, #16]              /* ready */
+1:  ldrb    w9, [x0], #1
+    cbz     w9, 3f
+    mov     w15, #0x100000              /* a UART that is off must not hold the boot up */
+2:  ldr     w14, [x10, x11]
+    and     w14, w14, w12
+    sub     w15, w15, #1
+    cbz     w15, 3f
+    cmp     w14, w13
+    b.ne    2b
+    str     w9, [x10]
+    b       1b
+3:  ret
+
+/* Says why, and stops. */
+    .macro  stop_unless condition, text
+    b.\condition 9f
+    adr     x0, \text
+    b       say_and_halt
+9:
+    .endm
+say_and_halt:
+    bl      early_print
+    b       halt
 
 /* x1 = physical address of symbol, by its distance from here. */
     .macro  phys reg, symbol
@@ -57,18 +109,24 @@ primary_start:
     msr     daifset, #0xF
     msr     spsel, #1                   /* firmware may enter on SP_EL0 */
     mov     x20, x0                     /* device tree */
+    adr     x0, entered_text
+    bl      early_print
     mrs     x9, CurrentEL
     cmp     x9, #(2 << 2)
-    b.ne    halt                        /* not at EL2: nothing can be said without a console, nothing can be run */
+    stop_unless eq, not_el2_text
     ldr     x9, ={SCTLR_OFF}
     msr     sctlr_el2, x9
     msr     hcr_el2, xzr                /* E2H off: EL2 registers keep their own formats */
     isb
-    phys    x21, __image_start          /* load address */
-    tst     x21, #0xFFFF
-    b.ne    halt                        /* the boot protocol promises 64 KiB here: log tags and page offsets rest on it */
+    msr     amair_el2, xzr
+    mov     x9, #0x33FF                 /* RES1: nothing that EL2 uses traps */
+    msr     cptr_el2, x9
+    adr     x21, _start                 /* load address; page-relative addresses are true only if it is aligned */
+    tst     x21, #0xFFFF                /* the boot protocol promises 64 KiB here: log tags and page offsets rest on it */
+    stop_unless eq, misaligned_text
     lsr     x9, x21, #39
-    cbnz    x9, halt                    /* beyond what the boot tables can name */
+    cmp     x9, #0                      /* what the boot tables can name */
+    stop_unless eq, misplaced_text
 
     /* Empty tables. A dirty line that the loader left over them must not be written back later. */
     phys    x8, boot_tables
@@ -129,7 +187,7 @@ primary_start:
     b       6f
 5:  ldr     x9, =__image_start          /* loaded in the block of the link address: fine only when exactly there */
     cmp     x9, x21
-    b.ne    halt
+    stop_unless eq, misplaced_text
 6:
     dsb     sy
     mov     x9, x8
@@ -171,6 +229,9 @@ secondary_start:
     ldr     x9, ={SCTLR_OFF}
     msr     sctlr_el2, x9
     msr     hcr_el2, xzr
+    msr     amair_el2, xzr
+    mov     x9, #0x33FF
+    msr     cptr_el2, x9
     isb
     phys    x8, boot_tables
     mmu_on

@@ -18,7 +18,7 @@ use hypervisor::hardware::{CpuId, Vmid};
 use hypervisor::sched::MAX_CPUS;
 use hypervisor::vcpu::VcpuIndex;
 use platform::mailbox::Question;
-use platform::uart::{Console, Kind as UartKind};
+use platform::uart::{Console, Early, Kind as UartKind};
 use pv_abi::PAGE_SIZE;
 
 use super::arm::Arm;
@@ -39,6 +39,19 @@ const STORAGE_PER_DOMAIN: u64 = 192 << 10;
 const GICC_SIZE: u64 = 0x2000;
 /// Shared interrupts of a guest's distributor, as Xen gives its dom0less guests without devices.
 const GUEST_SPIS: usize = 32;
+
+/// Prints to the UART that a packer named in the image, until the device tree names one.
+pub fn early_console() {
+    unsafe extern "C" {
+        static early_uart: Early;
+    }
+    // SAFETY: two words behind the image's header, which nobody writes.
+    let early = unsafe { (&raw const early_uart).read_volatile() };
+    let size = u64::from(early.status).saturating_add(4);
+    if early.address != 0 && mmu::map(early.address, size, Kind::Device).is_ok() {
+        console::init(Console::Early(early, direct::virt(early.address)));
+    }
+}
 
 /// Maps and checks the device tree at a physical address.
 pub fn tree(pa: u64) -> Tree<'static> {

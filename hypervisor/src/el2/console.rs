@@ -1,50 +1,146 @@
-//! The machine's console: whole texts, one CPU at a time.
+//! The machine's console: whole texts, one CPU at a time. While guests run nobody waits for the UART, which needs milliseconds for a line:
+//! texts go into a ring, and what the UART has no room for now is sent later, by whichever CPU's timer fires or is idle.
+//!
+//! Invariants
+//! 1. `head` and `tail` count bytes and wrap together; `tail - head` is at most [`RING`]. Both change under the lock.
+//! 2. A text is taken whole or not at all; what is not taken is counted, and the next text that fits comes after a line that says so.
+//! 3. One call sends at most [`AT_ONCE`] bytes while guests run.
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
 use platform::uart::Console;
 use spin::mutex::TicketMutex;
 
+use super::{percpu, timer};
+
+/// Bytes that may wait: a second and a half at 115200 baud.
+const RING: usize = 16 << 10;
+/// Bytes that one call sends at most.
+const AT_ONCE: usize = 1024;
+/// When bytes that wait are looked after again: the mini-UART's 8 bytes last 700 microseconds at 115200 baud.
+const AGAIN_MICROSECONDS: u64 = 500;
+const LOST: &[u8] = b"pavo: console output was lost\n";
+
+struct State {
+    console: Option<Console>,
+    head: usize,
+    tail: usize,
+    lost: bool,
+    /// Whether guests run; before, and when all is over, writers wait for the UART.
+    buffered: bool,
+}
+
 /// Rank 60: the last lock, nothing is taken under it.
-static CONSOLE: TicketMutex<Option<Console>> = TicketMutex::new(None);
+static CONSOLE: TicketMutex<State> =
+    TicketMutex::new(State { console: None, head: 0, tail: 0, lost: false, buffered: false });
+/// The bytes that wait; atomic only to be a static, all accesses are under the lock.
+static BYTES: [AtomicU8; RING] = [const { AtomicU8::new(0) }; RING];
+/// Whether any wait.
+static WAITING: AtomicBool = AtomicBool::new(false);
 
 /// Uses this UART from now on.
 pub fn init(console: Console) {
-    *CONSOLE.lock() = Some(console);
+    CONSOLE.lock().console = Some(console);
+}
+
+/// From now on nobody waits for the UART.
+pub fn buffer() {
+    CONSOLE.lock().buffered = true;
 }
 
 /// Writes a text; newlines become CR LF.
 pub fn write(text: &[u8]) {
-    let mut guard = CONSOLE.lock();
-    if let Some(console) = guard.as_mut() {
-        put(console, text);
+    let mut state = CONSOLE.lock();
+    if state.lost && state.takes(LOST) {
+        state.lost = false;
+    }
+    if !state.takes(text) {
+        state.lost = true;
+    }
+    state.send(AT_ONCE);
+    drop(state);
+    if WAITING.load(Ordering::Relaxed) {
+        // The scheduler is asked, and sets the timer.
+        percpu::this().reschedule.set(true);
+    }
+}
+
+/// Sends some of what waits, unless another CPU is about it.
+pub fn pump() {
+    if WAITING.load(Ordering::Relaxed)
+        && let Some(mut state) = CONSOLE.try_lock()
+    {
+        state.send(AT_ONCE);
+    }
+}
+
+/// When this CPU must look here again, if that is before `at` (system time).
+pub fn deadline(at: u64) -> u64 {
+    if WAITING.load(Ordering::Relaxed) {
+        at.min(timer::now().saturating_add(timer::ticks(AGAIN_MICROSECONDS)))
+    } else {
+        at
     }
 }
 
 /// Writes even if the lock is held by a CPU that will never give it back: for dying only.
 pub fn write_anyway(text: &[u8]) {
     for _ in 0..1_000_000_u32 {
-        if let Some(mut guard) = CONSOLE.try_lock() {
-            if let Some(console) = guard.as_mut() {
-                put(console, text);
-            }
+        if let Some(mut state) = CONSOLE.try_lock() {
+            state.buffered = false;
+            state.send(RING);
+            let _ = state.takes(text);
+            state.send(RING);
             return;
         }
     }
 }
 
-/// Waits, for a bounded time, until everything has left.
+/// Sends everything and waits, for a bounded time, until it has left: nobody writes afterwards.
 pub fn drain() {
-    if let Some(guard) = CONSOLE.try_lock()
-        && let Some(console) = guard.as_ref()
+    write_anyway(b"");
+    if let Some(state) = CONSOLE.try_lock()
+        && let Some(console) = state.console.as_ref()
     {
-        // Some FIFO's worth at 9600 baud, by the time that register reads take.
+        // A FIFO's worth at 9600 baud, by the time that register reads take.
         let _ = (0..1_000_000_u32).any(|_| console.is_idle());
     }
 }
 
-fn put(console: &mut Console, text: &[u8]) {
-    for byte in text {
-        if *byte == b'\n' {
-            console.put(b'\r');
+impl State {
+    /// Takes a text into the ring; false when it does not fit as a whole.
+    fn takes(&mut self, text: &[u8]) -> bool {
+        let newlines = text.iter().filter(|byte| **byte == b'\n').count();
+        let room = RING.wrapping_sub(self.tail.wrapping_sub(self.head));
+        if text.len().saturating_add(newlines) > room {
+            return false;
         }
-        console.put(*byte);
+        for byte in text {
+            if *byte == b'\n' {
+                self.push(b'\r');
+            }
+            self.push(*byte);
+        }
+        true
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(slot) = BYTES.get(self.tail % RING) {
+            slot.store(byte, Ordering::Relaxed);
+            self.tail = self.tail.wrapping_add(1);
+        }
+    }
+
+    /// Sends what waits: what the UART has room for, or, while nobody minds waiting, all of it.
+    fn send(&mut self, most: usize) {
+        let most = if self.buffered { most } else { RING };
+        let Some(console) = self.console.as_mut() else { return };
+        for _ in 0..most {
+            if self.head == self.tail || (self.buffered && !console.has_room()) {
+                break;
+            }
+            console.put(BYTES.get(self.head % RING).map_or(0, |byte| byte.load(Ordering::Relaxed)));
+            self.head = self.head.wrapping_add(1);
+        }
+        WAITING.store(self.head != self.tail, Ordering::Relaxed);
     }
 }

@@ -223,7 +223,11 @@ pub fn init_cpu() {
     let features = regs::id_aa64mmfr0_el1::read();
     let parange = (features & 0xF).min(5);
     regs::vtcr_el2::write(regs::VTCR | regs::vtcr_ps(parange));
+    // Nothing must be walked with what the firmware left in these (invariant 3).
+    stop_walks();
+    regs::vttbr_el2::write(0);
     regs::hcr_el2::write(regs::HCR_GUEST);
+    regs::hacr_el2::write(0);
     regs::mdcr_el2::write(regs::mdcr_guest(regs::mdcr_el2::read()));
     regs::cptr_el2::write(regs::CPTR_GUEST | regs::CPTR_TFP);
     regs::hstr_el2::write(0);
@@ -232,6 +236,7 @@ pub fn init_cpu() {
     regs::vpidr_el2::write(regs::midr_el1::read());
     regs::cnthp_ctl_el2::write(0);
     regs::cntv_ctl_el0::write(0);
+    regs::cntp_ctl_el0::write(0);
     regs::mdscr_el1::write(0);
     regs::actlr_el2::write(0);
     // Where these exist their reset values are UNKNOWN; zero traps or disables what guests are not told of.

@@ -5,7 +5,7 @@ use hypervisor::machine::Machine;
 use smccc::{Hvc, Smc, psci};
 
 use super::arm::Arm;
-use super::{board, bug};
+use super::{board, bug, console};
 
 static ENDED: AtomicBool = AtomicBool::new(false);
 static CONDUIT: AtomicU8 = AtomicU8::new(NONE);
@@ -42,6 +42,8 @@ pub fn check(machine: &Machine<Arm>) {
 
 /// Powers the machine off, or stops this CPU for ever where nobody can.
 pub fn power_off() -> ! {
+    // What was written is out before the power goes.
+    console::drain();
     match CONDUIT.load(Ordering::Relaxed) {
         BY_SMC => drop(psci::system_off::<Smc>()),
         BY_HVC => drop(psci::system_off::<Hvc>()),

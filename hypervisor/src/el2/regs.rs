@@ -59,6 +59,8 @@ system_registers! {
     vtcr_el2 = "vtcr_el2";
     /// Hypervisor configuration.
     hcr_el2 = "hcr_el2";
+    /// IMPLEMENTATION DEFINED traps.
+    hacr_el2 = "hacr_el2";
     /// Debug configuration.
     mdcr_el2 = "mdcr_el2";
     /// Timer access of EL1.
@@ -181,6 +183,8 @@ system_registers! {
     cntkctl_el1 = "cntkctl_el1";
     /// Virtual timer control.
     cntv_ctl_el0 = "cntv_ctl_el0";
+    /// Physical timer control of EL1.
+    cntp_ctl_el0 = "cntp_ctl_el0";
     /// Virtual timer deadline.
     cntv_cval_el0 = "cntv_cval_el0";
 }

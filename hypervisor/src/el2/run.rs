@@ -14,7 +14,7 @@ use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
 use super::gic::{self, HardwareLrs};
 use super::percpu::{self, PerCpu};
-use super::{finish, regs, timer, trap};
+use super::{console, finish, regs, timer, trap};
 
 /// Chooses who runs next on this CPU and puts its registers into the frame. Idles until there is somebody.
 #[unsafe(no_mangle)]
@@ -25,6 +25,7 @@ extern "C" fn switch_entry(frame: &mut Frame) {
     // Each turn either returns to a guest or waits for an interrupt.
     loop {
         cpu.reschedule.set(false);
+        console::pump();
         attend(cpu);
         sched::expire(machine, cpu.id, timer::now());
         let soon = life::work(machine, cpu.id, timer::now());
@@ -208,14 +209,14 @@ fn arm_timer(machine: &Machine<Arm>, cpu: &PerCpu, soon: u64) {
     if machine.sched.has_waiting(cpu.id) {
         at = at.min(cpu.turn_end.get());
     }
-    timer::interrupt_at(at);
+    timer::interrupt_at(console::deadline(at));
 }
 
 /// Waits for an interrupt and serves it. Interrupts are masked: WFI ends when one is pending (Arm ARM D1.7.2), so none is lost
 /// between the look at the queue and the wait.
 fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu, soon: u64) {
     // A loaded vCPU's own timer runs in the hardware; the others have their deadlines with the scheduler.
-    timer::interrupt_at(sched::earliest_deadline(machine, cpu.id).min(soon));
+    timer::interrupt_at(console::deadline(sched::earliest_deadline(machine, cpu.id).min(soon)));
     if let Some(arch) = cpu.loaded() {
         // One that is pending would end the wait at once, for ever.
         contain_serror(machine, cpu, arch);

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::config_txt;
 use super::overlay::Overlay;
+use super::{config_txt, early, overlay};
 use crate::dom0less::{self, Modules};
 use crate::failure::{Failure, Outcome};
 use crate::fdt::{self, Node};
@@ -46,14 +46,20 @@ impl Content {
             (KERNEL, image),
             ("config.txt", config_txt::write(GUESTS).into_bytes()),
             ("guests.bin", guests),
-            ("overlays/pavo.dtbo", fdt::write(&overlay(system, modules))?),
+            ("overlays/pavo.dtbo", fdt::write(&domains(system, modules))?),
         ];
         Ok(Self { files: files.map(|(name, bytes)| (name.to_owned(), bytes)).into() })
     }
 
-    /// Adds the board's device tree, which is free software beside the firmware's own files.
+    /// Adds the board's device tree, which is free software beside the firmware's own files, and names its console in the image.
     pub(crate) fn add_tree(&mut self) -> Outcome<()> {
-        self.files.insert(TREE.to_owned(), setup::board_tree()?);
+        let bytes = setup::board_tree()?;
+        let mut tree = fdt::parse(&bytes)?;
+        overlay::apply(&mut tree, fdt::parse(self.file("overlays/pavo.dtbo")?)?)?;
+        if let Some(image) = self.files.get_mut(KERNEL) {
+            early::name(image, &tree)?;
+        }
+        self.files.insert(TREE.to_owned(), bytes);
         Ok(())
     }
 
@@ -65,7 +71,7 @@ impl Content {
 }
 
 /// The overlay with the domains. CPUs beyond those that the system wants are switched off.
-fn overlay(system: &System, modules: &[Modules]) -> Node {
+fn domains(system: &System, modules: &[Modules]) -> Node {
     let mut tree = Node::new("");
     dom0less::add_domains(&mut tree, system, modules);
     let mut overlay = Overlay::default();

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::content::{Content, TREE};
-use super::{config_txt, disk, overlay};
+use super::{config_txt, disk, early, overlay};
 use crate::failure::{Doing, Failure, Outcome};
 use crate::fdt::{self, Node};
 use crate::machine::{Clock, dies_with_us, option_value};
@@ -41,7 +41,7 @@ pub(crate) fn boot(
         overlay::apply(&mut tree, fdt::parse(card.file(&format!("overlays/{name}.dtbo"))?)?)?;
     }
     add_memory(&mut tree, memory);
-    let console = stdout(&tree).and_then(|path| SERIALS.iter().position(|name| path.ends_with(name)));
+    let console = early::stdout(&tree).and_then(|path| SERIALS.iter().position(|name| path.ends_with(name)));
     let console =
         console.ok_or_else(|| Failure::usage("machine.console: names no UART that QEMU's board has"))?;
     let file = |name: &str, bytes: &[u8]| {
@@ -84,14 +84,4 @@ fn add_memory(tree: &mut Node, memory: u64) {
         let node = tree.child("reserved-memory").child("absent");
         node.set_cells("reg", &[0, cells[0], cells[1]]).set("no-map", []);
     }
-}
-
-/// The path of the console's node.
-fn stdout(tree: &Node) -> Option<String> {
-    let text = tree.at_path("/chosen")?.text("stdout-path")?;
-    let name = text.split(':').next()?;
-    if name.starts_with('/') {
-        return Some(name.to_owned());
-    }
-    tree.at_path("/aliases")?.text(name).map(str::to_owned)
 }

@@ -4,6 +4,7 @@ mod command;
 mod config_txt;
 mod content;
 mod disk;
+mod early;
 mod firmware;
 mod overlay;
 
@@ -13,5 +14,5 @@ pub(crate) const CPUS: u32 = 4;
 pub(crate) const MEMORY: u64 = 2 << 30;
 
 pub(crate) use command::{Options, command};
-pub(crate) use content::{Content, GUESTS, GUESTS_END};
+pub(crate) use content::{Content, GUESTS, GUESTS_END, KERNEL};
 pub(crate) use firmware::boot;

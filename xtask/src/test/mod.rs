@@ -8,6 +8,7 @@ mod faults;
 mod figures;
 mod matrix;
 mod pairs;
+mod poison;
 mod refusals;
 mod rpi4;
 mod schedule;
@@ -94,6 +95,7 @@ fn all() -> Vec<Step> {
         attacks::all(),
         conformance::all(),
         matrix::all(),
+        poison::all(),
         rpi4::all(),
         figures::all(),
     ];

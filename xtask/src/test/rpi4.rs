@@ -1,10 +1,17 @@
 //! The Raspberry Pi 4, as QEMU has it. Skipped by name where its device tree or a QEMU that has the board cannot be had.
 
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
 use crate::check::Found;
-use crate::conformance;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
+use crate::machine::option_value;
+use crate::rpi4::KERNEL;
 use crate::run::{self, Options};
-use crate::setup;
+use crate::watch::watch;
+use crate::{build, conformance, setup, workspace};
 
 use super::step::{Level, Step};
 use super::systems;
@@ -19,7 +26,11 @@ fn missing() -> Option<String> {
 }
 
 /// A step that needs the board.
-fn step(name: &str, level: Level, run: impl Fn() -> Outcome<Found> + Send + Sync + 'static) -> Step {
+pub(super) fn step(
+    name: &str,
+    level: Level,
+    run: impl Fn() -> Outcome<Found> + Send + Sync + 'static,
+) -> Step {
     Step::new(format!("rpi4: {name}"), level, move || match missing() {
         Some(why) => Ok(Found::Skipped(why)),
         None => run(),
@@ -30,6 +41,68 @@ fn options(system: &str) -> Options {
     let mut options = Options::for_file(run::shipped(system));
     options.board = Some("rpi4".into());
     options
+}
+
+/// Boots the image, loaded as `command` says, and waits for a line.
+fn says(line: &str, image: &[u8], command: impl Fn(&mut Command, &Path)) -> Outcome<Found> {
+    let file = workspace::pavo().join("test").join(format!("rpi4-{}.img", image.len() + line.len()));
+    workspace::write(&file, image)?;
+    let mut qemu = Command::new(setup::qemu()?.program);
+    qemu.args([
+        "-machine", "raspi4b", "-display", "none", "-monitor", "none", "-serial", "null", "-serial", "stdio",
+    ]);
+    qemu.stdin(Stdio::null());
+    command(&mut qemu, &file);
+    let mut lines = Vec::new();
+    watch(&mut qemu, Duration::from_secs(60), &mut |bytes| {
+        lines.push(String::from_utf8_lossy(bytes).trim_end().to_owned());
+        if lines.iter().any(|seen| seen == line) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if lines.iter().any(|seen| seen == line) {
+        Ok(Found::Good(String::new()))
+    } else {
+        Err(Failure::Shown { text: format!("nobody said \"{line}\""), lines })
+    }
+}
+
+/// The image as it is on a card: it knows its UART.
+fn image() -> Outcome<Vec<u8>> {
+    let options = options("hello");
+    let system = options.load()?;
+    build::some(&setup::toolchain()?, &system.guests())?;
+    let (mut card, _) = run::card(&system, options.checking(), workspace::read(&workspace::pavo_img())?)?;
+    card.add_tree()?;
+    card.file(KERNEL).map(<[u8]>::to_vec)
+}
+
+/// What stops it before it has read the device tree.
+fn early() -> Vec<Step> {
+    vec![
+        step(
+            "a load address that is no multiple of 64 KiB is told before the MMU is on",
+            Level::Default,
+            || {
+                let mut image = image()?;
+                // The header's `text_offset`.
+                image[8..16].copy_from_slice(&0x20_8000_u64.to_le_bytes());
+                says("pavo: cannot start: not loaded at a multiple of 64 KiB", &image, |qemu, file| {
+                    qemu.arg("-kernel").arg(file);
+                })
+            },
+        ),
+        step("an entry at another level than EL2 is told", Level::Default, || {
+            says("pavo: cannot start: not entered at EL2", &image()?, |qemu, file| {
+                let load = format!("loader,file={},addr=0x200000,force-raw=on", option_value(file));
+                // Without a kernel the CPU is where reset leaves it, at EL3.
+                qemu.args(["-device", &load, "-device", "loader,addr=0x200000,cpu-num=0"]);
+            })
+        }),
+        step("a missing device tree is told", Level::Default, || {
+            says("pavo: cannot start: x0 points to no device tree", &image()?, |qemu, file| {
+                qemu.arg("-kernel").arg(file);
+            })
+        }),
+    ]
 }
 
 /// All steps of this file.
@@ -48,6 +121,7 @@ pub(super) fn all() -> Vec<Step> {
                     [[domain]]\nname = \"a\"\nkernel = \"guest:hello\"\nmemory = \"16M\"\n";
         systems::cleanly(&Options::for_file(systems::write("pl011", text)?))
     }));
+    steps.extend(early());
     steps.push(step("conformance", Level::Default, || {
         let mut options = conformance::Options::on_pavo(2, 4, "cortex-a72");
         options.board = Some("rpi4".into());

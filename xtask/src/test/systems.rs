@@ -72,7 +72,7 @@ pub(super) fn observe_until(
 }
 
 /// Boots a system with a changed image.
-fn observe_on(hypervisor: &Hypervisor, options: &Options) -> Outcome<Observed> {
+pub(super) fn observe_on(hypervisor: &Hypervisor, options: &Options) -> Outcome<Observed> {
     observe_with(hypervisor, options, &mut |_| ControlFlow::Continue(()))
 }
 

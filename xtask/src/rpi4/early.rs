@@ -1,0 +1,93 @@
+//! The UART for messages before the device tree is read: written into the image, behind its header, from the board's tree.
+//!
+//! The words are `struct Early` of platform/src/uart.rs; boot.S has their place.
+
+use crate::failure::{Failure, Outcome};
+use crate::fdt::Node;
+
+/// Stands before the words.
+const MARK: &[u8] = b"PAVOUART";
+/// How UARTs are polled: `compatible`, offset of the status register, its bits that matter, their value when a byte can be sent.
+/// Sources: PL011 TRM 3.3.3 (`UARTFR.TXFF`); BCM2711 ARM Peripherals 2.2.2 (`AUX_MU_LSR_REG`).
+const UARTS: [(&str, [u32; 3]); 2] =
+    [("arm,pl011", [0x18, 1 << 5, 0]), ("brcm,bcm2835-aux-uart", [0x14, 1 << 5, 1 << 5])];
+
+/// Names the tree's console in the image.
+pub(crate) fn name(image: &mut [u8], tree: &Node) -> Outcome<()> {
+    let path =
+        stdout(tree).ok_or_else(|| Failure::usage("machine.console: names no node of the board's tree"))?;
+    let node =
+        tree.at_path(&path).ok_or_else(|| Failure::usage(format!("machine.console: there is no {path}")))?;
+    let list = node.get("compatible").unwrap_or_default();
+    let uart = UARTS.iter().find(|(name, _)| list.split(|byte| *byte == 0).any(|own| own == name.as_bytes()));
+    let (Some((_, poll)), Some(address)) = (uart, address(tree, &path)) else {
+        return Err(Failure::usage(format!("machine.console: {path} is no UART that can be polled")));
+    };
+    let place = image.windows(MARK.len()).position(|bytes| bytes == MARK);
+    let place = place.map(|place| place + MARK.len()).and_then(|start| image.get_mut(start..start + 20));
+    let place = place.ok_or_else(|| Failure::failed("the image has no place for an early UART"))?;
+    let (first, rest) = place.split_at_mut(8);
+    first.copy_from_slice(&address.to_le_bytes());
+    for (slot, word) in rest.chunks_exact_mut(4).zip(poll) {
+        slot.copy_from_slice(&word.to_le_bytes());
+    }
+    Ok(())
+}
+
+/// The path of the console's node.
+pub(crate) fn stdout(tree: &Node) -> Option<String> {
+    let name = tree.at_path("/chosen")?.text("stdout-path")?.split(':').next()?;
+    if name.starts_with('/') {
+        return Some(name.to_owned());
+    }
+    tree.at_path("/aliases")?.text(name).map(str::to_owned)
+}
+
+/// The CPU's address of the first register of a node one bus below the root, as everything of this board is.
+fn address(tree: &Node, path: &str) -> Option<u64> {
+    let cell = |node: &Node, name: &str, index: usize| {
+        let bytes = node.get(name)?.get(index * 4..index * 4 + 4)?;
+        Some(u64::from(u32::from_be_bytes(bytes.try_into().ok()?)))
+    };
+    let bus = tree.at_path(path.rsplit_once('/')?.0)?;
+    let own = cell(tree.at_path(path)?, "reg", 0)?;
+    let cells =
+        (cell(bus, "#address-cells", 0)?, cell(tree, "#address-cells", 0)?, cell(bus, "#size-cells", 0)?);
+    if cells != (1, 2, 1) {
+        return None;
+    }
+    let entries = bus.get("ranges")?.len() / 16;
+    (0..entries).find_map(|entry| {
+        let at = |index: usize| cell(bus, "ranges", entry * 4 + index);
+        let offset = own.checked_sub(at(0)?)?;
+        (offset < at(3)?).then_some((at(1)? << 32 | at(2)?) + offset)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_consoles_address_goes_through_the_ranges_of_its_bus_into_the_image() {
+        let mut tree = Node::new("");
+        tree.set_cells("#address-cells", &[2]);
+        tree.child("chosen").set_strings("stdout-path", &["serial1:115200n8"]);
+        tree.child("aliases").set_strings("serial1", &["/soc/serial@7e215040"]);
+        let soc = tree.child("soc");
+        soc.set_cells("#address-cells", &[1]).set_cells("#size-cells", &[1]);
+        soc.set_cells(
+            "ranges",
+            &[0x4000_0000, 0, 0xff80_0000, 0x80_0000, 0x7e00_0000, 0, 0xfe00_0000, 0x180_0000],
+        );
+        let uart = soc.child("serial@7e215040");
+        uart.set_strings("compatible", &["brcm,bcm2835-aux-uart"]).set_cells("reg", &[0x7e21_5040, 0x40]);
+        let mut image = vec![0; 128];
+        image[64..72].copy_from_slice(MARK);
+        name(&mut image, &tree).unwrap();
+        assert_eq!(image[72..80], 0xfe21_5040_u64.to_le_bytes());
+        assert_eq!(image[80..92], [0x14, 0, 0, 0, 0x20, 0, 0, 0, 0x20, 0, 0, 0]);
+        tree.child("chosen").set_strings("stdout-path", &["serial7"]);
+        assert_eq!(name(&mut image, &tree).unwrap_err().status(), 2);
+    }
+}
