@@ -19,6 +19,7 @@ pub mod percpu;
 pub mod regs;
 pub mod run;
 pub mod smccc;
+pub mod speculation;
 pub mod sysreg;
 pub mod timer;
 pub mod trap;

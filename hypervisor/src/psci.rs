@@ -17,6 +17,8 @@ pub enum Request {
     Return(i64),
     /// Leave all registers as they are.
     Nothing,
+    /// Have the firmware undo what branches were trained to, and leave all registers as they are.
+    Untrain,
     /// Start a vCPU that is off (MMU off, at `entry`, with `context` in x0), unless it has been started meanwhile, and give x0 [`SUCCESS`].
     CpuOn {
         /// Its number.
@@ -89,6 +91,8 @@ const AFFINITY: u64 = 0xFF_00FF_FFFF;
 pub enum BranchTraining {
     /// The CPU keeps contexts apart: no workaround is required.
     Contained,
+    /// It does not, but the firmware undoes the training on request: guests may ask, too.
+    Undone,
     /// It does not, as a Cortex-A72 does not, and the hypervisor has no workaround to offer: guests use what they have themselves.
     Shared,
 }
@@ -123,8 +127,10 @@ pub fn decode(domain: &Domain, training: BranchTraining, x: [u64; 4]) -> Request
         // That the first workaround is not required keeps guests from calling it on every switch; said only where it is true.
         fid::ARCH_FEATURES if w1 == fid::WORKAROUND_1 => Request::Return(match training {
             BranchTraining::Contained => NOT_REQUIRED,
+            BranchTraining::Undone => SUCCESS,
             BranchTraining::Shared => NOT_SUPPORTED,
         }),
+        fid::WORKAROUND_1 if training == BranchTraining::Undone => Request::Untrain,
         fid::WORKAROUND_1 | fid::WORKAROUND_2 | fid::WORKAROUND_3 => Request::Nothing,
         _ => Request::Return(NOT_SUPPORTED),
     }

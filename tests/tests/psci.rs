@@ -55,6 +55,10 @@ fn versions_and_features_are_xens() {
     for function in [0x8400_0050, 0x8000_0002, 0x8600_FF01, 0xC500_0020, 0xC400_0000, 3, u64::MAX] {
         assert_eq!(ask(&world, [function, 0, 0, 0]), NOT_SUPPORTED);
     }
+    // Where the firmware undoes the training (SMCCC 7.5: 0 is "implemented"), guests are told so, and their call reaches it.
+    let offered = |x| decode(world.domain(1), BranchTraining::Undone, x);
+    assert_eq!(offered([0x8000_0001, 0x8000_8000, 0, 0]), Request::Return(0));
+    assert_eq!(offered([0x8000_8000, 0, 0, 0]), Request::Untrain);
 }
 
 #[test]

@@ -27,7 +27,7 @@ use super::carve::Carve;
 use super::finish::{Conduit, cpu_on, set_conduit};
 use super::mmu::{self, Kind};
 use super::percpu::{ENTRIES, PerCpu, STACKS};
-use super::{Interrupts, board, console, direct, gic, timer};
+use super::{Interrupts, board, console, direct, gic, speculation, timer};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Regions that RAM is in use for at boot: reserved ones, modules, image, tree, storage.
@@ -95,6 +95,9 @@ pub fn machine(tree: &Tree<'static>, pa: u64) -> HostMachine<'static> {
     }
     if !timer::set_frequency(host.timer_clock_hz) {
         stop("nobody says the counter's frequency: CNTFRQ_EL0 is 0, and the timer has no clock-frequency");
+    }
+    if host.psci == Some(PsciConduit::Smc) {
+        speculation::decide();
     }
     if let Some(conduit) = host.psci {
         set_conduit(match conduit {

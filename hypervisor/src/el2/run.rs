@@ -14,7 +14,7 @@ use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
 use super::gic::{self, HardwareLrs};
 use super::percpu::{self, PerCpu};
-use super::{console, finish, regs, timer, trap};
+use super::{console, finish, regs, speculation, timer, trap};
 
 /// Chooses who runs next on this CPU and puts its registers into the frame. Idles until there is somebody.
 #[unsafe(no_mangle)]
@@ -122,6 +122,9 @@ fn switch_to(
         }
         contain_serror(machine, cpu, loaded);
         context::save(loaded);
+    }
+    if cpu.loaded().is_none_or(|loaded| loaded.domain.id != arch.domain.id) {
+        speculation::forget();
     }
     context::load(cpu, arch, frame);
     cpu.set_loaded(arch);

@@ -1,26 +1,20 @@
 //! Calls of guests by the SMC calling convention (`hvc #0`, `smc #0`): PSCI, as the portable half decodes it.
-use hypervisor::psci::{self, BranchTraining, Request};
+use hypervisor::psci::{self, Request};
 use hypervisor::vgic::VcpuShared;
 use hypervisor::{sched, sched_op};
 
 use super::context::Frame;
 use super::percpu::PerCpu;
-use super::regs::{self, PFR0};
-use tock_registers::LocalRegisterCopy;
-
-/// What this CPU says of itself (`ID_AA64PFR0_EL1.CSV2`, Arm ARM D19.2.70). Guests do not move between CPUs of different kinds.
-fn branch_training() -> BranchTraining {
-    let features = LocalRegisterCopy::<u64, PFR0::Register>::new(regs::id_aa64pfr0_el1::read());
-    if features.read(PFR0::CSV2) == 0 { BranchTraining::Shared } else { BranchTraining::Contained }
-}
+use super::speculation;
 
 /// Serves a call. Registers beyond the result stay as they are (SMCCC 2.6).
 pub fn call(cpu: &'static PerCpu, frame: &mut Frame) {
     let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) else { return };
     let [x0, x1, x2, x3, ..] = frame.x;
-    match psci::decode(current.domain, branch_training(), [x0, x1, x2, x3]) {
+    match psci::decode(current.domain, speculation::training(), [x0, x1, x2, x3]) {
         Request::Return(value) => frame.set(0, value.cast_unsigned()),
         Request::Nothing => {}
+        Request::Untrain => speculation::forget(),
         Request::CpuOn { vcpu, entry, context } => {
             let started = current.domain.vcpu(vcpu).is_some_and(|vcpu| {
                 super::arch_vcpu(vcpu.index)

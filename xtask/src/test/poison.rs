@@ -122,7 +122,12 @@ fn survives(board: &str, gic: u32, cpu: Option<&str>) -> Outcome<Found> {
     let image = poisoned(&workspace::read(&workspace::pavo_img())?, gic == 3)?;
     let file = workspace::pavo().join("test").join(format!("poisoned-{board}-{gic}.img"));
     workspace::write(&file, &image)?;
-    systems::clean(&systems::observe_on(&Hypervisor::changed(file), &options)?)
+    let observed = systems::observe_on(&Hypervisor::changed(file), &options)?;
+    let behind = |line: &String| line.contains("EL2 at 0x40210000,") || line.contains("EL2 at 0x210000,");
+    if !observed.log.iter().any(behind) {
+        return Err(observed.failed("the image did not run behind the piece in front of it"));
+    }
+    systems::clean(&observed)
 }
 
 /// All steps of this file.
