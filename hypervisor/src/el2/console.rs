@@ -109,9 +109,10 @@ pub fn drain() {
 impl State {
     /// Takes a text into the ring; false when it does not fit as a whole.
     fn takes(&mut self, text: &[u8]) -> bool {
-        let newlines = text.iter().filter(|byte| **byte == b'\n').count();
         let room = RING.wrapping_sub(self.tail.wrapping_sub(self.head));
-        if text.len().saturating_add(newlines) > room {
+        let bytes =
+            text.iter().fold(0_usize, |sum, byte| sum.wrapping_add(if *byte == b'\n' { 2 } else { 1 }));
+        if bytes > room {
             return false;
         }
         for byte in text {

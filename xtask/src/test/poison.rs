@@ -12,7 +12,7 @@ use super::systems;
 
 /// Bytes of the piece in front: the image must start at a multiple of 64 KiB.
 const FRONT: usize = 0x1_0000;
-/// op0, op1, CRn, CRm, op2, as in `msr S<op0>_<op1>_C<n>_C<m>_<op2>`.
+/// Its five fields op0, op1, `CRn`, `CRm` and op2, as in `msr S<op0>_<op1>_C<n>_C<m>_<op2>`.
 type Register = (u32, u32, u32, u32, u32);
 
 /// Each with a value that would do harm. Bits that change what EL2 itself fetches or loads before it can set them (`SCTLR_EL2.M`, `C`,
