@@ -114,6 +114,12 @@ fn others<H: Hardware>(
             own(machine, current, dom)?;
             finished(close::reset(machine, current)?, args)
         }
+        // Xen's own way to go on with a reset: none is under way when a guest calls it.
+        EventOp::ResetContinuation => {
+            let dom = read::<Reset, H>(machine, current, arg)?.dom;
+            own(machine, current, dom)?;
+            Err(Errno::Ebusy.into())
+        }
         EventOp::BindVcpu => {
             let it: BindVcpu = read(machine, current, arg)?;
             Ok(bind::bind_vcpu(current, it.port, it.vcpu).map(|()| 0)?)
@@ -136,7 +142,7 @@ fn others<H: Hardware>(
             let fits = it.offset <= CONTROL_BLOCK_LAST && it.offset.is_multiple_of(8);
             Err(if fits { Errno::Enosys } else { Errno::Einval }.into())
         }
-        EventOp::ExpandArray => read::<u64, H>(machine, current, arg).and(Err(Errno::Enosys.into())),
+        EventOp::ExpandArray => read::<u64, H>(machine, current, arg).and(Err(Errno::Eopnotsupp.into())),
         EventOp::SetPriority => {
             let it: BindVcpu = read(machine, current, arg)?;
             port::find(current.domain, it.port)?;

@@ -165,7 +165,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
             let mut size = QuerySize { dom: op.dom, ..QuerySize::default() };
             manage::query_size(machine, current, &mut size);
             // A table of version 1 has none.
-            let okay = size.status == GrantStatus::Okay.value();
+            let okay = size.status == GrantStatus::Okay.value() && op.nr_frames != 0;
             let status = if okay { GrantStatus::GeneralError.value() } else { size.status };
             Ok(tell(machine, current, at, offset_of!(GetStatusFrames, status), status)?)
         }),

@@ -55,6 +55,9 @@ pub fn hvm_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &A
     let [op, arg, ..] = *args;
     let op = u32::try_from(op).ok().and_then(HvmOp::from_number).ok_or(Errno::Enosys)?;
     let arg = GuestHandle(arg);
+    if op == HvmOp::GuestRequestVmEvent {
+        return if arg.is_null() { Ok(0) } else { Err(Errno::Einval.into()) };
+    }
     let asked: HvmParamArg = guest_memory::read(machine, current, arg)?;
     let domain = any_domain(machine, current, asked.domid).ok_or(Errno::Esrch)?;
     if domain.id != current.domain.id || asked.index == MONITOR_RING_PFN {
@@ -62,7 +65,7 @@ pub fn hvm_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &A
     }
     let param = HvmParam::from_number(asked.index).ok_or(Errno::Einval)?;
     match op {
-        HvmOp::SetParam => Err(Errno::Eperm.into()),
+        HvmOp::SetParam | HvmOp::GuestRequestVmEvent => Err(Errno::Eperm.into()),
         HvmOp::GetParam => {
             let value = domain.state.lock().params.get(param);
             guest_memory::write(machine, current, arg, &HvmParamArg { value, ..asked })?;

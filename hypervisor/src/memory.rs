@@ -10,6 +10,7 @@
 //!    far they came.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 mod batch;
+mod refused;
 mod reservation;
 
 use pv_abi::memory::{
@@ -71,9 +72,6 @@ impl From<MapError> for Errno {
     }
 }
 
-/// `XENMEM_get_sharing_freed_pages` and `XENMEM_get_sharing_shared_pages`: Xen on ARM answers 0, without memory sharing.
-const SHARING_COUNTS: [u64; 2] = [18, 19];
-
 /// The `memory_op` call.
 ///
 /// # Errors
@@ -81,9 +79,6 @@ const SHARING_COUNTS: [u64; 2] = [18, 19];
 pub fn memory_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let (cmd, arg) = (args[0], GuestHandle(args[1]));
     let progress = cmd >> MEMOP_EXTENT_SHIFT;
-    if SHARING_COUNTS.contains(&cmd) {
-        return Ok(0);
-    }
     let number = u32::try_from(cmd & MEMOP_CMD_MASK).map_err(|_| Errno::Enosys)?;
     let operation = MemoryOp::from_number(number).ok_or(Errno::Enosys)?;
     match operation {
@@ -115,6 +110,28 @@ pub fn memory_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args:
         MemoryOp::IncreaseReservation => reservation::adjust(machine, current, Change::Increase, args),
         MemoryOp::DecreaseReservation => reservation::adjust(machine, current, Change::Decrease, args),
         MemoryOp::PopulatePhysmap => reservation::adjust(machine, current, Change::Populate, args),
+        // Without memory sharing Xen on ARM answers 0; it does not take progress away from these numbers.
+        MemoryOp::SharingFreedPages | MemoryOp::SharingSharedPages if progress != 0 => {
+            Err(Errno::Enosys.into())
+        }
+        MemoryOp::SharingFreedPages | MemoryOp::SharingSharedPages => Ok(0),
+        MemoryOp::Exchange => {
+            first_time(progress)?;
+            refused::exchange(machine, current, arg)
+        }
+        MemoryOp::ClaimPages => {
+            first_time(progress)?;
+            Err(refused::claim_pages(machine, current, arg).into())
+        }
+        MemoryOp::GetVnumainfo => {
+            first_time(progress)?;
+            Err(refused::vnuma(machine, current, arg).into())
+        }
+        MemoryOp::ReservedDeviceMemoryMap => {
+            first_time(progress)?;
+            refused::reserved_device_map(machine, current, arg)
+        }
+        MemoryOp::AcquireResource => Err(refused::acquire_resource(machine, current, arg).into()),
         MemoryOp::AddToPhysmapBatch => batch::add_to_physmap_batch(machine, current, args),
     }
 }

@@ -4,7 +4,7 @@
 use core::sync::atomic::Ordering;
 
 use pv_abi::shared::VcpuInfo;
-use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, VcpuOp};
+use pv_abi::vcpu::{ASSIST_RUNSTATE_UPDATE_FLAG, AssistOp, RegisterRunstate, RegisterVcpuInfo, VcpuOp};
 use pv_abi::{Errno, GuestHandle, PAGE_SIZE};
 
 use crate::addr::{FrameAddr, Gfn};
@@ -18,13 +18,6 @@ use crate::runstate;
 use crate::stage2::{self, Kind};
 use crate::vcpu::Vcpu;
 
-/// `VMASST_CMD_enable`.
-const ASSIST_ENABLE: u32 = 0;
-/// `VMASST_CMD_disable`.
-const ASSIST_DISABLE: u32 = 1;
-/// `VMASST_TYPE_runstate_update_flag`, the only one on ARM.
-const ASSIST_RUNSTATE_UPDATE_FLAG: u32 = 5;
-
 /// `vm_assist`: the one assistance there is marks updates of run-state areas.
 ///
 /// # Errors
@@ -35,12 +28,8 @@ pub fn vm_assist(current: &Current<'_>, args: &Args) -> Answer {
     if low_u32(what) != ASSIST_RUNSTATE_UPDATE_FLAG {
         return Err(Errno::Einval.into());
     }
-    let marks = match low_u32(cmd) {
-        ASSIST_ENABLE => true,
-        ASSIST_DISABLE => false,
-        _ => return Err(Errno::Enosys.into()),
-    };
-    current.domain.marks_runstate.store(marks, Ordering::Relaxed);
+    let op = AssistOp::from_number(low_u32(cmd)).ok_or(Errno::Enosys)?;
+    current.domain.marks_runstate.store(op == AssistOp::Enable, Ordering::Relaxed);
     Ok(0)
 }
 

@@ -5,10 +5,11 @@
     reason = "on the path of every hypercall: a call more would be seen in the numbers"
 )]
 
-use pv_abi::version::{CompileInfo, FeatureInfo, Features, VersionOp, XEN_VERSION};
+use pv_abi::version::{CompileInfo, FeatureInfo, Features, VarBuf, VersionOp, XEN_VERSION};
 use pv_abi::{Errno, GuestHandle, PAGE_SIZE};
 use zerocopy::{Immutable, IntoBytes};
 
+use crate::addr::GuestVa;
 use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, low_u32};
@@ -20,6 +21,8 @@ const EXTRAVERSION: &str = ".0-pavo";
 const CAPABILITIES: &str = "xen-3.0-aarch64 ";
 /// Where the source is.
 const CHANGESET: &str = concat!("pavo ", env!("CARGO_PKG_VERSION"));
+/// Bytes before the text in a [`VarBuf`].
+const HEAD: u64 = size_of::<VarBuf>() as u64;
 /// What a guest gets for what it may not know.
 const DENIED: &str = "<denied>";
 
@@ -71,7 +74,10 @@ fn others<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, cmd: u32, ar
         VersionOp::GuestHandle => tell(machine, current, arg, &[0_u8; 16]),
         // Only as long as the text and its end: Xen writes no more of a text that it denies.
         VersionOp::Commandline => tell(machine, current, arg, &text::<9>(DENIED)),
-        VersionOp::BuildId => Err(Errno::Eperm.into()),
+        VersionOp::Extraversion2 => whole(machine, current, arg, EXTRAVERSION),
+        VersionOp::Capabilities2 => whole(machine, current, arg, CAPABILITIES),
+        VersionOp::Changeset2 => whole(machine, current, arg, CHANGESET),
+        VersionOp::BuildId | VersionOp::Commandline2 => Err(Errno::Eperm.into()),
     }
 }
 
@@ -83,6 +89,20 @@ fn tell<T: IntoBytes + Immutable, H: Hardware>(
 ) -> Answer {
     guest_memory::write(machine, current, arg, what)?;
     Ok(0)
+}
+
+/// Tells a text without cutting it; its length is the result, and all that a null handle asks for.
+fn whole<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, arg: GuestHandle, of: &str) -> Answer {
+    let length = u32::try_from(of.len()).map_err(|_| Errno::E2big)?;
+    if !arg.is_null() {
+        let room: VarBuf = guest_memory::read(machine, current, arg)?;
+        if length > room.len {
+            return Err(Errno::Enobufs.into());
+        }
+        let at = arg.0.checked_add(HEAD).ok_or(Errno::Efault)?;
+        guest_memory::write_bytes(machine, current, GuestVa::new(at), of.as_bytes())?;
+    }
+    Ok(u64::from(length))
 }
 
 fn compile_info() -> CompileInfo {

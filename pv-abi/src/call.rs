@@ -1,6 +1,17 @@
 //! The hypercall table: the only place where a call's number stands. It drives the guest stubs, the dispatcher (an exhaustive
 //! match), the tests and the ABI reference. Numbers are those of Xen's `public/xen.h`.
 
+use crate::console::ConsoleOp;
+use crate::errno::Errno;
+use crate::event::EventOp;
+use crate::grant::{GrantOp, GrantStatus};
+use crate::hvm::HvmOp;
+use crate::memory::MemoryOp;
+use crate::multicall::MULTICALL;
+use crate::sched::SchedOp;
+use crate::vcpu::{AssistOp, VcpuOp};
+use crate::version::VersionOp;
+
 /// The immediate of the `hvc` instruction that makes a hypercall (`XEN_HYPERCALL_TAG`).
 pub const HYPERCALL_TAG: u16 = 0xEA1;
 
@@ -28,10 +39,36 @@ pub struct Row {
     pub cost: Cost,
     /// What it does.
     pub doc: &'static str,
+    /// Its sub-calls, by the `cmd` argument; for a call without one, itself as number 0.
+    pub operations: &'static [Operation],
+    /// What another `cmd` can be answered; nothing for a call without one.
+    pub otherwise: &'static [Errno],
+}
+
+/// One sub-call, for the reference and the tests.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// Number in the `cmd` argument.
+    pub number: u32,
+    /// Xen's name, without the prefix of its call.
+    pub name: &'static str,
+    /// What the structure behind its handle is, or `none`.
+    pub argument: &'static str,
+    /// How the cost grows.
+    pub cost: Cost,
+    /// Whether there is a way to succeed.
+    pub succeeds: bool,
+    /// Every errno that a guest can get.
+    pub errors: &'static [Errno],
+    /// Every status of an element of a batch, for grants.
+    pub statuses: &'static [GrantStatus],
+    /// What it does.
+    pub doc: &'static str,
 }
 
 macro_rules! hypercalls {
-    ($(#[doc = $doc:literal] $number:literal $Variant:ident $name:ident($($arg:ident),*) $cost:ident;)*) => {
+    (@first $first:expr $(, $rest:expr)?) => { $first };
+    ($(#[doc = $doc:literal] $number:literal $Variant:ident $name:ident($($arg:ident),*) $cost:ident $($operations:expr, $otherwise:expr)?;)*) => {
         /// A hypercall that Pavo implements, by number.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         #[repr(u16)]
@@ -56,31 +93,32 @@ macro_rules! hypercalls {
         /// Every row, in order of numbers.
         pub const TABLE: &[Row] = &[$(Row {
             number: $number, name: stringify!($name), args: &[$(stringify!($arg)),*], cost: Cost::$cost, doc: $doc,
+            operations: hypercalls!(@first $($operations,)? &[]), otherwise: hypercalls!(@first $($otherwise,)? &[]),
         },)*];
     };
 }
 
 hypercalls! {
     #[doc = "Changes the memory of a domain: places shared frames, grows and shrinks it."]
-    12 MemoryOp memory_op(cmd, arg) Restartable;
+    12 MemoryOp memory_op(cmd, arg) Restartable MemoryOp::TABLE, &[Errno::Enosys];
     #[doc = "Makes several calls in one."]
-    13 Multicall multicall(calls, count) Restartable;
+    13 Multicall multicall(calls, count) Restartable MULTICALL, &[];
     #[doc = "Tells versions, features and build facts."]
-    17 XenVersion xen_version(cmd, arg) Constant;
+    17 XenVersion xen_version(cmd, arg) Constant VersionOp::TABLE, &[Errno::Enosys];
     #[doc = "Writes to and reads from the hypervisor's console."]
-    18 ConsoleIo console_io(cmd, count, buffer) Linear;
+    18 ConsoleIo console_io(cmd, count, buffer) Linear ConsoleOp::TABLE, &[Errno::Enosys];
     #[doc = "Shares pages with other domains: maps, unmaps and copies."]
-    20 GrantTableOp grant_table_op(cmd, args, count) Restartable;
+    20 GrantTableOp grant_table_op(cmd, args, count) Restartable GrantOp::TABLE, &[Errno::Enosys];
     #[doc = "Turns an assistance for the domain on or off: the update mark of run states is the one there is."]
-    21 VmAssist vm_assist(cmd, assist) Constant;
+    21 VmAssist vm_assist(cmd, assist) Constant AssistOp::TABLE, &[Errno::Enosys];
     #[doc = "Registers a vCPU's shared areas."]
-    24 VcpuOp vcpu_op(cmd, vcpu, arg) Constant;
+    24 VcpuOp vcpu_op(cmd, vcpu, arg) Constant VcpuOp::TABLE, &[Errno::Enoent, Errno::Einval];
     #[doc = "Yields, blocks, waits for events, shuts the domain down."]
-    29 SchedOp sched_op(cmd, arg) Constant;
+    29 SchedOp sched_op(cmd, arg) Constant SchedOp::TABLE, &[Errno::Enosys];
     #[doc = "Binds, signals and closes event channels."]
-    32 EventChannelOp event_channel_op(cmd, arg) Constant;
+    32 EventChannelOp event_channel_op(cmd, arg) Constant EventOp::TABLE, &[Errno::Enosys];
     #[doc = "Reads and writes a domain's parameters."]
-    34 HvmOp hvm_op(cmd, arg) Constant;
+    34 HvmOp hvm_op(cmd, arg) Constant HvmOp::TABLE, &[Errno::Enosys];
 }
 
 /// Numbers ascend and no call has more than five arguments.
@@ -121,6 +159,44 @@ macro_rules! operations {
     };
 }
 pub(crate) use operations;
+
+/// Declares the sub-calls of a hypercall: [`operations`], and a table of rows: number, name, argument, cost, whether it ever
+/// succeeds (`ok` or `no`), every errno, and for batches of grants every status.
+macro_rules! sub_calls {
+    ($(#[$outer:meta])* $Name:ident { $($(#[doc = $doc:literal])+ $number:literal $Variant:ident $name:ident($argument:literal)
+        $cost:ident $succeeds:ident [$($error:ident),*] $({$($status:ident),*})?;)* }) => {
+        $crate::call::operations! {
+            $(#[$outer])*
+            $Name { $($(#[doc = $doc])+ $number $Variant;)* }
+        }
+
+        impl $Name {
+            /// Every operation with its answers.
+            pub const TABLE: &'static [$crate::call::Operation] = &[$($crate::call::Operation {
+                number: $number,
+                name: stringify!($name),
+                argument: $argument,
+                cost: $crate::call::Cost::$cost,
+                succeeds: $crate::call::succeeds!($succeeds),
+                errors: &[$($crate::Errno::$error),*],
+                statuses: &[$($($crate::grant::GrantStatus::$status),*)?],
+                doc: concat!($($doc),+),
+            },)*];
+        }
+    };
+}
+pub(crate) use sub_calls;
+
+/// `ok` or `no`.
+macro_rules! succeeds {
+    (ok) => {
+        true
+    };
+    (no) => {
+        false
+    };
+}
+pub(crate) use succeeds;
 
 /// Asserts a structure's size and its fields' offsets against the header.
 macro_rules! layout {

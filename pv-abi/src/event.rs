@@ -1,38 +1,40 @@
 //! `event_channel_op` (`public/event_channel.h`).
-use crate::call::{abi_struct, layout, operations};
+use crate::call::{abi_struct, layout, operations, sub_calls};
 use crate::{DomId, Port};
 
-operations! {
+sub_calls! {
     /// What `event_channel_op` does.
     EventOp {
         /// Connects a new port to a remote unbound one ([`BindInterdomain`]).
-        0 BindInterdomain;
+        0 BindInterdomain bind_interdomain("BindInterdomain") Linear ok [Eperm, Esrch, Efault, Einval, Enospc];
         /// Binds a new port to a virtual interrupt ([`BindVirq`]).
-        1 BindVirq;
+        1 BindVirq bind_virq("BindVirq") Linear ok [Enoent, Efault, Eexist, Einval, Enospc];
         /// Binds a physical interrupt: not on ARM.
-        2 BindPirq;
+        2 BindPirq bind_pirq("BindPirq") Constant no [Efault, Eopnotsupp];
         /// Closes a port ([`PortArg`]).
-        3 Close;
+        3 Close close("PortArg") Constant ok [Efault, Einval];
         /// Raises the event at the other end ([`PortArg`]).
-        4 Send;
+        4 Send send("PortArg") Constant ok [Efault, Einval];
         /// Describes a port ([`Status`]).
-        5 Status;
+        5 Status status("Status") Constant ok [Eperm, Esrch, Efault, Einval];
         /// Makes a port that a remote domain may bind to ([`AllocUnbound`]).
-        6 AllocUnbound;
+        6 AllocUnbound alloc_unbound("AllocUnbound") Linear ok [Eperm, Esrch, Efault, Enospc];
         /// Makes a port that notifies one's own vCPU ([`BindIpi`]).
-        7 BindIpi;
+        7 BindIpi bind_ipi("BindIpi") Linear ok [Enoent, Efault, Enospc];
         /// Chooses the vCPU that a port notifies ([`BindVcpu`]).
-        8 BindVcpu;
+        8 BindVcpu bind_vcpu("BindVcpu") Constant ok [Enoent, Efault, Einval];
         /// Unmasks a port and notifies if it is pending ([`PortArg`]).
-        9 Unmask;
+        9 Unmask unmask("PortArg") Constant ok [Efault, Einval];
         /// Closes all ports.
-        10 Reset;
+        10 Reset reset("Reset") Restartable ok [Eperm, Esrch, Efault];
         /// Switches to the FIFO ABI.
-        11 InitControl;
+        11 InitControl init_control("InitControl") Linear ok [Enoent, Efault, Einval];
         /// Adds an array page (FIFO ABI).
-        12 ExpandArray;
+        12 ExpandArray expand_array("ExpandArray") Linear ok [Efault, Einval, Enospc, Eopnotsupp];
         /// Sets a priority (FIFO ABI).
-        13 SetPriority;
+        13 SetPriority set_priority("SetPriority") Constant ok [Efault, Einval, Enosys];
+        /// A reset that goes on, in Xen: no guest's to call.
+        14 ResetContinuation reset_cont("Reset") Constant no [Eperm, Esrch, Efault, Ebusy];
     }
 }
 

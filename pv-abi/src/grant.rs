@@ -1,36 +1,36 @@
 //! `grant_table_op` and the shared table, version 1 (`public/grant_table.h`).
-use crate::call::{abi_struct, layout, operations};
+use crate::call::{abi_struct, layout, sub_calls};
 use crate::{DomId, GrantHandle, GrantRef, GuestHandle};
 
-operations! {
+sub_calls! {
     /// What `grant_table_op` does.
     GrantOp {
         /// Maps a granted frame ([`MapGrantRef`]).
-        0 MapGrantRef;
+        0 MapGrantRef map_grant_ref("array of MapGrantRef") Restartable ok [Efault, Einval] {Okay, GeneralError, BadDomain, BadGntref, PermissionDenied};
         /// Undoes a mapping ([`UnmapGrantRef`]).
-        1 UnmapGrantRef;
+        1 UnmapGrantRef unmap_grant_ref("array of UnmapGrantRef") Restartable ok [Efault, Einval] {Okay, GeneralError, BadHandle};
         /// Sizes one's own table and lists its frames ([`SetupTable`]).
-        2 SetupTable;
+        2 SetupTable setup_table("SetupTable") Restartable ok [Efault, Einval] {Okay, GeneralError, BadDomain, BadVirtAddr, PermissionDenied};
         /// Prints a table: not in a shipped hypervisor.
-        3 DumpTable;
+        3 DumpTable dump_table("any") Constant no [Einval, Enosys];
         /// Gives a frame away: refused.
-        4 Transfer;
+        4 Transfer transfer("any") Constant no [Einval, Eopnotsupp];
         /// Copies between frames and grants ([`GrantCopy`]).
-        5 Copy;
+        5 Copy copy("array of GrantCopy") Restartable ok [Efault, Einval] {Okay, GeneralError, BadDomain, BadGntref, PermissionDenied, BadPage, BadCopyArg};
         /// Tells the size of a table ([`QuerySize`]).
-        6 QuerySize;
+        6 QuerySize query_size("QuerySize") Constant ok [Efault, Einval] {Okay, BadDomain, PermissionDenied};
         /// Replaces a mapping: not on ARM.
-        7 UnmapAndReplace;
+        7 UnmapAndReplace unmap_and_replace("array") Restartable ok [Efault, Einval] {BadHandle};
         /// Chooses the table's version ([`SetVersion`]).
-        8 SetVersion;
+        8 SetVersion set_version("SetVersion") Constant ok [Efault, Einval, Enosys];
         /// Version 2 only.
-        9 GetStatusFrames;
+        9 GetStatusFrames get_status_frames("GetStatusFrames") Constant ok [Efault, Einval] {Okay, GeneralError, BadDomain, PermissionDenied};
         /// Tells the table's version ([`GetVersion`]).
-        10 GetVersion;
+        10 GetVersion get_version("GetVersion") Constant ok [Eperm, Esrch, Efault, Einval];
         /// Exchanges two entries ([`SwapGrantRef`]).
-        11 SwapGrantRef;
+        11 SwapGrantRef swap_grant_ref("array of SwapGrantRef") Restartable ok [Efault, Einval] {Okay, BadGntref, Eagain};
         /// Cleans or invalidates the data cache of a frame ([`CacheFlush`]).
-        12 CacheFlush;
+        12 CacheFlush cache_flush("array of CacheFlush") Restartable ok [Eperm, Efault, Einval];
     }
 }
 

@@ -1,14 +1,16 @@
 //! `hvm_op` (`public/hvm/hvm_op.h`, `public/hvm/params.h`).
 use crate::DomId;
-use crate::call::{abi_struct, layout, operations};
+use crate::call::{abi_struct, layout, operations, sub_calls};
 
-operations! {
+sub_calls! {
     /// What `hvm_op` does on ARM.
     HvmOp {
         /// Sets a parameter ([`HvmParamArg`]).
-        0 SetParam;
+        0 SetParam set_param("HvmParamArg") Constant no [Eperm, Esrch, Efault, Einval];
         /// Reads a parameter ([`HvmParamArg`]).
-        1 GetParam;
+        1 GetParam get_param("HvmParamArg") Constant ok [Eperm, Esrch, Efault, Einval];
+        /// Asks for attention of whoever watches the domain: nobody does. Its handle is null.
+        24 GuestRequestVmEvent guest_request_vm_event("null") Constant ok [Einval];
     }
 }
 

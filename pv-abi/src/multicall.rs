@@ -1,5 +1,6 @@
 //! `multicall` (`public/xen.h`).
-use crate::call::{abi_struct, layout};
+use crate::Errno;
+use crate::call::{Cost, Operation, abi_struct, layout};
 
 abi_struct! {
     /// One call of a batch (`multicall_entry`).
@@ -13,3 +14,15 @@ abi_struct! {
     }
 }
 layout!(MulticallEntry, 64, { op: 0, result: 8, args: 16 });
+
+/// The one row of `multicall`, for the reference.
+pub const MULTICALL: &[Operation] = &[Operation {
+    number: 0,
+    name: "multicall",
+    argument: "array of MulticallEntry",
+    cost: Cost::Restartable,
+    succeeds: true,
+    errors: &[Errno::Efault],
+    statuses: &[],
+    doc: " Each entry is read, served and given its result before the next. In an entry, `multicall` itself is `-EINVAL`.",
+}];

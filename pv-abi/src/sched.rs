@@ -1,26 +1,26 @@
 //! `sched_op` (`public/sched.h`).
-use crate::call::{abi_struct, layout, operations};
+use crate::call::{abi_struct, layout, operations, sub_calls};
 use crate::{DomId, GuestHandle};
 
-operations! {
+sub_calls! {
     /// What `sched_op` does.
     SchedOp {
         /// Gives up the CPU for this turn.
-        0 Yield;
+        0 Yield yield("none") Constant ok [];
         /// Blocks until an event or interrupt is pending; unmasks upcalls.
-        1 Block;
+        1 Block block("none") Constant ok [];
         /// Shuts the domain down ([`Shutdown`]).
-        2 Shutdown;
+        2 Shutdown shutdown("Shutdown") Linear ok [Efault];
         /// Blocks until one of some ports is pending ([`Poll`]).
-        3 Poll;
+        3 Poll poll("Poll") Linear ok [Efault, Einval];
         /// Shuts another domain down (privileged, [`RemoteShutdown`]).
-        4 RemoteShutdown;
+        4 RemoteShutdown remote_shutdown("RemoteShutdown") Constant no [Eperm, Esrch, Efault];
         /// Latches a reason without shutting down.
-        5 ShutdownCode;
+        5 ShutdownCode shutdown_code("Shutdown") Constant ok [Efault];
         /// Sets, pets or cancels a watchdog ([`Watchdog`]).
-        6 Watchdog;
+        6 Watchdog watchdog("Watchdog") Constant ok [Efault, Einval, Enospc];
         /// Pins to a physical CPU (privileged).
-        7 PinOverride;
+        7 PinOverride pin_override("none") Constant no [Eperm];
     }
 }
 

@@ -1,15 +1,28 @@
 //! `vcpu_op` (`public/vcpu.h`). On ARM only [`VcpuOp::RegisterRunstateMemoryArea`] and [`VcpuOp::RegisterVcpuInfo`] exist.
-use crate::call::{abi_struct, layout, operations};
+use crate::call::{abi_struct, layout, sub_calls};
 
-operations! {
+sub_calls! {
     /// What `vcpu_op` does on ARM.
     VcpuOp {
         /// Registers where the vCPU's run state is published, by address ([`RegisterRunstate`]).
-        5 RegisterRunstateMemoryArea;
+        5 RegisterRunstateMemoryArea register_runstate_memory_area("RegisterRunstate") Constant ok [Enoent, Efault];
         /// Moves the vCPU's `vcpu_info` into guest memory ([`RegisterVcpuInfo`]).
-        10 RegisterVcpuInfo;
+        10 RegisterVcpuInfo register_vcpu_info("RegisterVcpuInfo") Constant ok [Enoent, Enxio, Efault, Ebusy, Einval];
     }
 }
+
+sub_calls! {
+    /// What `vm_assist` does (`VMASST_CMD_*`). There is one assistance on ARM: [`ASSIST_RUNSTATE_UPDATE_FLAG`].
+    AssistOp {
+        /// Turns an assistance on.
+        0 Enable enable("the assistance itself") Constant ok [Einval];
+        /// Turns it off.
+        1 Disable disable("the assistance itself") Constant ok [Einval];
+    }
+}
+
+/// `VMASST_TYPE_runstate_update_flag`: updates of run-state areas are marked ([`RUNSTATE_UPDATE`]).
+pub const ASSIST_RUNSTATE_UPDATE_FLAG: u32 = 5;
 
 /// `XEN_RUNSTATE_UPDATE`: the bit of [`RunstateInfo::state_entry_time`] that marks an update in progress.
 pub const RUNSTATE_UPDATE: u64 = 1 << 63;

@@ -1,31 +1,39 @@
 //! `xen_version` (`public/version.h`, `public/features.h`).
-use crate::call::{abi_struct, layout, operations};
+use crate::call::{abi_struct, layout, sub_calls};
 
-operations! {
+sub_calls! {
     /// What `xen_version` tells.
     VersionOp {
         /// Major version in bits 31:16, minor in 15:0, as the result.
-        0 Version;
+        0 Version version("none") Constant ok [];
         /// 16 bytes of text.
-        1 Extraversion;
+        1 Extraversion extraversion("16 bytes") Constant ok [Efault];
         /// [`CompileInfo`].
-        2 CompileInfo;
+        2 CompileInfo compile_info("CompileInfo") Constant ok [Efault];
         /// 1024 bytes of text.
-        3 Capabilities;
+        3 Capabilities capabilities("1024 bytes") Constant ok [Efault];
         /// 64 bytes of text.
-        4 Changeset;
+        4 Changeset changeset("64 bytes") Constant ok [Efault];
         /// Start of the hypervisor's virtual addresses, 8 bytes.
-        5 PlatformParameters;
+        5 PlatformParameters platform_parameters("8 bytes") Constant ok [Efault];
         /// [`FeatureInfo`].
-        6 GetFeatures;
+        6 GetFeatures get_features("FeatureInfo") Constant ok [Efault, Einval];
         /// The page size, as the result.
-        7 Pagesize;
+        7 Pagesize pagesize("null") Constant ok [Einval];
         /// The domain's UUID, 16 bytes.
-        8 GuestHandle;
+        8 GuestHandle guest_handle("16 bytes") Constant ok [Efault];
         /// 1024 bytes of text.
-        9 Commandline;
+        9 Commandline commandline("1024 bytes") Constant ok [Efault];
         /// Identity of the build.
-        10 BuildId;
+        10 BuildId build_id("any") Constant no [Eperm];
+        /// As 1, whole ([`VarBuf`]): its length, as the result, when the handle is null.
+        11 Extraversion2 extraversion2("VarBuf") Constant ok [Efault, Enobufs];
+        /// As 3, whole ([`VarBuf`]).
+        12 Capabilities2 capabilities2("VarBuf") Constant ok [Efault, Enobufs];
+        /// As 4, whole ([`VarBuf`]).
+        13 Changeset2 changeset2("VarBuf") Constant ok [Efault, Enobufs];
+        /// As 9, whole ([`VarBuf`]): not for guests.
+        14 Commandline2 commandline2("VarBuf") Constant no [Eperm];
     }
 }
 
@@ -64,6 +72,11 @@ abi_struct! {
         pub submap_idx: u32,
         /// Out: its bits.
         pub submap: u32,
+    }
+    /// Head of a text's buffer (`xen_varbuf`); the text follows, without a terminator.
+    pub struct VarBuf {
+        /// Bytes that it has room for.
+        pub len: u32,
     }
     /// Argument of [`VersionOp::CompileInfo`].
     pub struct CompileInfo {

@@ -7,10 +7,11 @@
 //! Differences from Xen: a page that somebody refers to (grants in use, registered areas) is not taken from its domain; frames of an extent
 //! need not be neighbours in the machine; address limits are not kept, since domains do not see machine addresses.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use pv_abi::memory::{MEMF_POPULATE_ON_DEMAND, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, Reservation};
+use pv_abi::memory::{MAX_ORDER, MEMF_POPULATE_ON_DEMAND, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, Reservation};
 use pv_abi::{Errno, GuestHandle, PAGE_SHIFT};
 
 use super::leave;
+use super::refused::wants_node;
 use crate::addr::Gfn;
 use crate::domain::{Domain, DomainState};
 use crate::frame::Role;
@@ -32,8 +33,6 @@ pub(super) enum Change {
     Populate,
 }
 
-/// Largest extent that a guest may ask for, as order (`CONFIG_DOMU_MAX_ORDER`).
-const MAX_ORDER: u32 = 9;
 /// Most extents of a call (`UINT_MAX >> MEMOP_EXTENT_SHIFT`).
 const MAX_EXTENTS: u64 = 0xFFFF_FFFF >> MEMOP_EXTENT_SHIFT;
 /// Where pages done of the next extent are in `cmd` of a restarted call; Xen has no such progress.
@@ -124,6 +123,7 @@ fn checked<'m, H: Hardware>(
         && asked.extent_order <= MAX_ORDER
         && page < 1_u64.wrapping_shl(asked.extent_order)
         && (address_bits == 0 || address_bits > PAGE_SHIFT)
+        && !wants_node(asked.mem_flags)
         // A guest does not do this to itself.
         && (change != Change::Populate || asked.mem_flags & MEMF_POPULATE_ON_DEMAND == 0);
     (sound && domain.id == current.domain.id).then_some((asked, domain))
