@@ -172,6 +172,8 @@ pub struct Domain {
     pub shared_info: Mfn,
     /// Whether a `/hypervisor` node and its parameters are there.
     pub enhanced: bool,
+    /// Whether other domains' events and grants are kept from it, and its own from them.
+    pub isolated: bool,
     /// Whether it lives.
     pub life: LifeCell,
     /// Whether updates of run-state areas are marked (`VMASST_TYPE_runstate_update_flag`).
@@ -213,6 +215,13 @@ pub struct DomainState {
 }
 
 impl Domain {
+    /// Whether this domain and another may offer each other events and grants (Xen's `xsm=silo`, for those that ask for it; the control
+    /// domain may always).
+    #[inline]
+    pub fn may_talk_to(&self, other: &Self) -> bool {
+        !(self.isolated || other.isolated) || self.id == other.id || self.is_control() || other.is_control()
+    }
+
     /// The vCPU with this number.
     #[inline(always)]
     pub fn vcpu(&self, number: u32) -> Option<&Vcpu> {

@@ -140,9 +140,6 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             Paging::Nested => {}
             Paging::Pv => return Err(Refusal::PvPaging),
         }
-        if config.isolated {
-            return Err(Refusal::Isolated);
-        }
         let image = KernelImage::read(self.hw, config.kernel)?;
         let ram = Ram::of_kib(config.memory_kib)?;
         let ramdisk = config.ramdisk.map_or(0, PhysRange::size);

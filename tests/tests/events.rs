@@ -3,7 +3,7 @@
 
 use hypervisor::domain::{Fault, Life};
 use hypervisor::evtchn::bind_static;
-use hypervisor::fake::Op;
+use hypervisor::fake::{Op, World};
 use hypervisor::log::Event;
 use hypervisor::vcpu::Run;
 use hypervisor::vgic::PrivateIntid;
@@ -330,4 +330,18 @@ fn the_fifo_abi_is_refused_after_its_arguments_were_looked_at() {
     assert_eq!(init(2, 4), -2, "no such vCPU");
     assert_eq!((init(0, 4), init(0, 4096), init(0, 4096 - 64), init(1, u32::MAX)), (-22, -22, -22, -22));
     assert_eq!((init(0, 0), init(1, 4096 - 72)), (-38, -38));
+}
+
+#[test]
+fn a_domain_that_keeps_to_itself_has_channels_with_nobody_but_itself() {
+    let world = World::with_isolated(3, 2);
+    let (one, two) = (guest(&world, 1), guest(&world, 2));
+    let offer = |guest: Guest<'_>, remote_dom: u16| {
+        let ask = AllocUnbound { dom: DomId::SELF, remote_dom: DomId(remote_dom), port: Port(0) };
+        guest.event(EventOp::AllocUnbound, ask).0
+    };
+    assert_eq!((offer(two, 1), offer(one, 2)), (EPERM, EPERM));
+    assert_eq!((offer(two, 777), offer(one, 777)), (ESRCH, 0), "whom it does not know it cannot judge");
+    assert_eq!((offer(two, 2), offer(two, DomId::SELF.0), offer(one, 3)), (0, 0, 0));
+    world.check();
 }

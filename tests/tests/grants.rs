@@ -531,3 +531,21 @@ fn without_frames_for_tables_nothing_changes() {
         frames.free(taken.pop().unwrap()).unwrap();
     }
 }
+
+#[test]
+fn a_domain_that_keeps_to_itself_shares_with_nobody_but_itself() {
+    let world = World::with_isolated(3, 2);
+    let (one, two, three) = (guest(&world, 1), guest(&world, 2), guest(&world, 3));
+    for (granter, gref, user) in [(one, 8, 2), (two, 8, 1), (two, 9, 2), (one, 9, 3)] {
+        granter.grants(gref, user, GFN, EntryFlags::empty());
+    }
+    assert_eq!(map(two, map_op(1, 8, AT, HOST_MAP)).status, PERMISSION_DENIED);
+    assert_eq!(map(one, map_op(2, 8, AT, HOST_MAP)).status, PERMISSION_DENIED);
+    assert_eq!(map(two, map_op(2, 9, AT, HOST_MAP)).status, OKAY, "its own page");
+    assert_eq!(map(three, map_op(1, 9, AT, HOST_MAP)).status, OKAY, "two others");
+    let from_other = copy_op((1, 8, 0), (DomId::SELF.0, GFN, 0), 1, 1);
+    assert_eq!(two.grant(GrantOp::Copy, from_other).1.status, PERMISSION_DENIED);
+    let to_it = copy_op((DomId::SELF.0, GFN, 0), (2, 8, 0), 1, 2);
+    assert_eq!(one.grant(GrantOp::Copy, to_it).1.status, PERMISSION_DENIED);
+    world.check();
+}

@@ -79,6 +79,9 @@ fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &
     if domain.privileged {
         node.set("pavo,privileged", []);
     }
+    if domain.isolated {
+        node.set("pavo,isolated", []);
+    }
     match domain.paging {
         Paging::Nested => {}
         Paging::Pv => {

@@ -14,7 +14,7 @@
 //! | `pavo,max-ports` | 1024 | ours; Xen has the number fixed |
 //! | `pavo,name` | the node's name | ours |
 //! | `pavo,paging` (`nested`; `pv` is refused by the builder) | `nested` | ours |
-//! | `pavo,isolated` (refused by the builder) | off | ours |
+//! | `pavo,isolated` | off | ours |
 //! | `pavo,privileged`: the control domain | off | ours |
 use heapless::Vec;
 use pv_abi::DomId;

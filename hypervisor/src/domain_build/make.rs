@@ -104,6 +104,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             stage2_root: state.stage2.root(),
             shared_info: contents.shared_info,
             enhanced: config.enhanced != Enhanced::None,
+            isolated: config.isolated,
             life: LifeCell::default(),
             marks_runstate: AtomicBool::new(false),
             pauses: Pauses::new(),

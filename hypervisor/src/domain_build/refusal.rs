@@ -46,8 +46,6 @@ pub enum Refusal {
     Channel,
     /// `pavo,paging = "pv"`: there are no paravirtual page tables yet.
     PvPaging,
-    /// `pavo,isolated`: domains cannot be kept from each other's grants and events yet.
-    Isolated,
 }
 
 impl From<MapError> for Refusal {
@@ -98,7 +96,6 @@ impl fmt::Display for Refusal {
             Self::NoStorage => f.write_str("out of memory for the hypervisor's tables of the domain"),
             Self::Channel => f.write_str("static channel: port beyond pavo,max-ports"),
             Self::PvPaging => f.write_str("pavo,paging = \"pv\": not supported yet"),
-            Self::Isolated => f.write_str("pavo,isolated: not supported yet"),
         }
     }
 }

@@ -22,6 +22,12 @@ pub(super) fn alloc_unbound<H: Hardware>(
         return Err(Errno::Eperm);
     }
     let remote = if arg.remote_dom == DomId::SELF { domain.id } else { arg.remote_dom };
+    // Anybody may be named who does not exist yet, but not by a domain that keeps to itself.
+    match machine.domain(remote) {
+        Some(other) if !domain.may_talk_to(other) => return Err(Errno::Eperm),
+        None if domain.isolated => return Err(Errno::Esrch),
+        Some(_) | None => {}
+    }
     let port = make(domain, PortWord { kind: PortKind::Unbound(remote), vcpu: 0 })?;
     Ok(AllocUnbound { port, ..arg })
 }
@@ -47,6 +53,9 @@ pub(super) fn bind_interdomain<H: Hardware>(
     let word = port::find(remote, arg.remote_port)?;
     if word.kind != PortKind::Unbound(local.id) {
         return Err(Errno::Einval);
+    }
+    if !local.may_talk_to(remote) {
+        return Err(Errno::Eperm);
     }
     connect(local, port, remote, arg.remote_port, word.vcpu);
     drop(remote_state);

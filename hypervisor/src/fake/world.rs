@@ -35,7 +35,7 @@ impl World {
     /// # Panics
     /// There are too many.
     pub fn new(domains: u16) -> Self {
-        Self::numbered(1, domains, u64::from(domains) * 2048 + 1024)
+        Self::numbered(1, domains, u64::from(domains) * 2048 + 1024, None)
     }
 
     /// A machine as of [`Self::new`] with little free memory: what walks all of it is quick.
@@ -43,7 +43,7 @@ impl World {
     /// # Panics
     /// There are too many.
     pub fn tight(domains: u16) -> Self {
-        Self::numbered(1, domains, u64::from(domains) * 1100 + 400)
+        Self::numbered(1, domains, u64::from(domains) * 1100 + 400, None)
     }
 
     /// A machine with a control domain and so many others, ids from 1.
@@ -51,10 +51,18 @@ impl World {
     /// # Panics
     /// There are too many.
     pub fn with_control(domains: u16) -> Self {
-        Self::numbered(0, domains + 1, u64::from(domains + 1) * 2048 + 1024)
+        Self::numbered(0, domains + 1, u64::from(domains + 1) * 2048 + 1024, None)
     }
 
-    fn numbered(first: u16, domains: u16, free: u64) -> Self {
+    /// A machine with so many domains, one of which keeps to itself.
+    ///
+    /// # Panics
+    /// There are too many.
+    pub fn with_isolated(domains: u16, isolated: u16) -> Self {
+        Self::numbered(1, domains, u64::from(domains) * 2048 + 1024, Some(isolated))
+    }
+
+    fn numbered(first: u16, domains: u16, free: u64, isolated: Option<u16>) -> Self {
         let image_base = Mfn::new(0x4_0000).unwrap();
         let free_base = Mfn::new(0x4_0001).unwrap();
         let hw = FakeHardware::new(image_base, free + 1);
@@ -78,7 +86,8 @@ impl World {
                 spis: 32,
             };
             let kernel = PhysRange::new(image_base.base().get(), 4096).unwrap();
-            builder.build(&config(DomId(id), kernel), &shape, &mut [0; 8192]).expect("a small domain").domain
+            let config = DomainConfig { isolated: isolated == Some(id), ..config(DomId(id), kernel) };
+            builder.build(&config, &shape, &mut [0; 8192]).expect("a small domain").domain
         };
         let domains: Vec<Domain> = (first..first + domains).map(build).collect();
         let vcpus = (0..u16::try_from(domains.len()).unwrap()).flat_map(|domain| [(domain, 0), (domain, 1)]);

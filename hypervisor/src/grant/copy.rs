@@ -37,6 +37,9 @@ pub(super) fn copy<H: Hardware>(
     let flags = CopyFlags::from_bits_truncate(op.flags);
     let from = side(machine, current, &op.source, flags.contains(CopyFlags::SOURCE_GREF), Use::Read)?;
     let to = side(machine, current, &op.dest, flags.contains(CopyFlags::DEST_GREF), Use::Write)?;
+    if !from.domain.may_talk_to(to.domain) {
+        return Err(GrantStatus::PermissionDenied);
+    }
     let source = claim(machine, current, from)?;
     let result = claim(machine, current, to).and_then(|dest| {
         let copied = transfer(machine, op, source, dest);

@@ -51,6 +51,9 @@ pub(super) fn map<H: Hardware>(
         return Err(GrantStatus::GeneralError);
     }
     let granter = machine.domain(op.dom).ok_or(GrantStatus::BadDomain)?;
+    if !current.domain.may_talk_to(granter) {
+        return Err(GrantStatus::PermissionDenied);
+    }
     let how = if has(MapFlags::READONLY) { Use::Read } else { Use::Write };
     let kind = match how {
         Use::Read => Kind::GrantReadOnly,

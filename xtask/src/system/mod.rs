@@ -36,10 +36,10 @@ const DOMAIN: Keys = Keys {
         "vuart",
         "channels",
         "privileged",
+        "isolated",
     ],
     later: &[
         "max_memory",
-        "isolated",
         "jit",
         "weight",
         "cap",
@@ -124,6 +124,8 @@ pub(crate) struct Domain {
     pub(crate) vuart: bool,
     /// Whether it is the control domain, whose id is 0.
     pub(crate) privileged: bool,
+    /// Whether other domains' events and grants are kept from it.
+    pub(crate) isolated: bool,
     /// Peers of static event channels declared here, as indices into [`System::domains`].
     pub(crate) channels: Vec<usize>,
 }
@@ -440,6 +442,7 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
     };
     let vuart = reader.flag("vuart")?;
     let privileged = reader.flag("privileged")?;
+    let isolated = reader.flag("isolated")?;
     let peers = reader.strings("channels")?;
     let domain = Domain {
         name,
@@ -451,6 +454,7 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
         paging,
         vuart,
         privileged,
+        isolated,
         channels: Vec::new(),
     };
     Ok((domain, peers))
