@@ -4,7 +4,7 @@
 //! 2. Calls that change what is behind this guest's own memory are `unsafe`; the modules that own such memory make them.
 #![expect(unsafe_code, reason = "hvc instructions, whose arguments are addresses")]
 #![expect(clippy::missing_errors_doc, reason = "every error is the hypervisor's refusal")]
-#![expect(clippy::inline_always, reason = "what is measured contains nothing but the call")]
+#![expect(clippy::inline_always, reason = "what is measured contains little but the call")]
 use core::arch::asm;
 
 use pv_abi::console::ConsoleOp;
@@ -18,6 +18,8 @@ use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, VcpuOp};
 use pv_abi::version::{FeatureInfo, VersionOp};
 use pv_abi::{DomId, Errno, GuestHandle, HYPERCALL_TAG, Hypercall, Port};
 use zerocopy::{FromBytes, IntoBytes};
+
+use crate::record;
 
 /// Any hypercall: the number in x16, arguments in x0-x4, what x0 returns.
 ///
@@ -39,6 +41,9 @@ pub unsafe fn raw(number: u64, args: [u64; 5]) -> i64 {
             inlateout("x4") args[4] => _,
             options(nostack),
         );
+    }
+    if record::is_on() {
+        record::answer(number, args[0], result);
     }
     result
 }

@@ -37,6 +37,7 @@ const _: () = assert!(usize::BITS == 64);
 pub mod bootargs;
 pub mod entry;
 pub mod frame;
+pub mod record;
 pub mod ring;
 pub mod shared_info;
 pub mod stream;

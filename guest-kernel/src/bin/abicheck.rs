@@ -15,11 +15,16 @@ mod abicheck {
     pub(crate) mod grant;
     pub(crate) mod grant_copy;
     pub(crate) mod hvm;
+    pub(crate) mod limits_event;
+    pub(crate) mod limits_grant;
+    pub(crate) mod limits_memory;
+    pub(crate) mod limits_others;
     pub(crate) mod memory;
     pub(crate) mod multicall;
     pub(crate) mod peer;
     pub(crate) mod psci;
     pub(crate) mod raw;
+    pub(crate) mod restart;
     pub(crate) mod sched;
     pub(crate) mod tap;
     pub(crate) mod unknown;
@@ -30,8 +35,8 @@ mod abicheck {
 
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
-    console, event, event_errors, fault, grant, grant_copy, hvm, memory, multicall, peer, psci, sched,
-    unknown, vcpu, vcpus, version,
+    console, event, event_errors, fault, grant, grant_copy, hvm, limits_event, limits_grant, limits_memory,
+    limits_others, memory, multicall, peer, psci, restart, sched, unknown, vcpu, vcpus, version,
 };
 use guest_kernel::Guest;
 use pv_abi::DomId;
@@ -56,6 +61,13 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         tap.family("peer", |tap| peer::check(tap, DomId(peer)));
     }
     tap.family("memory", memory::check);
+    tap.family("limits", |tap| {
+        limits_event::check(tap);
+        limits_grant::check(tap);
+        limits_memory::check(tap);
+        limits_others::check(tap);
+    });
+    tap.family("restart", |tap| restart::check(tap, guest));
     tap.family("vcpus", |tap| vcpus::check(tap, guest));
     tap.family("vcpu", vcpu::check);
     tap.end()

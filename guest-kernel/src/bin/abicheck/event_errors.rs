@@ -107,6 +107,8 @@ fn addresses(tap: &mut Tap) {
         ("bind_vcpu", EventOp::BindVcpu),
         ("unmask", EventOp::Unmask),
         ("reset", EventOp::Reset),
+        ("reset_cont", EventOp::ResetContinuation),
+        ("bind_pirq", EventOp::BindPirq),
         ("init_control", EventOp::InitControl),
         ("expand_array", EventOp::ExpandArray),
         ("set_priority", EventOp::SetPriority),

@@ -9,7 +9,10 @@ use pv_abi::grant::{
 };
 use pv_abi::hvm::{HvmOp, HvmParam, HvmParamArg};
 use pv_abi::layout::{GRANT_TABLE_BASE, GRANT_TABLE_SIZE, RAM0_BASE};
-use pv_abi::memory::{AddToPhysmap, MapSpace, MemoryOp, RemoveFromPhysmap, Reservation};
+use pv_abi::memory::{
+    AcquireResource, AddToPhysmap, AddToPhysmapBatch, MapSpace, MemoryExchange, MemoryOp, RemoveFromPhysmap,
+    Reservation, VnumaTopology,
+};
 use pv_abi::sched::{RemoteShutdown, SchedOp, ShutdownReason};
 use pv_abi::{DomId, Errno, GrantRef, GuestHandle, Hypercall, PAGE_SIZE, Port};
 
@@ -43,6 +46,9 @@ fn events(tap: &mut Tap, peer: DomId) {
     let reset = u64::from(EventOp::Reset.number());
     let answer = raw::with(Hypercall::EventChannelOp, reset, &mut Reset { dom: peer });
     tap.is("close its ports", answer, Err(Errno::Eperm));
+    let goes_on = u64::from(EventOp::ResetContinuation.number());
+    let answer = raw::with(Hypercall::EventChannelOp, goes_on, &mut Reset { dom: peer });
+    tap.is("go on with closing them", answer, Err(Errno::Eperm));
     let mut bind = BindInterdomain { remote_dom: peer, pad: 0, remote_port: Port(3), local_port: Port(0) };
     tap.is(
         "bind to a port that it did not offer",
@@ -70,6 +76,10 @@ fn grants(tap: &mut Tap, peer: DomId) {
     let mut setup = SetupTable { dom: peer, nr_frames: 1, frame_list, ..Default::default() };
     let answer = raw::grant(GrantOp::SetupTable, &mut setup, |setup| setup.status);
     tap.is("size its table", answer, Ok(GrantStatus::PermissionDenied));
+    // `gnttab_get_status_frames`: a count, a domain, a status, a list.
+    let mut frames = [u64::from(peer.0) << 32, 0, 0];
+    let answer = raw::grant(GrantOp::GetStatusFrames, &mut frames, |it| raw::last_quarter(it[0]));
+    tap.is("ask for its status frames", answer, Ok(GrantStatus::PermissionDenied));
     let mut version = [GetVersion { dom: peer, ..Default::default() }];
     let answer = raw::grants(u64::from(GrantOp::GetVersion.number()), &mut version);
     tap.is("ask for its table's version", answer, Err(Errno::Eperm));
@@ -112,6 +122,21 @@ fn memory(tap: &mut Tap, peer: DomId) {
         let mut place = AddToPhysmap { domid: peer, space: space.number(), gpfn, ..Default::default() };
         tap.is("place pages in its memory", raw::with(memory, add, &mut place), Err(Errno::Eperm));
     }
+    let (memory, add) = call(MemoryOp::AddToPhysmapBatch);
+    let mut batch = AddToPhysmapBatch { domid: peer, space: 1, size: 1, ..Default::default() };
+    tap.is("place many in its memory", raw::with(memory, add, &mut batch), Err(Errno::Eperm));
+    let mut topology = VnumaTopology { domid: peer, ..Default::default() };
+    let (memory, vnuma) = call(MemoryOp::GetVnumainfo);
+    tap.is("ask for its nodes", raw::with(memory, vnuma, &mut topology), Err(Errno::Eperm));
+    let mut resource = AcquireResource { domid: peer, kind: 1, nr_frames: 1, ..Default::default() };
+    let (memory, acquire) = call(MemoryOp::AcquireResource);
+    tap.is("map its grant table", raw::with(memory, acquire, &mut resource), Err(Errno::Eperm));
+    let one = Reservation { nr_extents: 1, domid: peer, ..Default::default() };
+    let (memory, exchange) = call(MemoryOp::Exchange);
+    let mut argument = MemoryExchange { input: one, output: one, nr_exchanged: 0 };
+    tap.is("exchange its pages", raw::with(memory, exchange, &mut argument), Err(Errno::Eperm));
+    let (memory, claim) = call(MemoryOp::ClaimPages);
+    tap.is("claim pages for it", raw::with(memory, claim, &mut one.clone()), Err(Errno::Eperm));
     let (memory, remove) = call(MemoryOp::RemoveFromPhysmap);
     let mut take = RemoveFromPhysmap { domid: peer, pad: [0; 3], gpfn: THEIR_FRAME };
     tap.is("take its pages away", raw::with(memory, remove, &mut take), Err(Errno::Eperm));

@@ -3,13 +3,15 @@
 //! 1. A number that is passed as a plain argument never lies in mapped memory, so that a call that takes it for an address is refused.
 //! 2. Structures are passed by `&mut`: what the hypervisor writes back lands in them.
 #![expect(unsafe_code, reason = "hypercalls with arbitrary arguments are what is tested")]
-use guest_kernel::hypercall;
+use guest_kernel::{hypercall, record};
 use pv_abi::grant::{GrantOp, GrantStatus};
 use pv_abi::{Errno, Hypercall};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// An address that this guest does not map.
 pub(crate) const NOWHERE: u64 = 0x1000;
+/// The last frame of the grant region: nothing is there.
+pub(crate) const FREE: u64 = 0x38fff;
 /// A domain that does not exist.
 pub(crate) const NOBODY: pv_abi::DomId = pv_abi::DomId(777);
 /// Lowest address that this guest maps as memory, and the first that it cannot have with 1 GiB or less.
@@ -31,15 +33,15 @@ pub(crate) fn call(number: u64, args: &[u64]) -> Answer {
 
 /// A call of the form (cmd, structure).
 pub(crate) fn with<T: IntoBytes + FromBytes>(call: Hypercall, cmd: u64, argument: &mut T) -> Answer {
-    at(u64::from(call.number()), cmd, core::ptr::from_mut(argument).expose_provenance() as u64)
+    place(u64::from(call.number()), cmd, core::ptr::from_mut(argument).expose_provenance() as u64)
 }
 
 /// A call of the form (cmd, structure) whose structure is nowhere.
 pub(crate) fn without(call: Hypercall, cmd: u64) -> Answer {
-    at(u64::from(call.number()), cmd, NOWHERE)
+    place(u64::from(call.number()), cmd, NOWHERE)
 }
 
-fn at(number: u64, cmd: u64, address: u64) -> Answer {
+fn place(number: u64, cmd: u64, address: u64) -> Answer {
     // SAFETY: the address is a structure that lives during the call, or nowhere.
     Errno::check(unsafe { hypercall::raw(number, [cmd, address, 0, 0, 0]) })
 }
@@ -76,6 +78,7 @@ pub(crate) fn grant<T: IntoBytes + FromBytes>(
     read: impl Fn(&T) -> i16,
 ) -> Result<GrantStatus, Errno> {
     grants(u64::from(op.number()), core::slice::from_mut(element))?;
+    record::status(op.number(), read(element));
     Ok(GrantStatus::from_value(read(element)))
 }
 
@@ -114,4 +117,43 @@ pub(crate) fn cpu_on(function: u32, affinity: u64, entry: u64) -> i32 {
 pub(crate) fn low_word(result: i64) -> i32 {
     let [a, b, c, d, ..] = result.to_le_bytes();
     i32::from_le_bytes([a, b, c, d])
+}
+
+/// Reads from the console to nowhere: a count is no address, however large.
+pub(crate) fn console_read(count: u64) -> Answer {
+    let args = [u64::from(pv_abi::console::ConsoleOp::Read.number()), count, NOWHERE, 0, 0];
+    // SAFETY: there is nothing at the address.
+    Errno::check(unsafe { hypercall::raw(u64::from(Hypercall::ConsoleIo.number()), args) })
+}
+
+/// A guest frame number.
+pub(crate) fn gfn(frame: &guest_kernel::frame::Frame) -> u64 {
+    (core::ptr::from_ref(frame).expose_provenance() / pv_abi::PAGE_SIZE) as u64
+}
+
+/// Where an array is, for a structure that names it.
+pub(crate) fn address<T: ?Sized>(of: &mut T) -> u64 {
+    core::ptr::from_mut(of).cast::<u8>().expose_provenance() as u64
+}
+
+/// [`with`], with progress in the command.
+pub(crate) fn at<T: IntoBytes + FromBytes>(call: Hypercall, cmd: u64, argument: &mut T) -> Answer {
+    place(u64::from(call.number()), cmd, core::ptr::from_mut(argument).expose_provenance() as u64)
+}
+
+/// A call of the form (cmd, bytes).
+pub(crate) fn at_end(call: Hypercall, cmd: u64, bytes: &mut [u8]) -> Answer {
+    place(u64::from(call.number()), cmd, bytes.as_mut_ptr().expose_provenance() as u64)
+}
+
+/// Bits 47:32 of a word: where `gnttab_unmap_and_replace` has its status.
+pub(crate) fn third_quarter(word: u64) -> i16 {
+    let [_, _, _, _, low, high, ..] = word.to_le_bytes();
+    i16::from_le_bytes([low, high])
+}
+
+/// Bits 63:48: where `gnttab_get_status_frames` has it.
+pub(crate) fn last_quarter(word: u64) -> i16 {
+    let [.., low, high] = word.to_le_bytes();
+    i16::from_le_bytes([low, high])
 }
