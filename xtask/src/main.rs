@@ -47,7 +47,7 @@ enum Command {
     /// Build the EL2 image and the guests into target/pavo.
     Build,
     /// Format, lints, documentation, dependencies, panic reachability, sizes.
-    Check,
+    Check(check::Options),
     /// Boot a system file under QEMU.
     Run(run::Options),
     /// Run the tests; the last line counts them.
@@ -83,7 +83,7 @@ fn dispatch(command: Command) -> Outcome<()> {
     match command {
         Command::Setup => setup::command(),
         Command::Build => build::command(),
-        Command::Check => check::command(),
+        Command::Check(options) => check::command(&options),
         Command::Run(options) => run::command(&options),
         Command::Test(options) => test::command(&options),
         Command::Conformance(options) => conformance::command(&options),

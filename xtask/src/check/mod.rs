@@ -1,6 +1,7 @@
 //! `cargo xtask check`: what can be known without running a guest.
 
 mod a64;
+mod abi;
 mod panic_reach;
 mod planted;
 pub(crate) mod sources;
@@ -61,7 +62,7 @@ impl Run {
 }
 
 /// All checks in the order of their cost.
-pub(crate) const ALL: [Check; 10] = [
+pub(crate) const ALL: [Check; 12] = [
     Check {
         cost: Cost::Low,
         name: "format",
@@ -87,11 +88,28 @@ pub(crate) const ALL: [Check; 10] = [
         run: Run::Target(panic_reachability),
     },
     Check { cost: Cost::Low, name: "image size", run: Run::Target(image_size) },
+    Check { cost: Cost::Low, name: "ABI reference", run: Run::Host(abi::fresh) },
+    Check {
+        cost: Cost::Low,
+        name: "ABI: every answer has a case that Xen passes",
+        run: Run::Host(abi::covered),
+    },
     Check { cost: Cost::Low, name: "lines/unsafe", run: Run::Host(|| Ok(sources::check())) },
 ];
 
+/// What `check` accepts.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Options {
+    /// Write docs/abi.md anew from pv-abi's table instead of checking.
+    #[arg(long)]
+    update_abi: bool,
+}
+
 /// Runs all checks; fails if one did.
-pub(crate) fn command() -> Outcome<()> {
+pub(crate) fn command(options: &Options) -> Outcome<()> {
+    if options.update_abi {
+        return abi::update();
+    }
     setup::toolchain()?;
     let mut failed = Vec::new();
     for check in &ALL {

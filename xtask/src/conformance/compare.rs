@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::answers::Answers;
 use super::{Case, Results};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Doing, Failure, Outcome};
 use crate::workspace;
 
 /// What `conformance --on xen --json` wrote.
@@ -34,6 +35,14 @@ fn read_results(text: &str) -> Option<(String, Vec<Case>)> {
     let value: Value = serde_json::from_str(text).ok()?;
     let cases = value.get("cases")?.as_array()?.iter().map(Case::from_json).collect::<Option<_>>()?;
     Some((value.get("hypervisor")?.as_str()?.to_owned(), cases))
+}
+
+/// The kept cases and answers.
+pub(super) fn kept_answers() -> Outcome<Option<(Vec<Case>, Answers)>> {
+    let Some((_, cases)) = kept()? else { return Ok(None) };
+    let text = std::fs::read_to_string(workspace::root().join(FILE)).doing("reading Xen's results")?;
+    let value: Value = serde_json::from_str(&text).doing("reading Xen's results")?;
+    Ok(value.get("answers").and_then(Answers::from_json).map(|answers| (cases, answers)))
 }
 
 fn table(results: &Results, other: &str, cases: &[Case]) -> Vec<String> {
@@ -69,7 +78,8 @@ mod tests {
     #[test]
     fn only_what_differs_is_in_the_table() {
         let cases = vec![case("same", true), case("other", false), case("new", true)];
-        let here = Results { hypervisor: "Pavo".into(), cases, console: Vec::new() };
+        let here =
+            Results { hypervisor: "Pavo".into(), cases, answers: Answers::default(), console: Vec::new() };
         let lines = table(&here, "Xen", &[case("same", true), case("other", true)]);
         assert_eq!(lines[2..], ["not ok  ok      other", "ok      -       new"]);
         assert_eq!(table(&here, "Xen", &here.cases), ["all 3 cases as on Xen"]);

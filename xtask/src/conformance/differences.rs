@@ -13,7 +13,11 @@ pub(super) const FILE: &str = "tests/differences.toml";
 
 /// The table: a case's name, and its reason.
 #[derive(Debug, Default)]
-pub(super) struct Differences(BTreeMap<String, String>);
+pub(super) struct Differences {
+    cases: BTreeMap<String, String>,
+    /// Answers of the table that no case can get: `CALL.OP ERRNO`.
+    answers: BTreeMap<String, String>,
+}
 
 /// What a result means beside the table.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,8 +46,8 @@ impl Differences {
         let table: Table = text
             .parse()
             .map_err(|error: toml::de::Error| Failure::usage(format!("{FILE}: {}", error.message())))?;
-        if let Some(key) = table.keys().find(|key| *key != "case") {
-            return Err(Failure::usage(format!("{FILE}: {key}: unknown key, the only one is `case`")));
+        if let Some(key) = table.keys().find(|key| !["case", "answer"].contains(&key.as_str())) {
+            return Err(Failure::usage(format!("{FILE}: {key}: unknown key, there are `case` and `answer`")));
         }
         let cases = table.get("case").and_then(|cases| cases.as_array()).map_or(&[][..], Vec::as_slice);
         let mut known = BTreeMap::new();
@@ -64,12 +68,29 @@ impl Differences {
                 )));
             }
         }
-        Ok(Self(known))
+        let mut answers = BTreeMap::new();
+        let excused =
+            table.get("answer").and_then(|answers| answers.as_array()).map_or(&[][..], Vec::as_slice);
+        for (number, answer) in (1..).zip(excused) {
+            let text = |key: &str| {
+                answer
+                    .get(key)
+                    .and_then(|value| value.as_str())
+                    .ok_or_else(|| Failure::usage(format!("{FILE}: answer[{number}].{key}: expected a text")))
+            };
+            answers.insert(text("name")?.to_owned(), text("reason")?.to_owned());
+        }
+        Ok(Self { cases: known, answers })
+    }
+
+    /// Whether no case can get this answer.
+    pub(super) fn excuse(&self, answer: &str) -> bool {
+        self.answers.contains_key(answer)
     }
 
     /// Looks a result up.
     pub(super) fn judge(&self, case: &Case) -> Verdict {
-        match (case.passed, self.0.get(&case.name)) {
+        match (case.passed, self.cases.get(&case.name)) {
             (true, None) => Verdict::Passed,
             (false, None) => Verdict::Failed,
             (false, Some(reason)) => Verdict::Listed(reason.clone()),
@@ -79,7 +100,7 @@ impl Differences {
 
     /// Names that no case has.
     pub(super) fn unknown(&self, cases: &[Case]) -> Vec<&str> {
-        let names = self.0.keys().map(String::as_str);
+        let names = self.cases.keys().map(String::as_str);
         names.filter(|name| cases.iter().all(|case| case.name != *name)).collect()
     }
 }
@@ -112,7 +133,7 @@ mod tests {
                 "case[1].kind: expected \"deliberate\" or \"missing\", found \"sometimes\"",
             ),
             ("reason", "because", "case[1].reason: expected a text"),
-            ("[[case]]", "[[cases]]", "cases: unknown key, the only one is `case`"),
+            ("[[case]]", "[[cases]]", "cases: unknown key, there are `case` and `answer`"),
         ] {
             let failure = Differences::parse(&TABLE.replace(from, to)).unwrap_err();
             assert_eq!(failure.to_string(), format!("{FILE}: {line}"));

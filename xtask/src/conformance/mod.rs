@@ -3,6 +3,7 @@
 //! The guest's expectations are Xen's answers: on Xen all of them must hold. What Pavo answers otherwise, on purpose or
 //! so far, is listed in `tests/differences.toml`; an entry that is no longer true fails the run.
 
+pub(crate) mod answers;
 mod compare;
 mod differences;
 mod tap;
@@ -21,6 +22,7 @@ use crate::system::{self, Board, Checking, System};
 use crate::terrain::Terrain;
 use crate::{build, setup, workspace};
 
+use answers::Answers;
 use differences::{Differences, Verdict};
 pub(crate) use tap::Case;
 use tap::{Reader, Seen};
@@ -94,6 +96,8 @@ pub(crate) struct Results {
     pub(crate) hypervisor: String,
     /// The cases in order.
     pub(crate) cases: Vec<Case>,
+    /// What each sub-call was answered.
+    pub(crate) answers: Answers,
     /// The console from the guest's last case on, for the case that it did not end.
     pub(crate) console: Vec<String>,
 }
@@ -142,6 +146,15 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
             failed += 1;
         }
     }
+    if pattern.is_empty() {
+        let excuses = Differences::load()?;
+        let problems = results.answers.problems(options.on, |text| excuses.excuse(text));
+        failed += problems.len();
+        for problem in &problems {
+            println!("# {problem}");
+        }
+        println!("# {} cases, {} different answers", results.cases.len(), results.answers.count());
+    }
     for line in compare::with_xen(&results)? {
         println!("# {line}");
     }
@@ -173,6 +186,17 @@ pub(crate) fn test_on_xen() -> Outcome<Result<String, String>> {
     judge(&results, &Differences::default()).map(Ok)
 }
 
+/// What the kept results of real Xen do not show of `pv-abi`'s table: answers and kinds of cases.
+pub(crate) fn uncovered() -> Outcome<Vec<String>> {
+    let excuses = Differences::load()?;
+    let Some((cases, answers)) = compare::kept_answers()? else {
+        return Err(Failure::failed(format!("{} is not there or has no answers", compare::FILE)));
+    };
+    let mut lines = answers.problems(On::Xen, |text| excuses.excuse(text));
+    lines.extend(answers::without_cases(&cases));
+    Ok(lines)
+}
+
 fn judge(results: &Results, known: &Differences) -> Outcome<String> {
     let mut listed = 0;
     let mut lines = Vec::new();
@@ -185,6 +209,8 @@ fn judge(results: &Results, known: &Differences) -> Outcome<String> {
     }
     let unknown = known.unknown(&results.cases);
     lines.extend(unknown.iter().map(|name| format!("{}: there is no case \"{name}\"", differences::FILE)));
+    let excuses = Differences::load()?;
+    lines.extend(results.answers.problems(On::Pavo, |text| excuses.excuse(text)));
     let all = results.cases.len();
     if lines.is_empty() {
         Ok(format!("{} cases, {listed} known differences", all - listed))
@@ -234,8 +260,9 @@ fn to_json(options: &Options, results: &Results) -> String {
     let board = options.board.as_deref().unwrap_or("virt");
     let machine = json!({ "board": board, "gic": options.gic, "cpus": options.cpus, "cpu": options.cpu });
     format!(
-        "{{\n  \"hypervisor\": {},\n  \"machine\": {machine},\n  \"cases\": [\n{}\n  ]\n}}\n",
+        "{{\n  \"hypervisor\": {},\n  \"machine\": {machine},\n  \"cases\": [\n{}\n  ],\n  \"answers\": {{\n{}\n  }}\n}}\n",
         json!(results.hypervisor),
-        cases.join(",\n")
+        cases.join(",\n"),
+        results.answers.to_json()
     )
 }

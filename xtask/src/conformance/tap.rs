@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde_json::{Value, json};
 
-use super::Results;
 use super::differences::{FILE, Verdict};
+use super::{Results, answers};
 use crate::console::{Colour, Line};
 use crate::failure::{Doing, Outcome};
 
@@ -74,6 +74,7 @@ pub(super) struct Reader {
     /// What is wrong with the guest's numbering.
     gap: Option<String>,
     console: Vec<String>,
+    answers: answers::Reader,
 }
 
 impl Reader {
@@ -91,6 +92,7 @@ impl Reader {
             planned: None,
             gap: None,
             console: Vec::new(),
+            answers: answers::Reader::new()?,
         })
     }
 
@@ -103,6 +105,7 @@ impl Reader {
                     self.planned = parts[1].parse().ok();
                     return Seen::Plan;
                 }
+                self.answers.see(&text);
                 if self.take_case(&text) {
                     self.console.clear();
                 }
@@ -155,7 +158,8 @@ impl Reader {
             self.console.clear();
         }
         self.cases.push(Case { name: END.into(), passed, detail: detail.unwrap_or_default() });
-        Results { hypervisor: self.hypervisor, cases: self.cases, console: self.console }
+        let (hypervisor, answers) = (self.hypervisor, self.answers.end());
+        Results { hypervisor, cases: self.cases, answers, console: self.console }
     }
 }
 
