@@ -21,6 +21,7 @@ use crate::hvm::Params;
 use crate::life::Undo;
 use crate::memory::MemoryState;
 use crate::pause::Pauses;
+use crate::sched::share::Cap;
 use crate::stage2::Stage2;
 use crate::vcpu::Vcpu;
 use crate::vgic::{DistState, VcpuShared};
@@ -180,6 +181,8 @@ pub struct Domain {
     pub marks_runstate: AtomicBool,
     /// How often it is paused. Set under its lock.
     pub pauses: Pauses,
+    /// How much of a CPU it may use.
+    pub cap: Cap,
     /// Its watchdogs. Set under its lock.
     pub watchdogs: Watchdogs,
     /// Its event ports ([`crate::evtchn::PortWord`]), index = port.

@@ -33,7 +33,8 @@ use hypervisor::devicetree::HostMachine;
 use hypervisor::domain_build::Storage;
 use hypervisor::life::Reaper;
 use hypervisor::machine::Machine;
-use hypervisor::sched::{self, MAX_CPUS, Scheduler};
+use hypervisor::sched::pool::{Kind, Pool};
+use hypervisor::sched::{self, MAX_CPUS, MAX_POOLS, Scheduler};
 use hypervisor::vcpu::VcpuIndex;
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuNumber};
 use pv_abi::layout::vcpu_affinity;
@@ -150,7 +151,7 @@ pub fn arch_vcpu(index: VcpuIndex) -> Option<&'static ArchVcpu> {
 }
 
 /// Makes everything that was built known to all CPUs.
-pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
+pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>, cpus: u8) {
     let Memory { frames, carve, .. } = memory;
     let Guests { domains, starts, vcpus } = guests;
     let first_id = domains.first().map_or(1, |first| first.id.0.min(1));
@@ -168,6 +169,10 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
         ArchVcpu::new(domain, vcpu, shared, gic, u64::from(vcpu_affinity(vcpu.number)) | MPIDR_RES1)
     });
     let Some(arch) = arch else { bug::stop("no room for the vCPUs") };
+    let mut all = 1_u32.wrapping_shl(u32::from(cpus)).wrapping_sub(1);
+    let pools = [(); MAX_POOLS].map(|()| Pool::new(Kind::Fair, core::mem::take(&mut all)));
+    let sched = Scheduler::new(&carve, usize::from(cpus), vcpus.len(), timer::frequency(), pools);
+    let Some(sched) = sched else { bug::stop("no room for the run queues") };
     let running = RUNNING.call_once(|| Running {
         machine: Machine {
             hw: Arm,
@@ -176,7 +181,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
             first_id,
             reaper: Reaper::new(domains.len()),
             vcpus,
-            sched: Scheduler::new(),
+            sched,
         },
         host,
         arch,

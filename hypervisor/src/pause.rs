@@ -14,8 +14,8 @@ use pv_abi::Errno;
 use crate::domain::Domain;
 use crate::hardware::Hardware;
 use crate::machine::{Current, Machine};
-use crate::runstate;
 use crate::vcpu::{Run, Vcpu};
+use crate::{runstate, sched};
 
 /// Xen's limit of pauses on top of each other.
 const MOST: u32 = 255;
@@ -42,32 +42,37 @@ impl Pauses {
     }
 }
 
-/// Whether a vCPU that is `Running`, or was chosen to, must not run now. It is taken care of then. By the CPU that has it.
+/// What pauses do to a vCPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hold {
+    /// Nothing: its domain is not paused.
+    None,
+    /// It is `Paused`.
+    Paused,
+    /// The last pause ended meanwhile: it is `Runnable`, and the caller queues it.
+    TakenBack,
+}
+
+/// Whether a vCPU that is `Running`, or was chosen to, must not run now. By the CPU that has it.
 #[inline]
-pub fn holds<H: Hardware>(machine: &Machine<H>, domain: &Domain, vcpu: &Vcpu) -> bool {
-    if !domain.pauses.any() {
-        return false;
-    }
-    hold(machine, domain, vcpu);
-    true
+pub fn holds<H: Hardware>(machine: &Machine<H>, domain: &Domain, vcpu: &Vcpu) -> Hold {
+    if domain.pauses.any() { hold(machine, domain, vcpu) } else { Hold::None }
 }
 
 #[cold]
 #[inline(never)]
-fn hold<H: Hardware>(machine: &Machine<H>, domain: &Domain, vcpu: &Vcpu) {
+fn hold<H: Hardware>(machine: &Machine<H>, domain: &Domain, vcpu: &Vcpu) -> Hold {
     runstate::enter(machine, vcpu, Run::Paused);
     vcpu.run.set(Run::Paused);
     fence(Ordering::SeqCst);
-    if !domain.pauses.any() {
-        resume(machine, vcpu);
-    }
+    if !domain.pauses.any() && resume(machine, vcpu) { Hold::TakenBack } else { Hold::Paused }
 }
 
+/// Ends a vCPU's being paused; the caller, if it was he, queues it.
 fn resume<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
     let won = vcpu.run.change(Run::Paused, Run::Runnable);
     if won {
         runstate::enter(machine, vcpu, Run::Runnable);
-        machine.sched.enqueue(vcpu);
     }
     won
 }
@@ -86,9 +91,7 @@ pub fn pause<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &
     drop(state);
     fence(Ordering::SeqCst);
     for vcpu in domain.vcpus {
-        if vcpu.home != current.cpu && vcpu.run.get() == Run::Running {
-            machine.hw.kick(vcpu.home);
-        }
+        sched::tell(machine, current.cpu, vcpu);
     }
     Ok(())
 }
@@ -117,11 +120,7 @@ pub fn unpause<H: Hardware>(
     fence(Ordering::SeqCst);
     for vcpu in domain.vcpus {
         if resume(machine, vcpu) {
-            if vcpu.home == current.cpu {
-                current.reschedule.set(true);
-            } else {
-                machine.hw.kick(vcpu.home);
-            }
+            sched::resume(machine, Some(current), vcpu);
         }
     }
     Ok(())

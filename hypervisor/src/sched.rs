@@ -1,22 +1,41 @@
-//! Who runs where: one round-robin queue a CPU, a turn of [`TURN_MICROSECONDS`], and the deadlines that wake blocked vCPUs.
+//! Who runs where: for each CPU a queue of those that wait for it and one of deadlines, and what moves vCPUs between them.
+//!
+//! The order of a queue, the length of turns and who gives way are the pool's scheduler's ([`pool`]); accounts are in [`share`].
 //!
 //! Invariants
-//! 1. A vCPU is in its home CPU's queue exactly while it is `Runnable`, and in no other (queue lock, rank 40).
+//! 1. A vCPU is in one CPU's `ready` exactly while it is `Runnable`, its home's, or, with no allowance left, among its timers
+//!    (queue lock, rank 40; one at a time). In between two queues it is with the one CPU that took it out.
 //! 2. No wake-up is lost: a vCPU that blocks publishes `Blocked` first and looks at its pending events after; a waker publishes
-//!    the event first and looks at `run` after. Both sides have a full barrier between, so one of them sees the other.
-//! 3. Deadlines of vCPUs, and watchdogs of the domains whose first vCPU is at home there, are looked at by the home CPU only; another CPU that sets an earlier one kicks it.
-use core::sync::atomic::{AtomicU32, Ordering, fence};
+//!    the event first and looks at `run` after. Both sides have a full barrier between, so one of them sees the other. In the same way
+//!    a CPU without work says so in `idle` first and looks at the others' queues after; who queues looks at `idle` after.
+//! 3. `home` is the CPU whose queue a vCPU uses. It changes while the vCPU is `Runnable` and its registers are in no CPU (`on`), by who
+//!    takes it out of a queue or wakes it. A vCPU whose registers are in a CPU runs nowhere else: the CPU saves them first.
+//! 4. A wake-up takes a CPU only from a vCPU whose request is served later, and only when that one has run for a grain since it got the
+//!    CPU ([`pool::Ticks`]); it keeps the rest of its turn and its place in the order. A CPU is told at most once between two looks.
+//! 5. Timers are looked at by their CPU only. An entry of a vCPU that is at home elsewhere is out of date and says nothing.
+//! 6. Watchdogs are looked at by [`WATCHER`]; another CPU that sets an earlier one kicks it.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use heapless::Deque;
+mod heap;
+pub mod pool;
+pub mod settings;
+pub mod share;
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use core::sync::atomic::{AtomicU32, AtomicU64, fence};
+
 use spin::mutex::TicketMutex;
 
-use crate::domain::Domain;
+use crate::domain_build::Storage;
 use crate::hardware::{CpuId, Hardware};
 use crate::machine::{Current, Machine};
-use crate::vcpu::{NOT_POLLING, Run, Vcpu, VcpuIndex};
+use crate::pause::{self, Hold};
+use crate::runstate;
+use crate::vcpu::{NOT_POLLING, Run, Vcpu};
 use crate::vgic::{Intid, PrivateIntid};
 use crate::watchdog;
-use crate::{pause, runstate};
+use heap::Heap;
+use pool::{CpuMask, Joins, Kind, Pool, Ticks};
 
 /// Physical CPUs the machine can have.
 pub const MAX_CPUS: usize = 8;
@@ -24,76 +43,517 @@ pub const MAX_CPUS: usize = 8;
 pub const MAX_VCPUS: usize = 512;
 /// A turn, when others wait.
 pub const TURN_MICROSECONDS: u64 = 2_000;
+/// The CPU that looks after all watchdogs.
+pub const WATCHER: CpuId = CpuId(0);
+/// Deadlines that one look serves at most; the next look is at once if there are more.
+const DEADLINES_AT_ONCE: u32 = 16;
+/// Pools at most.
+pub const MAX_POOLS: usize = MAX_CPUS;
 
-type Queue = Deque<VcpuIndex, MAX_VCPUS>;
+/// What belongs to a CPU.
+struct Queue {
+    /// vCPUs that wait for it, by when their requests are served.
+    ready: Heap,
+    /// vCPUs that are blocked until a moment, or wait for an allowance.
+    timers: Heap,
+    /// When the request of the vCPU that runs is served; the largest while none runs.
+    served: u64,
+    /// When it was given the CPU.
+    given: u64,
+    /// When its turn ends.
+    turn_end: u64,
+    /// When the CPU looks here next, by its timer or since it was told; 0 for soon.
+    look: u64,
+}
 
-/// The run queues, index = CPU.
+/// A CPU's queue, and what others see of it without the lock.
+struct Cpu {
+    queue: TicketMutex<Queue>,
+    /// The first key of `ready`.
+    first: AtomicU64,
+    /// Its pool.
+    pool: u8,
+}
+
+impl Cpu {
+    /// To be called when `ready` has changed.
+    #[inline]
+    fn publish(&self, queue: &Queue) {
+        self.first.store(queue.ready.first_key(), Relaxed);
+    }
+}
+
+/// What a CPU does next.
+pub struct Choice<'m> {
+    /// The vCPU that runs, if there is one.
+    pub next: Option<&'m Vcpu>,
+    /// When the CPU has to look again.
+    pub look: u64,
+}
+
+/// The queues, index = CPU, and the pools.
 pub struct Scheduler {
     /// Domains whose end is being told: the machine stays up as long.
     pub ending: AtomicU32,
-    queues: [TicketMutex<Queue>; MAX_CPUS],
+    cpus: &'static [Cpu],
+    pools: [Pool; MAX_POOLS],
+    ticks: Ticks,
+    /// CPUs that have nothing to do.
+    idle: AtomicU32,
+    /// When a watchdog may be due.
+    watch: AtomicU64,
 }
 
-impl Default for Scheduler {
-    fn default() -> Self {
-        Self::new()
-    }
+/// The bit of a CPU.
+#[inline]
+fn bit(cpu: CpuId) -> CpuMask {
+    1_u32.wrapping_shl(u32::from(cpu.0))
+}
+
+/// The first CPU of some.
+#[inline]
+fn first_of(cpus: CpuMask) -> CpuId {
+    CpuId(u8::try_from(cpus.trailing_zeros()).unwrap_or(0))
 }
 
 impl Scheduler {
-    /// Empty queues.
-    pub const fn new() -> Self {
-        Self { ending: AtomicU32::new(0), queues: [const { TicketMutex::new(Deque::new()) }; MAX_CPUS] }
+    /// Queues for so many CPUs and vCPUs, and the pools of the CPUs; `frequency` is the counter's. `None` when there is no storage.
+    pub fn new(
+        storage: &impl Storage,
+        cpus: usize,
+        vcpus: usize,
+        frequency: u64,
+        pools: [Pool; MAX_POOLS],
+    ) -> Option<Self> {
+        let cpus = storage.slice(cpus.min(MAX_CPUS), |number| {
+            let cpu = CpuId(u8::try_from(number).unwrap_or(0));
+            let queue = Queue {
+                ready: Heap::new(storage, vcpus).unwrap_or_default(),
+                timers: Heap::new(storage, vcpus).unwrap_or_default(),
+                served: u64::MAX,
+                given: 0,
+                turn_end: 0,
+                look: u64::MAX,
+            };
+            let pool = pools.iter().position(|pool| pool.cpus & bit(cpu) != 0);
+            Cpu {
+                queue: TicketMutex::new(queue),
+                first: AtomicU64::new(u64::MAX),
+                pool: pool.and_then(|pool| u8::try_from(pool).ok()).unwrap_or(0),
+            }
+        })?;
+        let room = |queue: &Queue| queue.ready.room() == vcpus && queue.timers.room() == vcpus;
+        cpus.iter().all(|cpu| room(&cpu.queue.lock())).then_some(Self {
+            ending: AtomicU32::new(0),
+            cpus,
+            pools,
+            ticks: Ticks::new(frequency),
+            idle: AtomicU32::new(0),
+            watch: AtomicU64::new(u64::MAX),
+        })
     }
 
-    fn queue(&self, cpu: CpuId) -> Option<&TicketMutex<Queue>> {
-        self.queues.get(usize::from(cpu.0))
+    fn cpu(&self, cpu: CpuId) -> Option<&Cpu> {
+        self.cpus.get(usize::from(cpu.0))
     }
 
-    /// Whether another vCPU waits for this CPU.
-    pub fn has_waiting(&self, cpu: CpuId) -> bool {
-        self.queue(cpu).is_some_and(|queue| !queue.lock().is_empty())
+    #[inline]
+    fn pool(&self, number: u8) -> Option<&Pool> {
+        self.pools.get(usize::from(number))
     }
 
-    /// Puts a vCPU that has just become `Runnable` into its home queue.
-    pub(crate) fn enqueue(&self, vcpu: &Vcpu) {
-        if let Some(queue) = self.queue(vcpu.home) {
-            // A vCPU is queued at most once (invariant 1) and the queue holds as many as exist.
-            let _ = queue.lock().push_back(vcpu.index);
+    /// The pool of a vCPU.
+    fn pool_of(&self, vcpu: &Vcpu) -> Option<&Pool> {
+        self.pool(vcpu.pool)
+    }
+
+    /// Accounts for what a vCPU of this CPU has run until now; true when its request is served.
+    #[inline]
+    fn charge<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, now: u64) -> bool {
+        let ran = vcpu.share.ran(now);
+        if vcpu.share.capped.load(Relaxed)
+            && let Some(domain) = machine.domain(vcpu.domain)
+        {
+            domain.cap.charge(ran);
+        }
+        self.pool_of(vcpu).is_some_and(|pool| pool.charge(&self.ticks, &vcpu.share, ran))
+    }
+
+    /// What a vCPU's domain may still run, or when to ask again.
+    #[inline]
+    fn allowance<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, now: u64) -> Result<u64, u64> {
+        if !vcpu.share.capped.load(Relaxed) {
+            return Ok(u64::MAX);
+        }
+        machine.domain(vcpu.domain).map_or(Ok(u64::MAX), |domain| domain.cap.allowance(&self.ticks, now))
+    }
+
+    /// Chooses who runs on a CPU from now on. `running` is the vCPU that has been running there, if it goes on wanting to; it is queued if
+    /// another is chosen, and the image saves it. Called with this CPU's number by this CPU alone.
+    pub fn choose<'m, H: Hardware>(
+        &self,
+        machine: &'m Machine<H>,
+        id: CpuId,
+        now: u64,
+        running: Option<&'m Vcpu>,
+    ) -> Choice<'m> {
+        let nobody = Choice { next: None, look: u64::MAX };
+        let Some(cpu) = self.cpu(id) else { return nobody };
+        if self.idle.load(Relaxed) & bit(id) != 0 {
+            self.idle.fetch_and(!bit(id), AcqRel);
+        }
+        let served = running.is_some_and(|vcpu| self.charge(machine, vcpu, now));
+        let leaves = served || running.is_none_or(|vcpu| vcpu.share.yields.load(Relaxed));
+        // Whoever should have been served before the one that is first here is taken over from another CPU.
+        let stolen = if leaves && self.cpus.len() > 1 {
+            let here =
+                cpu.first.load(Relaxed).min(running.map_or(u64::MAX, |vcpu| vcpu.share.served.load(Relaxed)));
+            self.steal(machine, id, here.saturating_sub(self.ticks.turn / 2), Search::First)
+        } else {
+            None
+        };
+        let mut queue = cpu.queue.lock();
+        let (expired, stray) = self.expire_timers(machine, id, &mut queue, now);
+        if let Some(vcpu) = stolen {
+            Self::take_in(&mut queue, id, vcpu);
+        }
+        let mut choice = self.decide(machine, id, &mut queue, now, served, running);
+        if choice.next.is_none() {
+            // Invariant 2: `idle` is published before the others' queues are looked at.
+            queue.served = u64::MAX;
+            queue.given = 0;
+            queue.look = u64::MAX;
+            cpu.publish(&queue);
+            drop(queue);
+            // Each turn but the last takes one out of a queue for good: it runs, is parked or goes off.
+            while choice.next.is_none() {
+                self.idle.fetch_or(bit(id), AcqRel);
+                fence(SeqCst);
+                let Some(vcpu) = self.steal(machine, id, u64::MAX, Search::All) else { break };
+                self.idle.fetch_and(!bit(id), AcqRel);
+                let mut queue = cpu.queue.lock();
+                Self::take_in(&mut queue, id, vcpu);
+                choice = self.decide(machine, id, &mut queue, now, false, None);
+                cpu.publish(&queue);
+            }
+        } else {
+            cpu.publish(&queue);
+            if expired && self.cpus.len() > 1 {
+                self.offer_all(machine, &queue);
+            }
+            drop(queue);
+        }
+        if let Some(vcpu) = stray {
+            join(machine, None, vcpu, Joins::Wakes);
+        }
+        choice
+    }
+
+    /// [`Self::choose`] under the queue's lock, from what is in it.
+    #[inline]
+    fn decide<'m, H: Hardware>(
+        &self,
+        machine: &'m Machine<H>,
+        id: CpuId,
+        queue: &mut Queue,
+        now: u64,
+        served: bool,
+        running: Option<&'m Vcpu>,
+    ) -> Choice<'m> {
+        if let Some(vcpu) = running {
+            let yields = vcpu.share.yields.load(Relaxed);
+            if yields {
+                vcpu.share.yields.store(false, Relaxed);
+            }
+            let (waiting, own) = (queue.ready.first_key(), vcpu.share.served.load(Relaxed));
+            let gives_way = waiting != u64::MAX
+                && (yields
+                    || served && waiting <= own
+                    || waiting < own && now >= queue.given.saturating_add(self.ticks.grain));
+            match self.allowance(machine, vcpu, now) {
+                Ok(left) if !gives_way => return self.goes_on(id, queue, now, vcpu, left),
+                Ok(_) => queue.ready.put(vcpu.index, own),
+                Err(again) => Self::park(queue, vcpu, again),
+            }
+            runstate::enter(machine, vcpu, Run::Runnable);
+            vcpu.run.set(Run::Runnable);
+        }
+        // Each turn takes one out.
+        while let Some(entry) = queue.ready.pop() {
+            let Some((domain, vcpu)) = machine.vcpu(entry.vcpu) else { continue };
+            let left = match self.allowance(machine, vcpu, now) {
+                Ok(left) => left,
+                Err(again) => {
+                    Self::park(queue, vcpu, again);
+                    continue;
+                }
+            };
+            if domain.life.is_running() {
+                runstate::enter(machine, vcpu, Run::Running);
+                vcpu.run.set(Run::Running);
+                // Invariant 2 again: `Running` is published before anything that others leave for this vCPU is looked at,
+                // its domain's end and its mailbox. Who leaves something looks at `run` after a barrier of his own.
+                fence(SeqCst);
+                if domain.life.is_running() {
+                    match pause::holds(machine, domain, vcpu) {
+                        Hold::None => {}
+                        Hold::Paused => continue,
+                        Hold::TakenBack => {
+                            queue.ready.put(entry.vcpu, entry.key);
+                            continue;
+                        }
+                    }
+                    vcpu.share.began.store(now, Relaxed);
+                    queue.given = now;
+                    if let Some(pool) = self.pool_of(vcpu) {
+                        pool.give(&self.ticks, &vcpu.share);
+                    }
+                    return self.goes_on(id, queue, now, vcpu, left);
+                }
+            }
+            runstate::enter(machine, vcpu, Run::Offline);
+            vcpu.run.set(Run::Offline);
+        }
+        Choice { next: None, look: self.first_deadline(id, queue) }
+    }
+
+    /// A vCPU has the CPU, for `left` ticks at most.
+    #[inline]
+    fn goes_on<'m>(&self, id: CpuId, queue: &mut Queue, now: u64, vcpu: &'m Vcpu, left: u64) -> Choice<'m> {
+        let waiting = queue.ready.first_key();
+        let mut look = self.first_deadline(id, queue).min(now.saturating_add(left));
+        queue.served = vcpu.share.served.load(Relaxed);
+        queue.turn_end = now.saturating_add(vcpu.share.left.load(Relaxed));
+        if let Some(pool) = self.pool_of(vcpu) {
+            look = look.min(if waiting == u64::MAX {
+                self.alone(pool, queue.turn_end, now)
+            } else {
+                pool.until(&self.ticks, &vcpu.share, queue.given, now, waiting)
+            });
+        }
+        queue.look = look;
+        Choice { next: Some(vcpu), look }
+    }
+
+    /// When a CPU on which nobody waits looks whether others have too much to do.
+    fn alone(&self, pool: &Pool, turn_end: u64, now: u64) -> u64 {
+        if pool.kind == Kind::Partition || pool.cpus & pool.cpus.wrapping_sub(1) == 0 {
+            u64::MAX
+        } else if self.cpus.iter().any(|cpu| cpu.first.load(Relaxed) != u64::MAX) {
+            turn_end
+        } else {
+            now.saturating_add(self.ticks.look)
         }
     }
 
-    /// Takes the next vCPU of a CPU's queue and makes it `Running`. Those of domains that have ended go off instead.
-    pub fn pick<'m, H: Hardware>(&self, machine: &'m Machine<H>, cpu: CpuId) -> Option<&'m Vcpu> {
-        let queue = self.queue(cpu)?;
-        for _ in 0..MAX_VCPUS {
-            let index = queue.lock().pop_front()?;
-            if let Some((domain, vcpu)) = machine.vcpu(index) {
-                if domain.life.is_running() {
-                    runstate::enter(machine, vcpu, Run::Running);
-                    vcpu.run.set(Run::Running);
-                    // Invariant 2 again: `Running` is published before anything that others leave for this vCPU is looked at,
-                    // its domain's end and its mailbox. Who leaves something looks at `run` after a barrier of his own.
-                    fence(Ordering::SeqCst);
-                    if domain.life.is_running() {
-                        if pause::holds(machine, domain, vcpu) {
-                            continue;
-                        }
-                        return Some(vcpu);
-                    }
+    /// When a CPU has to look because of a deadline.
+    #[inline]
+    fn first_deadline(&self, id: CpuId, queue: &Queue) -> u64 {
+        let first = queue.timers.first_key();
+        if id == WATCHER { first.min(self.watch.load(Relaxed)) } else { first }
+    }
+
+    fn park(queue: &mut Queue, vcpu: &Vcpu, again: u64) {
+        vcpu.share.parked.store(true, Relaxed);
+        queue.timers.put(vcpu.index, again);
+    }
+
+    /// Puts a vCPU that was taken out of another CPU's queue into this one's.
+    fn take_in(queue: &mut Queue, id: CpuId, vcpu: &Vcpu) {
+        vcpu.home.set(id);
+        queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
+    }
+
+    /// Serves deadlines that have come, [`DEADLINES_AT_ONCE`] at most: whether somebody was queued, and a vCPU that was woken here
+    /// and belongs elsewhere.
+    #[inline]
+    fn expire_timers<'m, H: Hardware>(
+        &self,
+        machine: &'m Machine<H>,
+        id: CpuId,
+        queue: &mut Queue,
+        now: u64,
+    ) -> (bool, Option<&'m Vcpu>) {
+        let mut expired = false;
+        for _ in 0..DEADLINES_AT_ONCE {
+            if queue.timers.first_key() > now {
+                break;
+            }
+            let Some((_, vcpu)) = queue.timers.pop().and_then(|entry| machine.vcpu(entry.vcpu)) else {
+                break;
+            };
+            if vcpu.home.get() != id {
+                continue; // Invariant 5.
+            }
+            if vcpu.share.parked.load(Relaxed) {
+                vcpu.share.parked.store(false, Relaxed);
+                queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
+                expired = true;
+            } else if vcpu.deadline.load(Relaxed) <= now && awaken(machine, vcpu) {
+                // Blocked again elsewhere since the look above: it is ours to queue, but not here.
+                if vcpu.home.get() != id {
+                    return (expired, Some(vcpu));
                 }
-                runstate::enter(machine, vcpu, Run::Offline);
-                vcpu.run.set(Run::Offline);
+                if let Some(pool) = self.pool_of(vcpu) {
+                    pool.join(&self.ticks, &vcpu.share, Joins::Wakes);
+                }
+                queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
+                expired = true;
+            }
+        }
+        (expired, None)
+    }
+
+    /// Takes a vCPU that may run here, is in no CPU and is served before `limit` out of another CPU's queue. One queue's lock at a time.
+    fn steal<'m, H: Hardware>(
+        &self,
+        machine: &'m Machine<H>,
+        id: CpuId,
+        limit: u64,
+        search: Search,
+    ) -> Option<&'m Vcpu> {
+        let pool = self.pool(self.cpu(id)?.pool).filter(|pool| pool.kind == Kind::Fair)?;
+        // A bit for each CPU that has not been tried.
+        let mut others = pool.cpus & !bit(id);
+        while others != 0 {
+            let mut best = (limit, None);
+            for (number, cpu) in (0_u8..).zip(self.cpus) {
+                let first = cpu.first.load(Relaxed);
+                if others & bit(CpuId(number)) != 0 && first < best.0 {
+                    best = (first, Some((number, cpu)));
+                }
+            }
+            let (number, cpu) = best.1?;
+            let mut queue = cpu.queue.lock();
+            let movable = |index| {
+                machine
+                    .vcpu(index)
+                    .map(|(_, vcpu)| vcpu)
+                    .filter(|vcpu| vcpu.on.get().is_none() && vcpu.allowed.load(Relaxed) & bit(id) != 0)
+            };
+            let found = match search {
+                Search::First => queue.ready.entries().first().and_then(|entry| movable(entry.vcpu)),
+                Search::All => {
+                    let each = queue.ready.entries().iter();
+                    each.filter_map(|entry| Some((entry.key, movable(entry.vcpu)?)))
+                        .min_by_key(|(key, _)| *key)
+                        .map(|(_, vcpu)| vcpu)
+                }
+            };
+            if let Some(vcpu) = found.filter(|vcpu| vcpu.share.served.load(Relaxed) < limit) {
+                queue.ready.remove(vcpu.index);
+                cpu.publish(&queue);
+                return Some(vcpu);
+            }
+            match search {
+                Search::First => return None,
+                Search::All => others &= !bit(CpuId(number)),
             }
         }
         None
     }
 
-    /// Ends a vCPU's turn: it goes to the end of the queue.
-    pub fn requeue(&self, vcpu: &Vcpu) {
-        vcpu.run.set(Run::Runnable);
-        self.enqueue(vcpu);
+    /// Where a vCPU that becomes runnable is queued: where its registers are, at home if nobody runs there, where nobody runs, at home.
+    fn target(&self, vcpu: &Vcpu) -> CpuId {
+        let home = vcpu.home.get();
+        if vcpu.on.get().is_some() {
+            return home;
+        }
+        let allowed = vcpu.allowed.load(Relaxed);
+        let idle = self.idle.load(Relaxed) & allowed;
+        match (idle & bit(home), idle, allowed & bit(home)) {
+            (0, 0, 0) => first_of(allowed),
+            (0, 0, _) => home,
+            (0, idle, _) => first_of(idle),
+            _ => home,
+        }
     }
+
+    /// Puts a vCPU that has just become runnable, by the caller, into a CPU's queue, and tells that CPU if it would look too late. `here` is the
+    /// caller, if the CPU that executes this runs a vCPU.
+    fn enqueue<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, to: CpuId, here: Option<&Current<'_>>) {
+        let Some(cpu) = self.cpu(to) else { return };
+        let served = vcpu.share.served.load(Relaxed);
+        let mut queue = cpu.queue.lock();
+        queue.timers.remove(vcpu.index);
+        vcpu.home.set(to);
+        queue.ready.put(vcpu.index, served);
+        cpu.publish(&queue);
+        let needed =
+            if served < queue.served { queue.given.saturating_add(self.ticks.grain) } else { queue.turn_end };
+        let tell = needed < queue.look;
+        if tell {
+            queue.look = 0;
+        }
+        drop(queue);
+        let idles =
+            self.idle.load(Relaxed) & bit(to) != 0 && self.idle.fetch_and(!bit(to), AcqRel) & bit(to) != 0;
+        match here {
+            Some(current) if current.cpu == to => {
+                if tell {
+                    current.reschedule.set(true);
+                }
+            }
+            Some(_) | None => {
+                if tell {
+                    machine.hw.kick(to);
+                }
+            }
+        }
+        if !idles {
+            fence(SeqCst);
+            self.offer(machine, vcpu);
+        }
+    }
+
+    /// Tells CPUs without work of the vCPUs that wait here: one turn each, as long as there are such CPUs.
+    #[cold]
+    fn offer_all<H: Hardware>(&self, machine: &Machine<H>, queue: &Queue) {
+        // Invariant 2: what waits was published before.
+        fence(SeqCst);
+        for entry in queue.ready.entries() {
+            if self.idle.load(Relaxed) == 0 {
+                return;
+            }
+            if let Some((_, vcpu)) = machine.vcpu(entry.vcpu) {
+                self.offer(machine, vcpu);
+            }
+        }
+    }
+
+    /// Tells a CPU without work of a vCPU that waits for another.
+    #[inline]
+    pub fn offer<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu) {
+        let idle = self.idle.load(Relaxed) & vcpu.allowed.load(Relaxed);
+        if idle == 0 || vcpu.run.get() != Run::Runnable || vcpu.on.get().is_some() {
+            return;
+        }
+        let cpu = first_of(idle);
+        if self.idle.fetch_and(!bit(cpu), AcqRel) & bit(cpu) != 0 {
+            machine.hw.kick(cpu);
+        }
+    }
+}
+
+/// How far [`Scheduler::steal`] looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Search {
+    /// At who is first in the best queue.
+    First,
+    /// At everybody: for a CPU that has nothing else to do.
+    All,
+}
+
+/// Makes a blocked vCPU runnable; the caller, if it was he, queues it.
+#[inline]
+fn awaken<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
+    if vcpu.run.get() != Run::Blocked || !vcpu.run.change(Run::Blocked, Run::Runnable) {
+        return false;
+    }
+    runstate::enter(machine, vcpu, Run::Runnable);
+    vcpu.poll.store(NOT_POLLING, Relaxed);
+    vcpu.deadline.store(u64::MAX, Relaxed);
+    true
 }
 
 /// Starts a vCPU that is off.
@@ -101,38 +561,34 @@ pub fn start<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
     let started = vcpu.run.change(Run::Offline, Run::Runnable);
     if started {
         runstate::enter(machine, vcpu, Run::Runnable);
-        machine.sched.enqueue(vcpu);
-        machine.hw.kick(vcpu.home);
+        join(machine, None, vcpu, Joins::Starts);
     }
     started
 }
 
+fn join<H: Hardware>(machine: &Machine<H>, here: Option<&Current<'_>>, vcpu: &Vcpu, why: Joins) {
+    let sched = &machine.sched;
+    if let Some(pool) = sched.pool_of(vcpu) {
+        pool.join(&sched.ticks, &vcpu.share, why);
+    }
+    sched.enqueue(machine, vcpu, sched.target(vcpu), here);
+}
+
+/// Queues a vCPU that was held up and is `Runnable` again, by the caller.
+pub fn resume<H: Hardware>(machine: &Machine<H>, here: Option<&Current<'_>>, vcpu: &Vcpu) {
+    join(machine, here, vcpu, Joins::Wakes);
+}
+
 /// Wakes a vCPU if it is blocked; the caller has published why.
 pub fn wake<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcpu: &Vcpu) {
-    if wake_quietly(machine, vcpu) {
-        if vcpu.home == current.cpu {
-            current.reschedule.set(true);
-        } else {
-            machine.hw.kick(vcpu.home);
-        }
-    }
-}
-
-/// [`wake`] without telling the CPU; returns whether it was blocked.
-pub fn wake_quietly<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
     // Invariant 2: the event is published before the state is looked at.
-    fence(Ordering::SeqCst);
-    if vcpu.run.get() != Run::Blocked || !vcpu.run.change(Run::Blocked, Run::Runnable) {
-        return false;
+    fence(SeqCst);
+    if awaken(machine, vcpu) {
+        join(machine, Some(current), vcpu, Joins::Wakes);
     }
-    runstate::enter(machine, vcpu, Run::Runnable);
-    vcpu.poll.store(NOT_POLLING, Ordering::Relaxed);
-    vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
-    machine.sched.enqueue(vcpu);
-    true
 }
 
-/// Raises a private interrupt of any vCPU: at once when it is the caller's, else by its home CPU.
+/// Raises a private interrupt of any vCPU: at once when it is the caller's, else by its CPU.
 #[inline]
 pub fn raise<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcpu: &Vcpu, irq: PrivateIntid) {
     if vcpu.index == current.vcpu.index {
@@ -148,9 +604,22 @@ fn raise_elsewhere<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcp
         return; // Told before, and it has not looked yet.
     }
     wake(machine, current, vcpu);
-    if vcpu.home != current.cpu && vcpu.run.get() == Run::Running {
-        machine.hw.kick(vcpu.home);
+    tell(machine, current.cpu, vcpu);
+}
+
+/// Makes the CPU that runs a vCPU, if it is another, look at what was left for the vCPU before. A vCPU that moves meanwhile looks by itself when
+/// it arrives: `Running` and its CPU are published before ([`Scheduler::choose`]).
+pub fn tell<H: Hardware>(machine: &Machine<H>, here: CpuId, vcpu: &Vcpu) {
+    let home = vcpu.home.get();
+    if home != here && vcpu.run.get() == Run::Running {
+        machine.hw.kick(home);
     }
+}
+
+/// The caller gives the rest of its turn away.
+pub fn give_way(current: &Current<'_>) {
+    current.vcpu.share.yields.store(true, Relaxed);
+    current.reschedule.set(true);
 }
 
 /// Blocks the caller unless `ready` says that something is pending already. The image then picks another vCPU.
@@ -162,54 +631,84 @@ pub fn block<H: Hardware>(
     deadline: Option<u64>,
     ready: impl FnOnce() -> bool,
 ) {
-    current.vcpu.deadline.store(deadline.unwrap_or(u64::MAX), Ordering::Relaxed);
+    let (sched, vcpu) = (&machine.sched, current.vcpu);
     // Before anybody can wake it.
-    runstate::leave(machine, current.vcpu, Run::Blocked);
-    current.vcpu.run.set(Run::Blocked);
-    fence(Ordering::SeqCst);
+    sched.charge(machine, vcpu, machine.hw.counter());
+    vcpu.deadline.store(u64::MAX, Relaxed);
+    if let Some(at) = deadline {
+        note_deadline(machine, vcpu, at);
+    }
+    runstate::leave(machine, vcpu, Run::Blocked);
+    vcpu.run.set(Run::Blocked);
+    fence(SeqCst);
     if ready() || deadline.is_some_and(|at| at <= machine.hw.counter()) {
         // Either this CPU takes the wake-up back, or a waker has queued the vCPU already.
-        wake_quietly(machine, current.vcpu);
+        unblock(machine, current.cpu, vcpu);
     }
     current.reschedule.set(true);
 }
 
-/// Wakes the vCPUs of this CPU whose deadline has come, and ends the domains whose watchdog has.
+/// Wakes a vCPU that this CPU was about to give up.
+pub fn unblock<H: Hardware>(machine: &Machine<H>, cpu: CpuId, vcpu: &Vcpu) {
+    if awaken(machine, vcpu) {
+        let sched = &machine.sched;
+        if let Some((pool, cpu)) = sched.pool_of(vcpu).zip(sched.cpu(cpu)) {
+            pool.join(&sched.ticks, &vcpu.share, Joins::Wakes);
+            let mut queue = cpu.queue.lock();
+            queue.timers.remove(vcpu.index);
+            queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
+            cpu.publish(&queue);
+        }
+    }
+}
+
+/// A vCPU of this CPU is to be woken at a moment, if it is not to be before.
+pub fn note_deadline<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, at: u64) {
+    let before = vcpu.deadline.fetch_min(at, Relaxed);
+    if at < before
+        && let Some(cpu) = machine.sched.cpu(vcpu.home.get())
+    {
+        cpu.queue.lock().timers.put(vcpu.index, at);
+    }
+}
+
+/// What a CPU does each time that it asks the scheduler, before anything else.
 ///
 /// The image calls it between guests and while idle, when this CPU has looked up nothing without a lock that it still uses: it passes
 /// ([`crate::frame_alloc::Quiescent`]).
-pub fn expire<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) {
+pub fn pass<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) {
     machine.frames.quiescent.pass(cpu);
     machine.frames.reclaim();
-    for vcpu in vcpus_of(machine, cpu) {
-        if vcpu.deadline.load(Ordering::Relaxed) <= now && vcpu.run.get() == Run::Blocked {
-            wake_quietly(machine, vcpu);
-        }
-    }
-    for domain in watched_by(machine, cpu) {
-        if domain.watchdogs.earliest() <= now && domain.life.is_running() {
-            watchdog::bite(machine, domain, cpu);
-        }
+    if cpu == WATCHER && machine.sched.watch.load(Acquire) <= now {
+        watchdogs(machine, now);
     }
 }
 
-/// When this CPU has to look again: the first deadline of its blocked vCPUs, or of the watchdogs it looks after; `u64::MAX` for never.
-pub fn earliest_deadline<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> u64 {
-    let vcpus = vcpus_of(machine, cpu)
-        .filter(|vcpu| vcpu.run.get() == Run::Blocked)
-        .map(|vcpu| vcpu.deadline.load(Ordering::Relaxed));
-    let watchdogs = watched_by(machine, cpu)
-        .filter(|domain| domain.life.is_running())
-        .map(|domain| domain.watchdogs.earliest());
-    vcpus.chain(watchdogs).min().unwrap_or(u64::MAX)
+/// Ends the domains whose watchdog has come, and finds out when the next one does.
+#[cold]
+fn watchdogs<H: Hardware>(machine: &Machine<H>, now: u64) {
+    machine.sched.watch.store(u64::MAX, SeqCst);
+    for domain in machine.domains.iter().filter(|domain| domain.life.is_running()) {
+        match domain.watchdogs.earliest() {
+            at if at <= now => watchdog::bite(machine, domain, WATCHER),
+            at => {
+                machine.sched.watch.fetch_min(at, AcqRel);
+            }
+        }
+    }
 }
 
-/// The vCPUs whose home is this CPU: at most [`MAX_VCPUS`].
-fn vcpus_of<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> impl Iterator<Item = &Vcpu> {
-    machine.domains.iter().flat_map(|domain| domain.vcpus.iter()).filter(move |vcpu| vcpu.home == cpu)
+/// A watchdog was set that comes at this moment.
+pub(crate) fn watch<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, at: u64) {
+    if machine.sched.watch.fetch_min(at, SeqCst) <= at {
+        return;
+    }
+    if current.cpu == WATCHER {
+        current.reschedule.set(true);
+    } else {
+        machine.hw.kick(WATCHER);
+    }
 }
 
-/// The domains whose watchdogs this CPU looks after: those whose first vCPU is at home here.
-fn watched_by<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> impl Iterator<Item = &Domain> {
-    machine.domains.iter().filter(move |domain| domain.vcpus.first().is_some_and(|first| first.home == cpu))
-}
+#[cfg(test)]
+mod tests;

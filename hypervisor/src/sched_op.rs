@@ -13,7 +13,7 @@ use crate::hypercall::{Answer, Args, low_u32};
 use crate::log::Event;
 use crate::machine::{Current, Machine};
 use crate::sched;
-use crate::vcpu::{POLLING_MANY, Run};
+use crate::vcpu::POLLING_MANY;
 use crate::vgic::VcpuShared;
 use crate::{console, guest_memory, life, watchdog};
 
@@ -30,8 +30,7 @@ pub fn sched_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: 
     let arg = GuestHandle(arg);
     match SchedOp::from_number(low_u32(cmd)).ok_or(Errno::Enosys)? {
         SchedOp::Yield => {
-            machine.sched.requeue(current.vcpu);
-            current.reschedule.set(true);
+            sched::give_way(current);
             Ok(0)
         }
         SchedOp::Block => {
@@ -111,9 +110,7 @@ fn announce<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain, end:
     machine.hw.log(Event::Ended(domain.id, end));
     life::ended(machine, domain);
     for vcpu in domain.vcpus {
-        if vcpu.home != cpu && vcpu.run.get() == Run::Running {
-            machine.hw.kick(vcpu.home);
-        }
+        sched::tell(machine, cpu, vcpu);
     }
 }
 

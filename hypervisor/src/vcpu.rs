@@ -6,6 +6,8 @@
 //! 2. `run` changes `Runnable -> Running` only by the CPU whose queue held it, `Running -> Blocked/Runnable/Offline` only by the CPU
 //!    that runs it, `Blocked -> Runnable` by exactly one waker, which queues it.
 //!    `Running -> Paused` is the running CPU's too, `Paused -> Runnable` the one's who ends the last pause, who queues it.
+//! 3. `on` names the CPU that has its registers, from before they are loaded until after they are saved, and is changed by that CPU alone.
+//!    While it names one, `home` is that CPU. Who reads that it names none sees everything that the last one saved.
 use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use pv_abi::DomId;
@@ -13,6 +15,8 @@ use pv_abi::DomId;
 use crate::addr::{FrameAddr, Pa};
 use crate::hardware::CpuId;
 use crate::runstate::RunState;
+use crate::sched::pool::CpuMask;
+use crate::sched::share::Share;
 
 /// A vCPU among all of the machine's: index into the list of vCPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,6 +83,69 @@ pub const NOT_POLLING: u32 = 0;
 /// The vCPU polls several ports: any event wakes it.
 pub const POLLING_MANY: u32 = u32::MAX;
 
+/// A CPU's number, or none, as an atomic byte.
+#[derive(Debug)]
+pub struct CpuCell(AtomicU8);
+
+impl CpuCell {
+    const NONE: u8 = u8::MAX;
+
+    /// No CPU.
+    pub const fn none() -> Self {
+        Self(AtomicU8::new(Self::NONE))
+    }
+
+    /// The CPU, if there is one (acquire).
+    #[inline(always)]
+    pub fn get(&self) -> Option<CpuId> {
+        match self.0.load(Ordering::Acquire) {
+            Self::NONE => None,
+            cpu => Some(CpuId(cpu)),
+        }
+    }
+
+    /// Names a CPU.
+    #[inline(always)]
+    pub fn set(&self, cpu: CpuId) {
+        self.0.store(cpu.0, Ordering::Release);
+    }
+
+    /// Names none (release).
+    #[inline(always)]
+    pub fn clear(&self) {
+        self.0.store(Self::NONE, Ordering::Release);
+    }
+}
+
+/// The CPU whose run queue a vCPU uses.
+#[derive(Debug)]
+pub struct Home(AtomicU8);
+
+impl Home {
+    /// The CPU.
+    #[inline(always)]
+    pub fn get(&self) -> CpuId {
+        CpuId(self.0.load(Ordering::Relaxed))
+    }
+
+    /// Changes it (`sched.rs`, invariant 3, says who may).
+    #[inline(always)]
+    pub fn set(&self, cpu: CpuId) {
+        self.0.store(cpu.0, Ordering::Relaxed);
+    }
+}
+
+/// Where a vCPU may run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Number of its pool.
+    pub pool: u8,
+    /// The CPUs of the pool that it may use, at least one.
+    pub allowed: CpuMask,
+    /// The first CPU whose queue it uses, one of them.
+    pub home: CpuId,
+}
+
 /// One virtual CPU.
 pub struct Vcpu {
     /// Its domain.
@@ -88,7 +155,15 @@ pub struct Vcpu {
     /// Its index in the machine.
     pub index: VcpuIndex,
     /// The CPU whose run queue it uses.
-    pub home: CpuId,
+    pub home: Home,
+    /// The CPU that has its registers.
+    pub on: CpuCell,
+    /// The CPUs that it may use.
+    pub allowed: AtomicU32,
+    /// Its pool.
+    pub pool: u8,
+    /// Its account with the scheduler.
+    pub share: Share,
     /// What it does.
     pub run: RunCell,
     /// Machine address of its `vcpu_info`; 0 while it has none.
@@ -103,12 +178,16 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// A vCPU that is off.
-    pub const fn new(domain: DomId, number: u32, index: VcpuIndex, home: CpuId) -> Self {
+    pub const fn new(domain: DomId, number: u32, index: VcpuIndex, place: Place) -> Self {
         Self {
             domain,
             number,
             index,
-            home,
+            home: Home(AtomicU8::new(place.home.0)),
+            on: CpuCell::none(),
+            allowed: AtomicU32::new(place.allowed),
+            pool: place.pool,
+            share: Share::new(),
             run: RunCell(AtomicU8::new(0)),
             info: AtomicU64::new(0),
             poll: AtomicU32::new(NOT_POLLING),

@@ -2,8 +2,7 @@
 //!
 //! Invariants
 //! 1. A domain has [`COUNT`] of them, numbered from 1 for the guest. They change under the domain's lock.
-//! 2. They are looked at by the home CPU of the domain's first vCPU, which is kicked when one is set elsewhere
-//!    ([`crate::sched::expire`]).
+//! 2. One CPU looks after all of them, and is told when one comes earlier than those it knows of ([`crate::sched::watch`]).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +14,7 @@ use crate::domain::{Domain, Life};
 use crate::hardware::{CpuId, Hardware};
 use crate::hypercall::Answer;
 use crate::machine::{Current, Machine};
+use crate::sched;
 use crate::sched_op::end_on;
 
 /// `NR_DOMAIN_WATCHDOG_TIMERS`.
@@ -52,7 +52,7 @@ impl Watchdogs {
 
     /// When the first one ends the domain; `u64::MAX` for never.
     pub fn earliest(&self) -> u64 {
-        self.0.iter().map(|at| at.load(Ordering::Acquire)).min().unwrap_or(UNUSED)
+        self.0.iter().map(|at| at.load(Ordering::SeqCst)).min().unwrap_or(UNUSED)
     }
 }
 
@@ -70,8 +70,8 @@ pub fn set<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, asked: &Wat
     let Some(index) = asked.id.checked_sub(1) else {
         let free = (1_u64..).zip(&domain.watchdogs.0).find(|(_, dog)| dog.load(Ordering::Acquire) == UNUSED);
         let Some((id, dog)) = free else { return Ok(NO_SPACE) };
-        dog.store(at, Ordering::Release);
-        look_again(machine, current);
+        dog.store(at, Ordering::SeqCst);
+        sched::watch(machine, current, at);
         return Ok(id);
     };
     let dog =
@@ -79,19 +79,10 @@ pub fn set<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, asked: &Wat
     if dog.load(Ordering::Acquire) == UNUSED {
         return Err(Errno::Einval.into());
     }
-    dog.store(if seconds == 0 { UNUSED } else { at }, Ordering::Release);
-    look_again(machine, current);
+    let at = if seconds == 0 { UNUSED } else { at };
+    dog.store(at, Ordering::SeqCst);
+    sched::watch(machine, current, at);
     Ok(0)
-}
-
-/// Lets the CPU that looks after the domain's watchdogs program its timer anew.
-fn look_again<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) {
-    let home = current.domain.vcpus.first().map_or(current.cpu, |first| first.home);
-    if home == current.cpu {
-        current.reschedule.set(true);
-    } else {
-        machine.hw.kick(home);
-    }
 }
 
 /// Ends a domain whose time is over, for the reason that it gave before if it gave one.

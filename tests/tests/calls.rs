@@ -221,7 +221,7 @@ fn blocking_waits_unless_an_upcall_is_pending() {
     two.send(here);
     assert_eq!(vcpu.run.get(), Run::Runnable);
 
-    let _ = world.machine.sched.pick(&world.machine, CpuId(0));
+    let _ = world.pick(CpuId(0));
     assert_eq!(call(one, number::SCHED_OP, 1, 0), 0);
     assert_eq!(vcpu.run.get(), Run::Runnable, "the upcall is still pending");
 }
@@ -298,7 +298,7 @@ fn polling_returns_at_once_for_a_pending_port_and_waits_for_others() {
     assert_eq!((vcpu.run.get(), vcpu.poll.load(Ordering::Relaxed)), (Run::Runnable, NOT_POLLING));
 
     // An upcall that is pending is no port that is polled.
-    let _ = world.machine.sched.pick(&world.machine, CpuId(0));
+    let _ = world.pick(CpuId(0));
     one.take_events();
     one.set_info(0, &[1]);
     assert_eq!(poll(1, 0), 0);

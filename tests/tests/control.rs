@@ -6,6 +6,7 @@
 use hypervisor::domain::{Fault, Life, Stage};
 use hypervisor::fake::World;
 use hypervisor::hypercall::Outcome;
+use hypervisor::pause::Hold;
 use hypervisor::sched;
 use hypervisor::vcpu::Run;
 use pavo_tests::{ARG, Guest, NOWHERE, guest};
@@ -154,19 +155,24 @@ fn a_domain_is_paused_until_the_last_pause_ends() {
     assert!(sched::start(machine, vcpu));
     assert_eq!((domctl(control, PAUSE, 2), domctl(control, PAUSE, 2)), (0, 0));
     assert_eq!(flags(&world, 2) & 0xFFFF, 1 << 8 | 1 << 3);
-    assert!(machine.sched.pick(machine, vcpu.home).is_none(), "paused: not chosen");
+    assert!(world.pick(vcpu.home.get()).is_none(), "paused: not chosen");
     assert_eq!(vcpu.run.get(), Run::Paused);
-    assert!(!sched::wake_quietly(machine, vcpu));
+    sched::wake(machine, &world.current(1, 0), vcpu);
+    assert_eq!(vcpu.run.get(), Run::Paused, "waking changes nothing");
     assert_eq!(domctl(control, UNPAUSE, 2), 0);
-    assert!(machine.sched.pick(machine, vcpu.home).is_none(), "paused once still");
+    assert!(world.pick(vcpu.home.get()).is_none(), "paused once still");
     assert_eq!(domctl(control, UNPAUSE, 2), 0);
-    assert_eq!(machine.sched.pick(machine, vcpu.home).map(|vcpu| vcpu.index), Some(vcpu.index));
+    assert_eq!(world.pick(vcpu.home.get()).map(|vcpu| vcpu.index), Some(vcpu.index));
     assert_eq!(vcpu.run.get(), Run::Running);
     // A pause waits, restarting, for a vCPU that runs on another CPU, and counts once.
     put_domctl(control, PAUSE, 0x17, 2);
     let Outcome::Restart(left) = control.once(DOMCTL, [ARG, 0, 0, 0, 0]) else { panic!("it must wait") };
     let Outcome::Restart(left) = control.once(DOMCTL, left) else { panic!("it must wait still") };
-    assert!(hypervisor::pause::holds(machine, two, vcpu), "the CPU that runs it gives it up");
+    assert_eq!(
+        hypervisor::pause::holds(machine, two, vcpu),
+        Hold::Paused,
+        "the CPU that runs it gives it up"
+    );
     assert_eq!(control.once(DOMCTL, left), Outcome::Done(0));
     assert_eq!(domctl(control, UNPAUSE, 2), 0);
     assert_eq!(domctl(control, UNPAUSE, 2), EINVAL);

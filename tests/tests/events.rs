@@ -277,7 +277,7 @@ fn an_event_wakes_who_polls_for_it() {
         one.send(port);
         assert_eq!(sleeper.run.get() == Run::Runnable, wakes, "polls {polled}");
         sleeper.run.set(Run::Blocked);
-        let _ = world.machine.sched.pick(&world.machine, sleeper.home);
+        let _ = world.pick(sleeper.home.get());
     }
 }
 

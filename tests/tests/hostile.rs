@@ -185,7 +185,7 @@ impl Hostile<'_> {
             }
             21 => {
                 // Another CPU comes by between guests.
-                hypervisor::sched::expire(&self.world.machine, CpuId(self.below(3) as u8), 0);
+                hypervisor::sched::pass(&self.world.machine, CpuId(self.below(3) as u8), 0);
                 (number::VM_ASSIST, [self.below(2), 5, 0, 0, 0])
             }
             16 => {
@@ -261,7 +261,7 @@ impl Hostile<'_> {
         let vcpu = self.world.domain(id).vcpu(guest.vcpu).unwrap();
         if vcpu.run.get() != Run::Running {
             for _ in 0..4 {
-                let _ = self.world.machine.sched.pick(&self.world.machine, vcpu.home);
+                let _ = self.world.pick(vcpu.home.get());
             }
             vcpu.run.set(Run::Running);
         }
@@ -280,7 +280,7 @@ impl Hostile<'_> {
             }
             // What a kick makes every other CPU do.
             for cpu in 0..3 {
-                hypervisor::sched::expire(&self.world.machine, CpuId(cpu), 0);
+                hypervisor::sched::pass(&self.world.machine, CpuId(cpu), 0);
             }
             // A batch over all of memory is its guest's own time; interrupts come in between.
             if args[2] > 1 << 16 || number == number::MULTICALL || number == number::CONSOLE_IO {

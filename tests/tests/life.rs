@@ -209,7 +209,7 @@ fn a_domain_whose_vcpu_still_runs_waits_for_it() {
     let world = World::new(2);
     let vcpu = world.domain(1).vcpu(0).unwrap();
     assert!(sched::start(&world.machine, vcpu));
-    assert!(world.machine.sched.pick(&world.machine, vcpu.home).is_some());
+    assert!(world.pick(vcpu.home.get()).is_some());
     end(&world, 1);
     for _ in 0..20 {
         assert_ne!(life::work(&world.machine, CPU, 0), u64::MAX);

@@ -5,7 +5,7 @@ use hypervisor::fake::{Op, RAM, World};
 use hypervisor::frame::Role;
 use hypervisor::hardware::CpuId;
 use hypervisor::hypercall::Outcome;
-use hypervisor::sched::expire;
+use hypervisor::sched::pass;
 use hypervisor::stage2::Kind;
 use pavo_tests::{ARG, Guest, NOWHERE, guest, number, two};
 use pv_abi::grant::EntryFlags;
@@ -62,8 +62,8 @@ fn pages_given_up_and_asked_back_leave_every_counter_where_it_began() {
         assert_eq!(one.mapping(gfn).unwrap().kind, Kind::Ram);
         assert_eq!(one.read::<[u8; 4096]>(gfn << 12), [0; 4096], "cleared");
     }
-    expire(&world.machine, CpuId(0), 0);
-    expire(&world.machine, CpuId(0), 0);
+    pass(&world.machine, CpuId(0), 0);
+    pass(&world.machine, CpuId(0), 0);
 }
 
 #[test]
@@ -153,11 +153,11 @@ fn a_frame_is_free_when_every_cpu_that_runs_guests_has_left_the_hypervisor() {
     let one = guest(&world, 1);
     let (machine, frames) = (&world.machine, &world.machine.frames);
     for cpu in 0..2 {
-        expire(machine, CpuId(cpu), 0);
+        pass(machine, CpuId(cpu), 0);
     }
     assert_eq!(change(one, DECREASE, &[GFN, GFN + 1], 0), 2);
     for _ in 0..3 {
-        expire(machine, CpuId(0), 0);
+        pass(machine, CpuId(0), 0);
     }
     assert_eq!(frames.limbo_frames(), 2, "CPU 1 may still use them");
     // Nothing else is free: the call waits, and tells the others to come by.
@@ -173,7 +173,7 @@ fn a_frame_is_free_when_every_cpu_that_runs_guests_has_left_the_hypervisor() {
     let kicks: Vec<Op> = machine.hw.take_ops().into_iter().filter(|op| matches!(op, Op::Kick(_))).collect();
     assert_eq!(kicks, [Op::Kick(CpuId(1))], "CPUs that never ran a guest are left alone");
     assert!(world.take_reschedule());
-    expire(machine, CpuId(1), 0);
+    pass(machine, CpuId(1), 0);
     assert_eq!(one.call(number::MEMORY_OP, args), 1);
     assert_eq!(frames.limbo_frames(), 0);
     for mfn in taken {

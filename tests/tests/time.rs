@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use hypervisor::domain::Life;
-use hypervisor::fake::{COUNTER_FREQUENCY, Op, RAM};
-use hypervisor::hardware::CpuId;
+use hypervisor::fake::{COUNTER_FREQUENCY, Op, RAM, World};
+use hypervisor::hardware::{CpuId, Hardware};
 use hypervisor::log::Event;
 use hypervisor::runstate::switched;
-use hypervisor::sched::{self, earliest_deadline, expire};
+use hypervisor::sched::{self, pass};
 use hypervisor::vcpu::Run;
 use pavo_tests::{ARG, Guest, NOWHERE, guest, number, two};
 use pv_abi::DomId;
@@ -45,7 +45,7 @@ fn start(guest: Guest<'_>) {
 fn run(guest: Guest<'_>) {
     let machine = &guest.world.machine;
     let vcpu = guest.world.domain(guest.id).vcpu(guest.vcpu).unwrap();
-    assert_eq!(machine.sched.pick(machine, vcpu.home).unwrap().index, vcpu.index);
+    assert_eq!(guest.world.pick(vcpu.home.get()).unwrap().index, vcpu.index);
     switched(machine, None, vcpu);
 }
 
@@ -79,8 +79,8 @@ fn a_vcpu_is_told_of_its_time_whenever_it_runs_again() {
     let two = guest(&world, 2);
     let other = world.domain(2).vcpu(0).unwrap();
     assert!(sched::start(machine, other));
-    machine.sched.requeue(vcpu);
-    assert_eq!(machine.sched.pick(machine, CpuId(0)).unwrap().index, other.index);
+    let choice = machine.sched.choose(machine, CpuId(0), machine.hw.counter(), Some(vcpu));
+    assert_eq!(choice.next.unwrap().index, other.index);
     switched(machine, Some(vcpu), other);
     let info = told(one, ACROSS);
     assert_eq!((info.state, info.state_entry_time), (1, 12 * NANOSECONDS));
@@ -150,6 +150,13 @@ fn a_vcpu_of_the_domain_that_is_not_the_caller_is_told_up_to_now() {
 
 // --- watchdogs ---
 
+/// When the first CPU looks again, with nobody to run.
+fn next_look(world: &World) -> u64 {
+    let (machine, now) = (&world.machine, world.machine.hw.counter());
+    pass(machine, CpuId(0), now);
+    machine.sched.choose(machine, CpuId(0), now, None).look
+}
+
 fn watchdog(guest: Guest<'_>, id: u32, timeout: u32) -> i64 {
     guest.write(ARG, Watchdog { id, timeout }.as_bytes());
     guest.call(number::SCHED_OP, [6, ARG, 0, 0, 0])
@@ -165,9 +172,9 @@ fn a_domain_has_two_watchdogs() {
     );
     assert_eq!((watchdog(one, 0, 10), watchdog(one, 0, 20)), (1, 2));
     assert_eq!(watchdog(one, 0, 10), 0xFFFF_FFE4, "-ENOSPC in 32 bits");
-    assert_eq!(earliest_deadline(&world.machine, CpuId(0)), 10 * SECOND);
+    assert_eq!(next_look(&world), 10 * SECOND);
     assert_eq!((watchdog(one, 1, 30), watchdog(one, 2, 0), watchdog(one, 2, 10)), (0, 0, EINVAL));
-    assert_eq!(earliest_deadline(&world.machine, CpuId(0)), 30 * SECOND);
+    assert_eq!(next_look(&world), 30 * SECOND);
     assert_eq!(
         (watchdog(one, 0, u32::MAX), watchdog(guest(&world, 2), 0, 10)),
         (2, 1),
@@ -175,7 +182,7 @@ fn a_domain_has_two_watchdogs() {
     );
     assert_eq!((watchdog(one, 1, 0), watchdog(one, 2, 0)), (0, 0));
     assert_eq!(watchdog(guest(&world, 2), 1, 0), 0);
-    assert_eq!(earliest_deadline(&world.machine, CpuId(0)), u64::MAX);
+    assert_eq!(next_look(&world), u64::MAX);
 }
 
 #[test]
@@ -185,21 +192,21 @@ fn a_watchdog_that_is_not_set_again_in_time_ends_its_domain() {
     let machine = &world.machine;
     assert_eq!(watchdog(one, 0, 2), 1);
     assert!(world.take_reschedule(), "the timer is programmed anew");
-    expire(machine, CpuId(0), 2 * SECOND - 1);
-    expire(machine, CpuId(1), 3 * SECOND);
+    pass(machine, CpuId(0), 2 * SECOND - 1);
+    pass(machine, CpuId(1), 3 * SECOND);
     assert_eq!(world.domain(1).life.get(), Life::Running, "not yet, and not by another CPU");
     machine.hw.advance(SECOND);
     assert_eq!(watchdog(one, 1, 2), 0);
-    expire(machine, CpuId(0), 2 * SECOND);
+    pass(machine, CpuId(0), 2 * SECOND);
     assert_eq!(world.domain(1).life.get(), Life::Running);
     world.domain(1).vcpu(1).unwrap().run.set(Run::Running);
     machine.hw.take_ops();
-    expire(machine, CpuId(0), 3 * SECOND);
+    pass(machine, CpuId(0), 3 * SECOND);
     let end = Life::Shutdown(ShutdownReason::Watchdog);
     assert_eq!(world.domain(1).life.get(), end);
     assert_eq!(machine.hw.take_events(), [Event::Ended(DomId(1), end)]);
     assert_eq!(machine.hw.take_ops(), [Op::Kick(CpuId(1))], "its other vCPU runs elsewhere");
-    assert_eq!(earliest_deadline(machine, CpuId(0)), u64::MAX);
+    assert_eq!(next_look(&world), u64::MAX);
     assert_eq!(world.domain(2).life.get(), Life::Running);
 }
 
@@ -214,11 +221,11 @@ fn a_watchdog_of_no_seconds_ends_its_domain_at_once_and_one_set_elsewhere_tells_
     machine.hw.take_ops();
     one.write(ARG, Watchdog { id: 0, timeout: 0 }.as_bytes());
     let mut current = world.current(1, 1);
-    current.cpu = elsewhere.home;
+    current.cpu = elsewhere.home.get();
     let outcome = hypervisor::hypercall::hypercall(machine, &current, number::SCHED_OP, [6, ARG, 0, 0, 0]);
     assert_eq!(outcome, hypervisor::hypercall::Outcome::Done(1));
     assert!(machine.hw.take_ops().contains(&Op::Kick(CpuId(0))));
-    expire(machine, CpuId(0), 0);
+    pass(machine, CpuId(0), 0);
     assert_eq!(
         world.domain(1).life.get(),
         Life::Shutdown(ShutdownReason::Reboot),

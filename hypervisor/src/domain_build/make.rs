@@ -18,7 +18,9 @@ use crate::hvm::Params;
 use crate::life::Undo;
 use crate::memory::MemoryState;
 use crate::pause::Pauses;
-use crate::vcpu::{Vcpu, VcpuIndex};
+use crate::sched::pool::CpuMask;
+use crate::sched::share::Cap;
+use crate::vcpu::{Place, Vcpu, VcpuIndex};
 use crate::vgic::{DistState, VcpuShared};
 use crate::vpl011::Vpl011;
 use crate::watchdog::Watchdogs;
@@ -57,13 +59,19 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// All CPUs of the machine.
+    fn all_cpus(&self) -> CpuMask {
+        CpuMask::MAX.checked_shr(CpuMask::BITS.saturating_sub(u32::from(self.cpus))).unwrap_or(1)
+    }
+
     fn vcpu(&self, config: &DomainConfig<'_>, number: usize) -> Vcpu {
         // vCPUs of the machine are far fewer than 65536, those of a domain than 256.
         let number = u16::try_from(number).unwrap_or(u16::MAX);
         let turn =
             u16::from(self.first_cpu.0).wrapping_add(number).checked_rem(u16::from(self.cpus)).unwrap_or(0);
         let home = CpuId(u8::try_from(turn).unwrap_or(0));
-        Vcpu::new(config.id, u32::from(number), VcpuIndex(self.first_vcpu.0.wrapping_add(number)), home)
+        let place = Place { pool: 0, allowed: self.all_cpus(), home };
+        Vcpu::new(config.id, u32::from(number), VcpuIndex(self.first_vcpu.0.wrapping_add(number)), place)
     }
 }
 
@@ -108,6 +116,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             life: LifeCell::default(),
             marks_runstate: AtomicBool::new(false),
             pauses: Pauses::new(),
+            cap: Cap::new(),
             watchdogs: Watchdogs::new(),
             ports,
             vcpus: all,

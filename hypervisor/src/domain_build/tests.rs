@@ -198,7 +198,8 @@ fn the_domain_is_as_its_configuration_says() {
     config.channels.push(channel).unwrap();
     let Built { domain, .. } = build(&hw, &frames, HOST, &config).unwrap();
     assert_eq!((domain.id, domain.vmid, domain.enhanced), (ONE, Vmid(3), true));
-    let vcpus: Vec<_> = domain.vcpus.iter().map(|vcpu| (vcpu.number, vcpu.index.0, vcpu.home.0)).collect();
+    let vcpus: Vec<_> =
+        domain.vcpus.iter().map(|vcpu| (vcpu.number, vcpu.index.0, vcpu.home.get().0)).collect();
     assert_eq!(vcpus, [(0, 5, 1), (1, 6, 0)]);
     assert_eq!(domain.vcpus[0].info_at().unwrap().pa(), domain.shared_info.base());
     assert_eq!(domain.vcpus[1].info_at(), None);

@@ -1,18 +1,25 @@
 //! A vCPU's registers: where they are while it does not run, and how they get into the CPU.
 //!
 //! Invariants
-//! 1. An [`ArchVcpu`] is touched by the vCPU's home CPU only, except before the vCPU is started (PSCI CPU_ON writes its first
-//!    registers while it is off; the scheduler's lock hands it over).
-//! 2. EL1 state is in the CPU from [`load`] to [`save`]; floating point longer, until another vCPU uses it.
+//! 1. An [`ArchVcpu`] is touched by the CPU that its vCPU's `on` names, only. While it names none, [`save`] has written everything back and
+//!    nobody touches it, until the CPU whose queue it was in loads it (`on`'s release and acquire, and the queue's lock, hand it over) or
+//!    CPU_ON writes its first registers under the domain's lock.
+//! 2. EL1 state is in the CPU from [`load`] to [`save`]. Floating-point registers are written back by `save` too, if they were used; what
+//!    stays in the CPU is a copy, good while the CPU's `fp_owner` and the vCPU's `fp_cpu` name each other.
 //! 3. While EL1's registers are mixed from two vCPUs, walks with them are off (`TCR_EL1.EPD0/1` with the MMU on): a speculative `AT`
 //!    must not fill the TLB from a mixture (Cortex-A72 erratum 1319367).
+//! 4. A vCPU leaves nothing behind in a CPU that it could meet again out of date, or that another could meet: `HCR_EL2.FB` makes its TLB and
+//!    instruction-cache maintenance reach every CPU that it ran on, `contain_serror`'s DSB completes it before the vCPU moves, siblings'
+//!    entries go by [`forget_sibling`]; the physical timer interrupt that its list register stands for is made inactive where it leaves
+//!    and active where it arrives (a PPI has an active state for each CPU); the timer's comparator moves with its registers.
 #![expect(unsafe_code, reason = "system registers and floating-point registers")]
 
 use core::arch::{asm, global_asm};
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicU16, Ordering};
 
 use hypervisor::domain::{Domain, MAX_DOMAINS};
+use hypervisor::hardware::CpuId;
 use hypervisor::sched::MAX_CPUS;
 use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuShared};
@@ -128,8 +135,8 @@ pub struct ArchVcpu {
     fp: UnsafeCell<Fp>,
     gic: UnsafeCell<VcpuGic>,
     gic_busy: Cell<bool>,
-    /// Whether its registers are in its home CPU, from [`load`] to [`save`].
-    in_cpu: AtomicBool,
+    /// The CPU whose floating-point registers were the same as `fp` last.
+    fp_cpu: Cell<Option<CpuId>>,
 }
 
 // SAFETY: invariant 1.
@@ -166,7 +173,7 @@ impl ArchVcpu {
             fp: UnsafeCell::new(Fp { v: [0; 32], fpcr: 0, fpsr: 0 }),
             gic: UnsafeCell::new(gic),
             gic_busy: Cell::new(false),
-            in_cpu: AtomicBool::new(false),
+            fp_cpu: Cell::new(None),
         }
     }
 
@@ -183,20 +190,21 @@ impl ArchVcpu {
         saved.tcr = 0;
         saved.cntv_ctl = 0;
         saved.interface = gic::VirtualInterface::default();
-        // SAFETY: as above; its floating-point registers are not in a CPU (`CPU_OFF` gave them up).
+        self.fp_cpu.set(None);
+        // SAFETY: as above; what a CPU still has of its floating-point registers is out of date now.
         unsafe { *self.fp.get() = Fp { v: [0; 32], fpcr: 0, fpsr: 0 } };
     }
 
     /// Whether its registers are in no CPU.
     pub fn is_out(&self) -> bool {
-        !self.in_cpu.load(Ordering::Acquire)
+        self.vcpu.on.get().is_none()
     }
 
     /// [`Self::set_entry`] by another vCPU, followed by `start`: only if this one is off and its registers have left the CPU. Callers take
     /// turns by the domain's lock, until `start` has said that it is off no more (invariant 1).
     pub fn start_at(&self, pc: u64, x0: u64, start: impl FnOnce() -> bool) -> bool {
         let state = self.domain.state.lock();
-        let off = self.vcpu.run.get() == Run::Offline && !self.in_cpu.load(Ordering::Acquire);
+        let off = self.vcpu.run.get() == Run::Offline && self.vcpu.on.get().is_none();
         if off {
             self.set_entry(pc, x0);
         }
@@ -205,7 +213,7 @@ impl ArchVcpu {
         started
     }
 
-    /// Works on the private half of its interrupt state, on its home CPU.
+    /// Works on the private half of its interrupt state, on the CPU that has it.
     #[inline(always)]
     pub fn with_gic<R: Default>(&self, work: impl FnOnce(&mut VcpuGic) -> R) -> R {
         if self.gic_busy.replace(true) {
@@ -289,7 +297,7 @@ pub fn recall(arch: &ArchVcpu, frame: &mut Frame) {
 }
 
 /// Takes a vCPU out of the CPU, after [`keep`].
-pub fn save(arch: &ArchVcpu) {
+pub fn save(cpu: &PerCpu, arch: &ArchVcpu) {
     // SAFETY: invariant 1.
     let saved = unsafe { &mut *arch.saved.get() };
     saved.el1.save();
@@ -305,14 +313,18 @@ pub fn save(arch: &ArchVcpu) {
         if active & PrivateIntid::VIRTUAL_TIMER.bit() == 0
             && arch.shared.delivers(PrivateIntid::VIRTUAL_TIMER)
         {
-            super::run::note_timer(arch.vcpu, saved.cntv_ctl, saved.cntv_cval);
+            super::run::note_timer(cpu, arch.vcpu, saved.cntv_ctl, saved.cntv_cval);
         }
         gic.save(&mut HardwareLrs);
         active
     });
     saved.interface = gic::VirtualInterface::save();
     gic::deactivate_all(active);
-    arch.in_cpu.store(false, Ordering::Release);
+    if regs::cptr_el2::read() & regs::CPTR_TFP == 0 {
+        // SAFETY: invariant 1; the assembly stores 32 quad words and the two control registers.
+        unsafe { fp_save(arch.fp.get()) };
+    }
+    arch.vcpu.on.clear();
 }
 
 /// For each CPU, which vCPU of each domain it ran last, by the domain's id; [`NOBODY`] at first.
@@ -339,7 +351,7 @@ fn forget_sibling(cpu: &PerCpu, arch: &ArchVcpu) {
 
 /// Puts a vCPU into the CPU; `frame` gets its general registers.
 pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
-    arch.in_cpu.store(true, Ordering::Relaxed);
+    arch.vcpu.on.set(cpu.id);
     // SAFETY: invariant 1.
     let saved = unsafe { &*arch.saved.get() };
     // Invariant 3.
@@ -362,36 +374,29 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     gic::activate(cpu, active);
     regs::cntv_cval_el0::write(saved.cntv_cval);
     regs::cntv_ctl_el0::write(saved.cntv_ctl);
-    let fp = if core::ptr::eq(cpu.fp_owner.get(), arch) { 0 } else { regs::CPTR_TFP };
+    let fp = if fp_is_here(cpu, arch) { 0 } else { regs::CPTR_TFP };
     regs::cptr_el2::write(regs::CPTR_GUEST | fp);
     regs::elr_el2::write(saved.elr);
     regs::spsr_el2::write(saved.spsr);
     *frame = saved.frame;
 }
 
-/// Drops the floating-point registers of a vCPU that goes off.
-pub fn forget_fp(cpu: &PerCpu, arch: &ArchVcpu) {
-    if core::ptr::eq(cpu.fp_owner.get(), arch) {
-        cpu.fp_owner.set(core::ptr::null());
-    }
+/// Whether the CPU has the vCPU's floating-point registers as [`save`] wrote them (invariant 2).
+fn fp_is_here(cpu: &PerCpu, arch: &ArchVcpu) -> bool {
+    core::ptr::eq(cpu.fp_owner.get(), arch) && arch.fp_cpu.get() == Some(cpu.id)
 }
 
 /// Gives the loaded vCPU the floating-point registers, after it trapped on one.
 pub fn take_fp(cpu: &PerCpu, arch: &'static ArchVcpu) {
     regs::cptr_el2::write(regs::CPTR_GUEST);
     isb();
-    let owner = cpu.fp_owner.get();
-    if core::ptr::eq(owner, arch) {
+    if fp_is_here(cpu, arch) {
         return;
     }
-    // SAFETY: an owner is a vCPU of this CPU (homes do not change), and vCPUs are never freed.
-    if let Some(owner) = unsafe { owner.as_ref() } {
-        // SAFETY: invariant 1; the assembly stores 32 quad words and the two control registers.
-        unsafe { fp_save(owner.fp.get()) };
-    }
-    // SAFETY: as above.
+    // SAFETY: invariant 1; whose registers were here has them in memory (invariant 2).
     unsafe { fp_load(arch.fp.get()) };
     cpu.fp_owner.set(arch);
+    arch.fp_cpu.set(Some(cpu.id));
 }
 
 unsafe extern "C" {

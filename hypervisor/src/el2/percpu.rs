@@ -105,13 +105,11 @@ pub struct PerCpu {
     pub going_off: Cell<bool>,
     /// Whether the CPU has `FEAT_RAS`.
     pub has_ras: Cell<bool>,
-    /// When the running vCPU's turn ends, as system time.
-    pub turn_end: Cell<u64>,
     /// Set when the loaded vCPU's interrupts need the long way ([`hypervisor::vgic`]'s service).
     pub service: Cell<bool>,
     /// Where the vCPU's registers are that is loaded; null when none is.
     loaded: Cell<*const ArchVcpu>,
-    /// Whose floating-point registers are in the CPU; null when nobody's.
+    /// Whose floating-point registers are in the CPU, or were when it ran here last; null when nobody's.
     pub fp_owner: Cell<*const ArchVcpu>,
     /// The caller of the next hypercall: valid while `loaded` is not null.
     pub current: Cell<Option<&'static Current<'static>>>,
@@ -135,7 +133,6 @@ const fn block(id: u8) -> PerCpu {
         reschedule: Cell::new(false),
         going_off: Cell::new(false),
         has_ras: Cell::new(false),
-        turn_end: Cell::new(0),
         service: Cell::new(false),
         loaded: Cell::new(ptr::null()),
         fp_owner: Cell::new(ptr::null()),

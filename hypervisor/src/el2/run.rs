@@ -2,13 +2,13 @@
 #![expect(unsafe_code, reason = "names that the assembly calls, and WFI")]
 
 use core::arch::asm;
-use core::sync::atomic::Ordering;
 
 use hypervisor::domain::{Fault, Life};
 use hypervisor::machine::{Current, Machine};
+use hypervisor::pause::{self, Hold};
 use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, Raised, Serviced, VcpuMask};
-use hypervisor::{life, pause, sched};
+use hypervisor::{life, sched};
 
 use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
@@ -27,19 +27,17 @@ extern "C" fn switch_entry(frame: &mut Frame) {
         cpu.reschedule.set(false);
         console::pump();
         attend(cpu);
-        sched::expire(machine, cpu.id, timer::now());
-        let soon = life::work(machine, cpu.id, timer::now());
-        if let Some(arch) = cpu.loaded()
-            && settle(machine, cpu, arch)
-        {
-            arm_timer(machine, cpu, soon);
-            return;
-        }
-        if let Some(next) = machine.sched.pick(machine, cpu.id) {
-            switch_to(machine, cpu, next, frame, first);
-            attend(cpu);
-            cpu.turn_end.set(timer::now().saturating_add(timer::turn()));
-            arm_timer(machine, cpu, soon);
+        let now = timer::now();
+        sched::pass(machine, cpu.id, now);
+        let soon = life::work(machine, cpu.id, now);
+        let running = cpu.loaded().and_then(|arch| settle(machine, cpu, arch, frame, &mut first));
+        let choice = machine.sched.choose(machine, cpu.id, now, running);
+        timer::interrupt_at(console::deadline(choice.look.min(soon)));
+        if let Some(next) = choice.next {
+            if running.is_none_or(|running| !core::ptr::eq(running, next)) {
+                switch_to(machine, cpu, next, frame, first);
+                attend(cpu);
+            }
             return;
         }
         // The registers stay in the CPU while it idles; `loaded` says whose they are.
@@ -50,49 +48,60 @@ extern "C" fn switch_entry(frame: &mut Frame) {
             first = false;
         }
         finish::check(machine);
-        idle(machine, cpu, soon);
+        idle(machine, cpu);
     }
 }
 
-/// What becomes of the loaded vCPU; true when it simply goes on. Only the end of its turn takes the CPU from it: being woken, kicked or
-/// interrupted costs a vCPU nothing of its turn, so that no guest can shorten another's.
-fn settle(machine: &Machine<Arm>, cpu: &'static PerCpu, arch: &'static ArchVcpu) -> bool {
+/// What becomes of the loaded vCPU; itself when it wants to go on.
+fn settle(
+    machine: &'static Machine<Arm>,
+    cpu: &'static PerCpu,
+    arch: &'static ArchVcpu,
+    frame: &Frame,
+    fresh: &mut bool,
+) -> Option<&'static Vcpu> {
     if cpu.going_off.replace(false) {
         // Its registers leave the CPU before `Offline` is published: from then on CPU_ON writes them (context.rs, invariant 1).
-        context::save(arch);
-        context::forget_fp(cpu, arch);
+        context::save(cpu, arch);
         cpu.unload();
         arch.vcpu.run.set(Run::Offline);
-        return false;
+        return None;
     }
     if !arch.domain.life.is_running() {
         // Nothing of a domain that has ended stays in a CPU: what it had will be others'.
         contain_serror(machine, cpu, arch);
-        context::save(arch);
-        context::forget_fp(cpu, arch);
+        context::save(cpu, arch);
         context::leave_address_space();
         cpu.unload();
         if arch.vcpu.run.get() == Run::Running {
             arch.vcpu.run.set(Run::Offline);
         }
-        return false;
+        return None;
+    }
+    if !machine.sched.allows(arch.vcpu, cpu.id) {
+        if core::mem::take(fresh) {
+            context::keep(arch, frame);
+        }
+        contain_serror(machine, cpu, arch);
+        context::save(cpu, arch);
+        cpu.unload();
+        machine.sched.put_out(machine, arch.vcpu);
+        return None;
     }
     match arch.vcpu.run.get() {
-        Run::Running if pause::holds(machine, arch.domain, arch.vcpu) => {}
-        Run::Running => {
-            if timer::now() < cpu.turn_end.get() || !machine.sched.has_waiting(cpu.id) {
-                return true;
-            }
-            machine.sched.requeue(arch.vcpu);
-        }
+        Run::Running => match pause::holds(machine, arch.domain, arch.vcpu) {
+            Hold::None => return Some(arch.vcpu),
+            Hold::Paused => {}
+            Hold::TakenBack => sched::resume(machine, None, arch.vcpu),
+        },
         Run::Blocked => {
             if due(arch) {
-                sched::wake_quietly(machine, arch.vcpu);
+                sched::unblock(machine, cpu.id, arch.vcpu);
             }
         }
         Run::Runnable | Run::Offline | Run::Paused => {}
     }
-    false
+    None
 }
 
 /// Whether the loaded vCPU has an interrupt to take, masked or not.
@@ -121,7 +130,8 @@ fn switch_to(
             context::keep(loaded, frame);
         }
         contain_serror(machine, cpu, loaded);
-        context::save(loaded);
+        context::save(cpu, loaded);
+        machine.sched.offer(machine, loaded.vcpu);
     }
     if cpu.loaded().is_none_or(|loaded| loaded.domain.id != arch.domain.id) {
         speculation::forget();
@@ -137,7 +147,8 @@ fn switch_to(
 }
 
 /// An SError that the leaving vCPU caused and nobody took yet would be taken for the next one's: take it here, with the vector that
-/// counts, and end the domain that it belongs to. The barrier makes everything it did complete first (Arm ARM D1.3.5).
+/// counts, and end the domain that it belongs to. The barrier makes everything it did complete first (Arm ARM D1.3.5), its TLB and cache
+/// maintenance too: a vCPU that goes on elsewhere completes it with a DSB there, which waits for that CPU's own only (Arm ARM B2.3.12).
 fn contain_serror(machine: &Machine<Arm>, cpu: &'static PerCpu, leaving: &ArchVcpu) {
     // SAFETY: a barrier.
     unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) };
@@ -187,9 +198,7 @@ pub fn kick_vcpus(cpu: &'static PerCpu, arch: &'static ArchVcpu, vcpus: VcpuMask
     for number in vcpus.iter() {
         let Some(vcpu) = arch.domain.vcpus.get(number.get()) else { continue };
         sched::wake(machine, current, vcpu);
-        if vcpu.home != cpu.id && vcpu.run.get() == Run::Running {
-            gic::kick(vcpu.home);
-        }
+        sched::tell(machine, cpu.id, vcpu);
     }
 }
 
@@ -206,20 +215,10 @@ pub fn send_sgi(cpu: &'static PerCpu, arch: &'static ArchVcpu, irq: PrivateIntid
     }
 }
 
-/// Programs EL2's timer: the end of the turn when others wait, the first deadline of a blocked vCPU, and work of EL2's own.
-fn arm_timer(machine: &Machine<Arm>, cpu: &PerCpu, soon: u64) {
-    let mut at = sched::earliest_deadline(machine, cpu.id).min(soon);
-    if machine.sched.has_waiting(cpu.id) {
-        at = at.min(cpu.turn_end.get());
-    }
-    timer::interrupt_at(console::deadline(at));
-}
-
 /// Waits for an interrupt and serves it. Interrupts are masked: WFI ends when one is pending (Arm ARM D1.7.2), so none is lost
 /// between the look at the queue and the wait.
-fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu, soon: u64) {
-    // A loaded vCPU's own timer runs in the hardware; the others have their deadlines with the scheduler.
-    timer::interrupt_at(console::deadline(sched::earliest_deadline(machine, cpu.id).min(soon)));
+fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu) {
+    // A loaded vCPU's own timer runs in the hardware; the others have their deadlines with the scheduler, and EL2's timer is set.
     if let Some(arch) = cpu.loaded() {
         // One that is pending would end the wait at once, for ever.
         contain_serror(machine, cpu, arch);
@@ -231,10 +230,10 @@ fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu, soon: u64) {
 
 /// The deadline of a vCPU that is taken out of the CPU while blocked: its own, or its timer's if that is earlier. Not called for a timer
 /// whose interrupt would not be delivered: it would wake the vCPU for nothing.
-pub fn note_timer(vcpu: &Vcpu, ctl: u64, cval: u64) {
+pub fn note_timer(cpu: &PerCpu, vcpu: &Vcpu, ctl: u64, cval: u64) {
     if vcpu.run.get() == Run::Blocked
-        && let Some(at) = timer::guest_deadline(ctl, cval)
+        && let (Some(at), Some(machine)) = (timer::guest_deadline(ctl, cval), cpu.machine.get())
     {
-        vcpu.deadline.fetch_min(at, Ordering::Relaxed);
+        sched::note_deadline(machine, vcpu, at);
     }
 }

@@ -5,7 +5,6 @@ use tock_registers::LocalRegisterCopy;
 
 use super::regs::{self, CNT_CTL};
 use aarch64_cpu::asm::barrier::{SY, isb};
-use hypervisor::sched::TURN_MICROSECONDS;
 
 static BOOT: AtomicU64 = AtomicU64::new(0);
 
@@ -22,7 +21,6 @@ pub fn start() {
 pub fn set_frequency(from_tree: Option<u32>) -> bool {
     let frequency = from_tree.map_or_else(regs::cntfrq_el0::read, u64::from);
     FREQUENCY.store(frequency, Ordering::Relaxed);
-    TURN.store(ticks(TURN_MICROSECONDS), Ordering::Relaxed);
     frequency != 0
 }
 
@@ -52,14 +50,6 @@ pub fn microseconds() -> u64 {
 /// Ticks in so many microseconds.
 pub fn ticks(microseconds: u64) -> u64 {
     frequency().checked_div(1_000_000).unwrap_or(1).max(1).saturating_mul(microseconds)
-}
-
-/// Ticks of a vCPU's turn; worked out once.
-static TURN: AtomicU64 = AtomicU64::new(0);
-
-/// Ticks of a vCPU's turn.
-pub fn turn() -> u64 {
-    TURN.load(Ordering::Relaxed)
 }
 
 /// Asks for EL2's timer interrupt at this time; `u64::MAX` for none.

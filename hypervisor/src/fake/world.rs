@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use pv_abi::DomId;
 
-use super::{FakeHardware, LeakedStorage};
+use super::{COUNTER_FREQUENCY, FakeHardware, LeakedStorage};
 use crate::addr::{FrameAddr, Ipa, Mfn};
 use crate::devicetree::{DomainConfig, Enhanced, GuestGic, Paging, PhysRange, Quotas};
 use crate::domain::Domain;
@@ -13,9 +13,10 @@ use crate::domain_build::{Builder, Host, Shape};
 use crate::hardware::{CpuId, Hardware, Vmid};
 use crate::life::Reaper;
 use crate::machine::{Current, Machine};
-use crate::sched::Scheduler;
+use crate::sched::pool::{Kind, Pool};
+use crate::sched::{MAX_POOLS, Scheduler};
 use crate::selfcheck::{Violation, check};
-use crate::vcpu::VcpuIndex;
+use crate::vcpu::{Vcpu, VcpuIndex};
 
 /// RAM of each domain of a [`World`], KiB: a block of 2 MiB, and pages.
 pub const MEMORY_KIB: u64 = (4 << 10) + 128;
@@ -97,7 +98,7 @@ impl World {
             first_id: first,
             reaper: Reaper::new(usize::from(count)),
             vcpus: Box::leak(vcpus.collect::<Box<[_]>>()),
-            sched: Scheduler::new(),
+            sched: Scheduler::new(&LeakedStorage, 2, 16, COUNTER_FREQUENCY, pools()).expect("storage"),
             hw,
             frames,
         };
@@ -115,6 +116,11 @@ impl World {
     pub fn current(&self, id: u16, vcpu: u32) -> Current<'_> {
         let domain = self.domain(id);
         Current { domain, vcpu: domain.vcpu(vcpu).unwrap(), cpu: CpuId(0), reschedule: &self.reschedule }
+    }
+
+    /// Lets a CPU that runs nobody choose: who runs there now.
+    pub fn pick(&self, cpu: CpuId) -> Option<&Vcpu> {
+        self.machine.sched.choose(&self.machine, cpu, self.machine.hw.counter(), None).next
     }
 
     /// Whether a call asked for another vCPU to run, since the last time.
@@ -151,6 +157,12 @@ impl World {
         assert_eq!(check(&self.machine), Ok::<(), Violation>(()));
         assert_eq!(self.machine.hw.stale_translation(), None, "the TLB remembers what is not there");
     }
+}
+
+/// One pool of both CPUs.
+fn pools() -> [Pool; MAX_POOLS] {
+    let mut cpus = 0b11;
+    [(); MAX_POOLS].map(|()| Pool::new(Kind::Fair, std::mem::take(&mut cpus)))
 }
 
 fn config(id: DomId, kernel: PhysRange) -> DomainConfig<'static> {

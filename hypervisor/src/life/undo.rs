@@ -121,8 +121,10 @@ fn stop<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> bool 
         }
         if vcpu.run.get() != Run::Offline || !machine.hw.is_out(vcpu.index) {
             all = false;
-            if vcpu.home != cpu {
-                machine.hw.kick(vcpu.home);
+            machine.sched.take_off(machine, vcpu);
+            let home = vcpu.home.get();
+            if home != cpu {
+                machine.hw.kick(home);
             }
         }
     }

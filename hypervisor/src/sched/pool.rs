@@ -1,0 +1,215 @@
+//! Pools of CPUs and the schedulers that they have: one small trait, an `enum` of those that implement it.
+//!
+//! `fair` is a weighted fair queue over virtual time. A vCPU asks for a turn at a time; its request is served at the virtual time
+//! `had + turn / weight`, and whose is served first goes first. The pool's own virtual time is the latest at which somebody was given a CPU:
+//! who comes back from sleep, or weighs more than a CPU can give, is at most a turn behind it, so nobody saves time up.
+//!
+//! `partition` gives a vCPU a CPU of its own: nothing is accounted, nothing is looked at again.
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
+
+use super::MAX_CPUS;
+use super::share::Share;
+
+/// CPUs as bits, CPU 0 the lowest.
+pub type CpuMask = u32;
+const _: () = assert!(MAX_CPUS <= 32);
+
+/// Lengths of time, in ticks of the counter.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticks {
+    /// A turn, when others wait.
+    pub turn: u64,
+    /// How long a vCPU runs before a wake-up may take the CPU from it.
+    pub grain: u64,
+    /// When a CPU on which nobody waits looks whether others have too much to do.
+    pub look: u64,
+    /// The period of caps.
+    pub period: u64,
+}
+
+impl Ticks {
+    /// Of a counter with so many ticks a second.
+    pub const fn new(frequency: u64) -> Self {
+        let turn = frequency.saturating_mul(super::TURN_MICROSECONDS) / 1_000_000;
+        Self {
+            turn: if turn == 0 { 1 } else { turn },
+            grain: turn / 8,
+            look: turn.saturating_mul(5),
+            period: if turn == 0 { 5 } else { turn.saturating_mul(5) },
+        }
+    }
+}
+
+/// Why a vCPU wants a CPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Joins {
+    /// It is new, or was off.
+    Starts,
+    /// It slept.
+    Wakes,
+}
+
+/// How the CPUs of a pool are shared. Everything is about vCPUs that the caller may account for ([`Share`], invariant 1).
+pub trait Policy {
+    /// Accounts for so many ticks; true when the vCPU's request is served and it makes another.
+    fn charge(&self, share: &Share, ran: u64) -> bool;
+    /// A vCPU comes from where it wanted no CPU.
+    fn join(&self, share: &Share, why: Joins);
+    /// A vCPU is given a CPU.
+    fn give(&self, share: &Share);
+    /// Until when a vCPU that has been running since `began` may run, with another waiting that is served at `waiting`
+    /// (`u64::MAX` for none).
+    fn until(&self, share: &Share, began: u64, now: u64, waiting: u64) -> u64;
+}
+
+/// The weighted fair queue.
+#[derive(Debug)]
+pub struct Fair<'a> {
+    time: &'a AtomicU64,
+    ticks: &'a Ticks,
+}
+
+impl Fair<'_> {
+    /// The virtual time behind which nobody is.
+    #[inline]
+    fn horizon(&self) -> u64 {
+        self.time.load(Relaxed).saturating_sub(self.ticks.turn)
+    }
+
+    fn request(&self, share: &Share, had: u64) {
+        share.left.store(self.ticks.turn, Relaxed);
+        share.served.store(had.saturating_add(share.aged(self.ticks.turn)), Relaxed);
+    }
+}
+
+impl Policy for Fair<'_> {
+    #[inline]
+    fn charge(&self, share: &Share, ran: u64) -> bool {
+        let had = share.had.load(Relaxed).saturating_add(share.aged(ran)).max(self.horizon());
+        share.had.store(had, Relaxed);
+        let left = share.left.load(Relaxed).saturating_sub(ran);
+        if left == 0 {
+            self.request(share, had);
+            true
+        } else {
+            share.left.store(left, Relaxed);
+            false
+        }
+    }
+
+    #[inline]
+    fn join(&self, share: &Share, why: Joins) {
+        let least = match why {
+            Joins::Starts => self.time.load(Relaxed),
+            Joins::Wakes => self.horizon(),
+        };
+        let had = share.had.load(Relaxed).max(least);
+        share.had.store(had, Relaxed);
+        if share.served.load(Relaxed) <= had {
+            self.request(share, had);
+        }
+    }
+
+    #[inline]
+    fn give(&self, share: &Share) {
+        let had = share.had.load(Relaxed);
+        if had > self.time.load(Relaxed) {
+            self.time.fetch_max(had, Relaxed);
+        }
+    }
+
+    #[inline]
+    fn until(&self, share: &Share, began: u64, now: u64, waiting: u64) -> u64 {
+        if waiting < share.served.load(Relaxed) {
+            began.saturating_add(self.ticks.grain)
+        } else {
+            now.saturating_add(share.left.load(Relaxed))
+        }
+    }
+}
+
+/// A CPU of one's own.
+#[derive(Debug)]
+pub struct Partition;
+
+impl Policy for Partition {
+    fn charge(&self, _share: &Share, _ran: u64) -> bool {
+        false
+    }
+
+    fn join(&self, _share: &Share, _why: Joins) {}
+
+    fn give(&self, _share: &Share) {}
+
+    fn until(&self, _share: &Share, _began: u64, _now: u64, _waiting: u64) -> u64 {
+        u64::MAX
+    }
+}
+
+/// Which scheduler a pool has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// [`Fair`].
+    Fair,
+    /// [`Partition`].
+    Partition,
+}
+
+/// Some CPUs and their scheduler.
+#[derive(Debug)]
+pub struct Pool {
+    /// Its scheduler.
+    pub kind: Kind,
+    /// Its CPUs.
+    pub cpus: CpuMask,
+    /// `fair`'s virtual time.
+    time: AtomicU64,
+}
+
+impl Pool {
+    /// A pool of these CPUs.
+    pub const fn new(kind: Kind, cpus: CpuMask) -> Self {
+        Self { kind, cpus, time: AtomicU64::new(0) }
+    }
+
+    const fn fair<'a>(&'a self, ticks: &'a Ticks) -> Fair<'a> {
+        Fair { time: &self.time, ticks }
+    }
+
+    /// [`Policy::charge`].
+    #[inline]
+    pub(super) fn charge(&self, ticks: &Ticks, share: &Share, ran: u64) -> bool {
+        match self.kind {
+            Kind::Fair => self.fair(ticks).charge(share, ran),
+            Kind::Partition => Partition.charge(share, ran),
+        }
+    }
+
+    /// [`Policy::join`].
+    #[inline]
+    pub(super) fn join(&self, ticks: &Ticks, share: &Share, why: Joins) {
+        match self.kind {
+            Kind::Fair => self.fair(ticks).join(share, why),
+            Kind::Partition => Partition.join(share, why),
+        }
+    }
+
+    /// [`Policy::give`].
+    #[inline]
+    pub(super) fn give(&self, ticks: &Ticks, share: &Share) {
+        match self.kind {
+            Kind::Fair => self.fair(ticks).give(share),
+            Kind::Partition => Partition.give(share),
+        }
+    }
+
+    /// [`Policy::until`].
+    #[inline]
+    pub(super) fn until(&self, ticks: &Ticks, share: &Share, began: u64, now: u64, waiting: u64) -> u64 {
+        match self.kind {
+            Kind::Fair => self.fair(ticks).until(share, began, now, waiting),
+            Kind::Partition => Partition.until(share, began, now, waiting),
+        }
+    }
+}
