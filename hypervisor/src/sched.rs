@@ -168,7 +168,7 @@ impl Scheduler {
     }
 
     /// Accounts for what a vCPU of this CPU has run until now; true when its request is served.
-    #[inline]
+    #[inline(never)]
     fn charge<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, now: u64) -> bool {
         let ran = vcpu.share.ran(now);
         if vcpu.share.capped.load(Relaxed)
@@ -180,11 +180,17 @@ impl Scheduler {
     }
 
     /// What a vCPU's domain may still run, or when to ask again.
-    #[inline]
+    #[inline(always)]
     fn allowance<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, now: u64) -> Result<u64, u64> {
         if !vcpu.share.capped.load(Relaxed) {
             return Ok(u64::MAX);
         }
+        self.allowed_now(machine, vcpu, now)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allowed_now<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, now: u64) -> Result<u64, u64> {
         machine.domain(vcpu.domain).map_or(Ok(u64::MAX), |domain| domain.cap.allowance(&self.ticks, now))
     }
 
@@ -213,7 +219,11 @@ impl Scheduler {
             None
         };
         let mut queue = cpu.queue.lock();
-        let (expired, stray) = self.expire_timers(machine, id, &mut queue, now);
+        let (expired, stray) = if queue.timers.first_key() > now {
+            (false, None)
+        } else {
+            self.expire_timers(machine, id, &mut queue, now)
+        };
         if let Some(vcpu) = stolen {
             Self::take_in(&mut queue, id, vcpu);
         }
@@ -246,11 +256,15 @@ impl Scheduler {
         if let Some(vcpu) = stray {
             join(machine, None, vcpu, Joins::Wakes);
         }
+        // Its registers are here, so it is still this CPU's.
+        if let Some(vcpu) = running.filter(|vcpu| vcpu.run.get() == Run::Runnable) {
+            runstate::leave(machine, vcpu, Run::Runnable);
+        }
         choice
     }
 
     /// [`Self::choose`] under the queue's lock, from what is in it.
-    #[inline]
+    #[inline(never)]
     fn decide<'m, H: Hardware>(
         &self,
         machine: &'m Machine<H>,
@@ -275,7 +289,6 @@ impl Scheduler {
                 Ok(_) => queue.ready.put(vcpu.index, own),
                 Err(again) => Self::park(queue, vcpu, again),
             }
-            runstate::enter(machine, vcpu, Run::Runnable);
             vcpu.run.set(Run::Runnable);
         }
         // Each turn takes one out.
@@ -336,6 +349,7 @@ impl Scheduler {
     }
 
     /// When a CPU on which nobody waits looks whether others have too much to do.
+    #[inline(never)]
     fn alone(&self, pool: &Pool, turn_end: u64, now: u64) -> u64 {
         if pool.kind == Kind::Partition || pool.cpus & pool.cpus.wrapping_sub(1) == 0 {
             u64::MAX
@@ -366,7 +380,7 @@ impl Scheduler {
 
     /// Serves deadlines that have come, [`DEADLINES_AT_ONCE`] at most: whether somebody was queued, and a vCPU that was woken here
     /// and belongs elsewhere.
-    #[inline]
+    #[inline(never)]
     fn expire_timers<'m, H: Hardware>(
         &self,
         machine: &'m Machine<H>,
@@ -405,6 +419,7 @@ impl Scheduler {
     }
 
     /// Takes a vCPU that may run here, is in no CPU and is served before `limit` out of another CPU's queue. One queue's lock at a time.
+    #[inline(never)]
     fn steal<'m, H: Hardware>(
         &self,
         machine: &'m Machine<H>,
@@ -471,6 +486,7 @@ impl Scheduler {
 
     /// Puts a vCPU that has just become runnable, by the caller, into a CPU's queue, and tells that CPU if it would look too late. `here` is the
     /// caller, if the CPU that executes this runs a vCPU.
+    #[inline(never)]
     fn enqueue<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, to: CpuId, here: Option<&Current<'_>>) {
         let Some(cpu) = self.cpu(to) else { return };
         let served = vcpu.share.served.load(Relaxed);
@@ -566,6 +582,7 @@ pub fn start<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
     started
 }
 
+#[inline(never)]
 fn join<H: Hardware>(machine: &Machine<H>, here: Option<&Current<'_>>, vcpu: &Vcpu, why: Joins) {
     let sched = &machine.sched;
     if let Some(pool) = sched.pool_of(vcpu) {
@@ -649,6 +666,7 @@ pub fn block<H: Hardware>(
 }
 
 /// Wakes a vCPU that this CPU was about to give up.
+#[inline(never)]
 pub fn unblock<H: Hardware>(machine: &Machine<H>, cpu: CpuId, vcpu: &Vcpu) {
     if awaken(machine, vcpu) {
         let sched = &machine.sched;
@@ -663,6 +681,7 @@ pub fn unblock<H: Hardware>(machine: &Machine<H>, cpu: CpuId, vcpu: &Vcpu) {
 }
 
 /// A vCPU of this CPU is to be woken at a moment, if it is not to be before.
+#[inline(never)]
 pub fn note_deadline<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, at: u64) {
     let before = vcpu.deadline.fetch_min(at, Relaxed);
     if at < before

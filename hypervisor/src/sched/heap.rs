@@ -55,6 +55,7 @@ impl Heap {
     }
 
     /// Puts a vCPU in, or gives it another key.
+    #[inline(never)]
     pub(super) fn put(&mut self, vcpu: VcpuIndex, key: u64) {
         let entry = Entry { key, vcpu };
         match self.place(vcpu) {
@@ -90,6 +91,7 @@ impl Heap {
             .map(|place| usize::from(*place))
     }
 
+    #[inline(never)]
     fn take(&mut self, at: usize) {
         let (Some(gone), Some(last)) = (self.entries.get(at).copied(), self.entries().last().copied()) else {
             return;
@@ -126,6 +128,7 @@ impl Heap {
         Some((above, *self.entries.get(above)?))
     }
 
+    #[inline(never)]
     fn rise(&mut self, mut at: usize, entry: Entry) {
         while let Some((above, other)) = self.above(at)
             && other.key > entry.key
@@ -136,6 +139,7 @@ impl Heap {
         self.write(at, entry);
     }
 
+    #[inline(never)]
     fn sink(&mut self, mut at: usize, entry: Entry) {
         loop {
             let left = at.wrapping_mul(2).wrapping_add(1);
