@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! 1. A domain has [`COUNT`] of them, numbered from 1 for the guest. They change under the domain's lock.
-//! 2. One CPU looks after all of them, and is told when one comes earlier than those it knows of ([`crate::sched::watch`]).
+//! 2. One CPU looks after all of them, and is told when one comes earlier than those it knows of (`sched::watch`).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use core::sync::atomic::{AtomicU64, Ordering};
