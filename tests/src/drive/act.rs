@@ -201,7 +201,7 @@ impl Run {
         if self.spec.of(id).vcpus[vcpu as usize].blocked {
             self.spec.of_mut(id).vcpus[vcpu as usize].wake();
             let vcpu = self.world.domain(id).vcpu(vcpu).expect("it exists");
-            sched::wake_quietly(&self.world.machine, vcpu);
+            sched::unblock(&self.world.machine, vcpu.home.get(), vcpu);
             self.schedule();
         }
     }
@@ -209,7 +209,7 @@ impl Run {
     /// Every vCPU that can runs, as with a CPU for each.
     fn schedule(&self) {
         for cpu in 0..2 {
-            while self.world.machine.sched.pick(&self.world.machine, CpuId(cpu)).is_some() {}
+            while self.world.pick(CpuId(cpu)).is_some() {}
         }
         self.world.take_reschedule();
     }
