@@ -37,6 +37,15 @@ pub fn synchronize() {
     unsafe { asm!("dsb sy", "isb", options(nostack, preserves_flags)) }
 }
 
+/// Drops what all CPUs have cached of the translation of `address`, and waits until it is gone.
+pub(crate) fn flush_page(address: u64) {
+    let operand = address >> 12;
+    // SAFETY: dropping cached translations is always correct.
+    unsafe {
+        asm!("dsb ishst", "tlbi vaae1is, {}", "dsb ish", "isb", in(reg) operand, options(nostack, preserves_flags));
+    }
+}
+
 /// Drops this CPU's cached translations and waits until they are gone.
 pub fn flush_tlb() {
     // SAFETY: dropping cached translations is always correct.

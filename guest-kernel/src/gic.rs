@@ -89,8 +89,17 @@ impl Gic {
         }
     }
 
-    /// Takes a pending interrupt and runs `handle` for it; whether there was one.
+    /// Takes a pending interrupt and runs `handle` for it if it is private; whether there was one.
     pub(crate) fn take(&self, handle: impl FnOnce(Intid)) -> bool {
+        self.take_any(|number, _| {
+            if let Some(intid) = Intid::private(number) {
+                handle(intid);
+            }
+        })
+    }
+
+    /// Takes a pending interrupt and runs `handle` for it, with its number and, of a `GICv2`'s SGI, its sender; whether there was one.
+    pub(crate) fn take_any(&self, handle: impl FnOnce(u32, u32)) -> bool {
         let acknowledged = match self {
             Self::V2(gic) => gic.acknowledge(),
             Self::V3(_) => GicV3::acknowledge(),
@@ -100,9 +109,7 @@ impl Gic {
         if number >= 1020 {
             return false;
         }
-        if let Some(intid) = Intid::private(number) {
-            handle(intid);
-        }
+        handle(number, acknowledged >> 10 & 7);
         match self {
             Self::V2(gic) => gic.end(acknowledged),
             Self::V3(_) => GicV3::end(acknowledged),

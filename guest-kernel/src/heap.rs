@@ -7,9 +7,13 @@ use core::ptr::NonNull;
 
 use buddy_system_allocator::Heap;
 
-use crate::cpu;
+use pv_abi::memory::{MemoryOp, Reservation};
+use pv_abi::{DomId, Errno, GuestHandle, Hypercall, PAGE_SIZE};
+
+use crate::frame::Frame;
 use crate::lock::Lock;
 use crate::tree::Region;
+use crate::{cpu, hypercall};
 
 /// Largest block: 2^31 bytes.
 const ORDERS: usize = 32;
@@ -51,4 +55,37 @@ pub fn sizes() -> (usize, usize) {
         let heap = HEAP.0.lock();
         (heap.stats_total_bytes() - heap.stats_alloc_actual(), heap.stats_total_bytes())
     })
+}
+
+/// Gives a page's memory back to the hypervisor: nothing is there until [`take_again`].
+///
+/// # Errors
+/// What the hypervisor says.
+pub fn give_back(page: &'static Frame) -> Result<(), Errno> {
+    reserve(MemoryOp::DecreaseReservation, page)
+}
+
+/// Asks for memory where [`give_back`] left none; it is zero.
+///
+/// # Errors
+/// What the hypervisor says.
+pub fn take_again(page: &'static Frame) -> Result<(), Errno> {
+    reserve(MemoryOp::PopulatePhysmap, page)
+}
+
+fn reserve(op: MemoryOp, page: &'static Frame) -> Result<(), Errno> {
+    let number = (core::ptr::from_ref(page).addr() / PAGE_SIZE) as u64;
+    let mut argument = Reservation {
+        extent_start: GuestHandle((&raw const number).expose_provenance() as u64),
+        nr_extents: 1,
+        domid: DomId::SELF,
+        ..Reservation::default()
+    };
+    let address = (&raw mut argument).expose_provenance() as u64;
+    let args = [u64::from(op.number()), address, 0, 0, 0];
+    // SAFETY: only atomics are in the page, and an access while it is away is an exception.
+    match Errno::check(unsafe { hypercall::raw(u64::from(Hypercall::MemoryOp.number()), args) })? {
+        1 => Ok(()),
+        _ => Err(Errno::Einval),
+    }
 }

@@ -125,6 +125,21 @@ pub fn dispatch() {
     }
 }
 
+/// Takes the most urgent pending interrupt of any kind by hand, runs its handler if it is private and has one, and ends it: its number and, of
+/// a `GICv2`'s software generated interrupt, the vCPU that sent it. Call with interrupts masked.
+pub fn take_by_hand() -> Option<(u32, u32)> {
+    let controller = controller().ok()?;
+    let mut taken = None;
+    controller.take_any(|number, sender| {
+        taken = Some((number, sender));
+        let handler = HANDLERS.lock().get(number as usize).copied().flatten();
+        if let Some(handler) = handler {
+            handler();
+        }
+    });
+    taken
+}
+
 /// Waits for interrupts until `done` says so: looks with interrupts masked, sleeps in the hypervisor until one is pending,
 /// lets it in, and looks again. Misses none.
 pub fn wait_until(mut done: impl FnMut() -> bool) {

@@ -79,7 +79,7 @@ pub mod measure;
 #[cfg(target_os = "none")]
 pub mod mmio;
 #[cfg(target_os = "none")]
-mod paging;
+pub mod paging;
 #[cfg(target_os = "none")]
 pub mod power;
 #[cfg(target_os = "none")]

@@ -70,6 +70,17 @@ impl Registers {
         value
     }
 
+    /// Writes the 64-bit register at `offset`; beyond the range, nothing.
+    #[inline]
+    pub fn write64(self, offset: usize, value: u64) {
+        if self.holds(offset, 8) {
+            // SAFETY: as in `read32`.
+            unsafe {
+                asm!("str {0}, [{1}]", in(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags));
+            }
+        }
+    }
+
     /// Writes one byte at `offset`; beyond the range, nothing.
     pub fn write8(self, offset: usize, value: u8) {
         if self.holds(offset, 1) {

@@ -9,6 +9,7 @@
 use aarch64_cpu::registers::{ReadWriteable, Readable, SCTLR_EL1, TTBR0_EL1, Writeable};
 use bitflags::bitflags;
 
+use crate::frame::Frame;
 use crate::lock::Lock;
 use crate::tree::Region;
 use crate::{cpu, smp};
@@ -153,6 +154,38 @@ impl Tables {
         let offset = (entry & ADDRESS).checked_sub(base).ok_or(MapError::OutOfTables)?;
         usize::try_from(offset / PAGE).map_err(|_| MapError::OutOfTables)
     }
+}
+
+/// Where [`show`] shows a page: behind all RAM and devices.
+const WINDOW: u64 = LIMIT - (1 << 30);
+
+impl Tables {
+    /// The entry of the page at `address`, with the tables above it.
+    fn entry(&mut self, address: u64) -> Result<&mut u64, MapError> {
+        let index = |level: usize| usize::try_from(address / SPAN[level]).map(|n| n % ENTRIES);
+        let mut table = 0;
+        for level in 0..2 {
+            table = self.next(table, index(level).map_err(|_| MapError::BadRange)?)?;
+        }
+        Ok(&mut self.pool[table].0[index(2).map_err(|_| MapError::BadRange)?])
+    }
+}
+
+/// Shows a page, or none, at one address, the same each time, to all vCPUs; break-before-make (Arm ARM D8.16.1). The address, unless all
+/// tables are in use.
+pub fn show(page: Option<&'static Frame>) -> Option<usize> {
+    cpu::without_interrupts(|| {
+        let mut tables = TABLES_LOCK.lock();
+        let entry = tables.entry(WINDOW).ok()?;
+        *entry = 0;
+        cpu::flush_page(WINDOW);
+        if let Some(page) = page {
+            let at = core::ptr::from_ref(page).addr() as u64;
+            *entry = at | Access::Data.leaf().union(Entry::TABLE).bits();
+        }
+        cpu::synchronize();
+        usize::try_from(WINDOW).ok()
+    })
 }
 
 /// Maps `region` as device registers, rounded out to pages.

@@ -369,6 +369,9 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     saved.interface.load();
     let active = arch.with_gic(|gic| {
         gic.restore(&mut HardwareLrs);
+        if gic.waits() {
+            cpu.service.set(true);
+        }
         gic.hw_in_flight(&HardwareLrs)
     });
     gic::activate(cpu, active);

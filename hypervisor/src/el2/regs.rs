@@ -264,7 +264,9 @@ register_bitfields! { u64,
     /// `ID_AA64PFR0_EL1`.
     pub PFR0 [
         /// Speculation by branch targets of other contexts is contained.
-        CSV2 OFFSET(56) NUMBITS(4) []
+        CSV2 OFFSET(56) NUMBITS(4) [],
+        /// The RAS extension, with registers for deferred errors.
+        RAS OFFSET(28) NUMBITS(4) []
     ],
     /// `HPFAR_EL2`.
     pub HPFAR [

@@ -259,6 +259,12 @@ impl VcpuGic {
         }
     }
 
+    /// Whether interrupts wait for list registers. Which maintenance interrupt tells of room is the CPU's, not the vCPU's: who puts a vCPU
+    /// with waiting ones into a CPU must call [`service`](Self::service), which asks for it anew.
+    pub const fn waits(&self) -> bool {
+        self.waiting
+    }
+
     /// The list registers while this vCPU is not loaded.
     pub const fn parked(&self) -> &ParkedLrs {
         &self.parked

@@ -142,7 +142,12 @@ impl Machine {
 
     /// vCPUs with the four list registers of a GIC-400, everything enabled at priority 0xa0 through its distributor.
     pub(super) fn running_v2(vcpus: usize, spis: usize) -> Self {
-        let mut machine = Self::new(vcpus, spis, Layout::V2, 4);
+        Self::running_v2_on(vcpus, spis, 4)
+    }
+
+    /// The same with another number of list registers.
+    pub(super) fn running_v2_on(vcpus: usize, spis: usize, lrs: usize) -> Self {
+        let mut machine = Self::new(vcpus, spis, Layout::V2, lrs);
         let frame = Frame::DistributorV2;
         for me in 0..vcpus {
             for word in 0..=machine.dist.spi_words() as u64 {
@@ -301,6 +306,13 @@ impl Machine {
             assert_eq!(self.cpus[me].empty_mask(), (1 << self.cpus[me].count()) - 1);
         } else {
             self.gics[me].restore(&mut self.cpus[me]);
+            // Another vCPU had the CPU, and asked for a maintenance interrupt of its own, or none.
+            self.maintenance[me] = Maintenance::None;
+            self.loaded[me] = true;
+            if self.gics[me].waits() {
+                self.service(me);
+            }
+            self.loaded[me] = false;
         }
         self.loaded[me] = !self.loaded[me];
         self.settle();
