@@ -136,7 +136,7 @@ pub(crate) fn enter<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, run: Run) {
 }
 
 /// The caller is about to give its CPU up by itself: told before anybody can wake it.
-pub(crate) fn leave<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, run: Run) {
+pub fn leave<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, run: Run) {
     enter(machine, vcpu, run);
     publish(machine, vcpu);
 }

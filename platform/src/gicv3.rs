@@ -2,15 +2,17 @@
 //! asked for. Acknowledging, split end of interrupt and list registers are the image's.
 #![expect(unsafe_code, reason = "device registers")]
 
-use core::ptr::{NonNull, with_exposed_provenance_mut};
+use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
+
+use crate::redistributors;
 
 use arm_gic::gicv3::GicDistributor;
 use arm_gic::gicv3::GicRedistributor;
 use arm_gic::gicv3::registers::{Gicd, GicdCtlr, GicrSgi};
 use arm_gic::{IntId, UniqueMmioPointer};
 
-/// Bytes of a redistributor: RD and SGI frames.
-pub const REDISTRIBUTOR_SIZE: usize = 0x2_0000;
+/// `GICR_TYPER`, from the start of a redistributor.
+const GICR_TYPER: usize = 0x8;
 /// Shared interrupts that a controller can have.
 const MAX_SPIS: u32 = 988;
 /// Priority of everything EL2 takes.
@@ -48,19 +50,12 @@ pub unsafe fn init_distributor(address: usize) -> Result<(), Unresponsive> {
 /// # Safety
 /// `address..address+size` maps redistributors as device memory.
 pub unsafe fn find_redistributor(address: usize, size: usize, mpidr: u64) -> Option<usize> {
-    let mut at = address;
-    let end = address.checked_add(size)?;
-    // Bounded by the region's size.
-    while at.checked_add(REDISTRIBUTOR_SIZE)? <= end {
-        let registers = NonNull::new(with_exposed_provenance_mut::<GicrSgi>(at))?;
-        // SAFETY: the caller's promise.
-        let pointer = unsafe { UniqueMmioPointer::new(registers) };
-        if GicRedistributor::new(pointer).typer().core_mpidr() == mpidr & 0xFF_00FF_FFFF {
-            return Some(at);
-        }
-        at = at.checked_add(REDISTRIBUTOR_SIZE)?;
-    }
-    None
+    let typer = |at: usize| {
+        let register = with_exposed_provenance::<u64>(address.wrapping_add(at).wrapping_add(GICR_TYPER));
+        // SAFETY: `find` stays inside the region: the caller's promise; reading has no effect.
+        unsafe { register.read_volatile() }
+    };
+    redistributors::find(size, mpidr, typer).and_then(|at| address.checked_add(at))
 }
 
 /// Wakes a CPU's redistributor and enables these private interrupts.

@@ -12,5 +12,7 @@ pub mod mailbox;
 pub mod mini_uart;
 #[cfg(target_os = "none")]
 pub mod power;
+#[cfg(any(test, target_os = "none"))]
+mod redistributors;
 #[cfg(target_os = "none")]
 pub mod uart;

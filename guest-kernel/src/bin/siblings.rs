@@ -9,6 +9,8 @@ extern crate alloc;
 mod fp;
 #[path = "siblings/meet.rs"]
 mod meet;
+#[path = "siblings/off.rs"]
+mod off;
 #[path = "siblings/storm.rs"]
 mod storm;
 #[path = "siblings/tlb.rs"]
@@ -47,6 +49,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     storm::check(guest, rounds)?;
     tlb::check(rounds)?;
     fp::check(rounds)?;
+    off::check()?;
     if guest.args().has("ras") {
         ok("DISR_EL1 is each vCPU's own", fp::deferred_errors_are_own()?)?;
     }

@@ -24,9 +24,11 @@ use hypervisor::sched::MAX_CPUS;
 use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuShared};
 
+use tock_registers::LocalRegisterCopy;
+
 use super::gic::{self, HardwareLrs};
-use super::percpu::PerCpu;
-use super::regs;
+use super::percpu::{self, PerCpu};
+use super::regs::{self, PFR0};
 
 /// What an exception entry puts on the stack (vectors.S): x0 to x30.
 #[derive(Clone, Copy, Default)]
@@ -190,6 +192,8 @@ impl ArchVcpu {
         saved.tcr = 0;
         saved.cntv_ctl = 0;
         saved.interface = gic::VirtualInterface::default();
+        // Nothing pending from before, as in Xen.
+        self.with_gic(|gic| gic.forget(self.shared));
         self.fp_cpu.set(None);
         // SAFETY: as above; what a CPU still has of its floating-point registers is out of date now.
         unsafe { *self.fp.get() = Fp { v: [0; 32], fpcr: 0, fpsr: 0 } };
@@ -258,6 +262,9 @@ pub fn init_cpu() {
     if regs::id_aa64mmfr1_el1::read() >> 40 & 0xF != 0 {
         regs::hcrx_el2::write(0);
     }
+    // A guest's DISR_EL1 is VDISR_EL2 (HCR_EL2.AMO): `load` clears it, where it exists.
+    let features = LocalRegisterCopy::<u64, PFR0::Register>::new(regs::id_aa64pfr0_el1::read());
+    percpu::this().has_ras.set(features.read(PFR0::RAS) != 0);
     // Whatever ran at EL1 before must not be found in the TLB.
     // SAFETY: invalidates what no guest has used yet.
     unsafe { asm!("dsb nshst", "tlbi alle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };

@@ -132,6 +132,8 @@ pub fn request_maintenance(wanted: Maintenance) {
 pub struct VirtualInterface {
     control: u64,
     active: [u64; 2],
+    /// Of a GICv3 with more than 5 preemption bits, which few are: `AP0R1`, `AP1R1`, then those of 2 and 3.
+    more: [u64; 6],
 }
 
 impl VirtualInterface {

@@ -115,6 +115,18 @@ system_registers! {
     ich_ap0r0_el2 = "ich_ap0r0_el2";
     /// Active priorities, group 1.
     ich_ap1r0_el2 = "ich_ap1r0_el2";
+    /// Active priorities, group 0, of 6 and more preemption bits.
+    ich_ap0r1_el2 = "ich_ap0r1_el2";
+    /// Active priorities, group 1, of 6 and more preemption bits.
+    ich_ap1r1_el2 = "ich_ap1r1_el2";
+    /// Active priorities, group 0, of 7 preemption bits.
+    ich_ap0r2_el2 = "ich_ap0r2_el2";
+    /// Active priorities, group 0, of 7 preemption bits.
+    ich_ap0r3_el2 = "ich_ap0r3_el2";
+    /// Active priorities, group 1, of 7 preemption bits.
+    ich_ap1r2_el2 = "ich_ap1r2_el2";
+    /// Active priorities, group 1, of 7 preemption bits.
+    ich_ap1r3_el2 = "ich_ap1r3_el2";
     /// Exception syndrome.
     esr_el2 = "esr_el2";
     /// Exception return address.

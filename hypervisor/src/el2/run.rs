@@ -64,6 +64,7 @@ fn settle(
         // Its registers leave the CPU before `Offline` is published: from then on CPU_ON writes them (context.rs, invariant 1).
         context::save(cpu, arch);
         cpu.unload();
+        hypervisor::runstate::leave(machine, arch.vcpu, Run::Offline);
         arch.vcpu.run.set(Run::Offline);
         return None;
     }

@@ -63,6 +63,16 @@ impl Default for VcpuShared {
 }
 
 impl VcpuShared {
+    /// Drops raised private interrupts, and their senders.
+    pub(super) fn forget(&self) {
+        self.mailbox.fetch_and(SERVICE, Ordering::AcqRel);
+        self.published_pending.store(0, Ordering::Relaxed);
+        self.published_active.store(0, Ordering::Relaxed);
+        for senders in &self.senders {
+            senders.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// As after reset: all disabled, priority 0, SGIs edge-triggered and PPIs level-sensitive.
     pub const fn new() -> Self {
         Self {

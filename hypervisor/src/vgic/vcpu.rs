@@ -259,6 +259,17 @@ impl VcpuGic {
         }
     }
 
+    /// Drops private interrupts that are pending or active: the vCPU is off, and about to start. Shared ones are the domain's and stay.
+    pub fn forget(&mut self, shared: &VcpuShared) {
+        for n in bits(self.lr_used & !self.lr_spi) {
+            self.parked.write(n, 0);
+        }
+        self.lr_used &= self.lr_spi;
+        (self.pending, self.active, self.resident, self.line_only) = (0, 0, 0, 0);
+        self.summarize();
+        shared.forget();
+    }
+
     /// Whether interrupts wait for list registers. Which maintenance interrupt tells of room is the CPU's, not the vCPU's: who puts a vCPU
     /// with waiting ones into a CPU must call [`service`](Self::service), which asks for it anew.
     pub const fn waits(&self) -> bool {

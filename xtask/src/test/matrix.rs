@@ -15,6 +15,8 @@ use crate::terrain::Terrain;
 
 const GICS: [u32; 2] = [2, 3];
 const MODELS: [&str; 5] = ["cortex-a57", "cortex-a72", "cortex-a76", "neoverse-n1", "max"];
+/// Those with the RAS extension.
+const WITH_RAS: [&str; 3] = ["cortex-a76", "neoverse-n1", "max"];
 /// Those of the pairs; the full run has all from 1 to [`MOST_CPUS`].
 const CPUS: [u32; 4] = [1, 2, 4, 8];
 const MOST_CPUS: u32 = 8;
@@ -34,10 +36,12 @@ enum System {
     TwoGuests,
     Smp,
     Scan,
+    Siblings,
     Conformance,
 }
 
-const SYSTEMS: [System; 4] = [System::TwoGuests, System::Smp, System::Scan, System::Conformance];
+const SYSTEMS: [System; 5] =
+    [System::TwoGuests, System::Smp, System::Scan, System::Siblings, System::Conformance];
 
 impl System {
     const fn name(self) -> &'static str {
@@ -45,6 +49,7 @@ impl System {
             Self::TwoGuests => "two-guests",
             Self::Smp => "smp",
             Self::Scan => "scan",
+            Self::Siblings => "siblings",
             Self::Conformance => "conformance",
         }
     }
@@ -145,6 +150,11 @@ fn run(one: &Configuration) -> Outcome<Found> {
             guest("scan", (memory / 2).min(SCANNED), vcpus, "")
                 + "[[domain]]\nname = \"two\"\nkernel = \"guest:scan\"\nmemory = \"32M\"\n"
         }
+        System::Siblings => {
+            let line = if WITH_RAS.contains(&model) { "cmdline = \"ras\"" } else { "" };
+            guest("siblings", 32, vcpus, line)
+                + "[[domain]]\nname = \"three\"\nkernel = \"guest:siblings\"\nmemory = \"32M\"\nvcpus = 3\n"
+        }
         System::Conformance => {
             let mut options = conformance::Options::on_pavo(gic, cpus, model);
             options.ram = Some((memory << 20, terrain));
@@ -173,7 +183,7 @@ mod tests {
     #[test]
     fn the_default_run_has_every_value_and_is_short() {
         let pairs = in_pairs();
-        assert!(pairs.len() <= 32, "{}", pairs.len());
+        assert!(pairs.len() <= 36, "{}", pairs.len());
         for system in SYSTEMS {
             for model in MODELS {
                 assert!(pairs.iter().any(|one| one.system == system && one.model == model));

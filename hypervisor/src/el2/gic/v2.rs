@@ -172,6 +172,7 @@ pub fn save() -> VirtualInterface {
     virtual_interface().map_or_else(VirtualInterface::default, |interface| VirtualInterface {
         control: interface.vmcr.get().into(),
         active: [interface.apr.get().into(), 0],
+        more: [0; 6],
     })
 }
 

@@ -3,7 +3,7 @@
 
 use core::arch::asm;
 use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hypervisor::hardware::CpuId;
 use hypervisor::sched::MAX_CPUS;
@@ -38,7 +38,9 @@ pub fn init_cpu(cpu: &PerCpu) -> usize {
     regs::icc_ctlr_el1::write(ICC_CTLR::EOIMODE::SET.value);
     regs::icc_igrpen1_el1::write(1);
     regs::ich_hcr_el2::write(0);
-    let count = (regs::ich_vtr_el2::read() & 0x1F).wrapping_add(1) as usize;
+    let vtr = regs::ich_vtr_el2::read();
+    let count = (vtr & 0x1F).wrapping_add(1) as usize;
+    MORE_PRIORITIES.store((vtr >> 26 & 7).saturating_sub(4).min(2) as u8, Ordering::Relaxed);
     for n in 0..count {
         V3.write(n, 0);
     }
@@ -121,12 +123,33 @@ pub fn request_maintenance(wanted: Maintenance) {
     regs::ich_hcr_el2::write(ICH_HCR::EN::SET.value | which);
 }
 
+/// `ICH_VTR_EL2.PREbits` less 4, set by each CPU: 0 with the 5 preemption bits that all have, at most 2. More have more registers of active
+/// priorities, which do not exist with fewer (IHI 0069, 12.4.2).
+static MORE_PRIORITIES: AtomicU8 = AtomicU8::new(0);
+
 /// What the loaded guest set in its CPU interface.
 pub fn save() -> VirtualInterface {
+    let more = MORE_PRIORITIES.load(Ordering::Relaxed);
     VirtualInterface {
         control: regs::ich_vmcr_el2::read(),
         active: [regs::ich_ap0r0_el2::read(), regs::ich_ap1r0_el2::read()],
+        more: if more == 0 { [0; 6] } else { save_more(more) },
     }
+}
+
+#[cold]
+fn save_more(more: u8) -> [u64; 6] {
+    let mut all = [regs::ich_ap0r1_el2::read(), regs::ich_ap1r1_el2::read(), 0, 0, 0, 0];
+    if more > 1 {
+        let [_, _, rest @ ..] = &mut all;
+        *rest = [
+            regs::ich_ap0r2_el2::read(),
+            regs::ich_ap1r2_el2::read(),
+            regs::ich_ap0r3_el2::read(),
+            regs::ich_ap1r3_el2::read(),
+        ];
+    }
+    all
 }
 
 /// Puts it back.
@@ -135,6 +158,23 @@ pub fn load(saved: &VirtualInterface) {
     regs::ich_vmcr_el2::write(saved.control);
     regs::ich_ap0r0_el2::write(group0);
     regs::ich_ap1r0_el2::write(group1);
+    let more = MORE_PRIORITIES.load(Ordering::Relaxed);
+    if more != 0 {
+        load_more(more, saved.more);
+    }
+}
+
+#[cold]
+fn load_more(more: u8, saved: [u64; 6]) {
+    let [ap0r1, ap1r1, ap0r2, ap1r2, ap0r3, ap1r3] = saved;
+    regs::ich_ap0r1_el2::write(ap0r1);
+    regs::ich_ap1r1_el2::write(ap1r1);
+    if more > 1 {
+        regs::ich_ap0r2_el2::write(ap0r2);
+        regs::ich_ap1r2_el2::write(ap1r2);
+        regs::ich_ap0r3_el2::write(ap0r3);
+        regs::ich_ap1r3_el2::write(ap1r3);
+    }
 }
 
 /// The loaded guest's priority mask.

@@ -180,6 +180,26 @@ fn a_sgi_whose_sender_was_served_before_the_raise_is_nothing() {
 }
 
 #[test]
+fn a_vcpu_that_starts_again_has_nothing_pending_or_active() {
+    let mut m = Machine::running_v2(3, 32);
+    for sgi in 0..8 {
+        m.send(1, TO_FIRST | sgi);
+        m.send(2, TO_FIRST | sgi);
+    }
+    assert_eq!(m.acknowledge(0), Some(from(1) & !0xf));
+    // One more comes while it is off.
+    m.switch(0);
+    m.post_only(0, SGI);
+    let shared = &m.shared[0];
+    m.gics[0].forget(shared);
+    m.switch(0);
+    assert_eq!((m.acknowledge(0), m.has_deliverable(0, 0xff), m.cpus[0].active()), (None, false, Vec::new()));
+    assert_eq!((m.read(0, DIST, 0x200), m.read(0, DIST, 0xf24)), (0, 0));
+    m.send(2, TO_FIRST | u32::from(SGI));
+    assert_eq!(m.acknowledge(0), Some(from(2)));
+}
+
+#[test]
 fn disabled_sgis_keep_their_senders() {
     let mut m = Machine::running_v2(3, 32);
     m.write(0, DIST, 0x180, 1 << SGI);
