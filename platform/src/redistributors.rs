@@ -1,6 +1,6 @@
-//! The redistributors of a GICv3 or GICv4 in their region: which is whose. Arm IHI 0069, 12.10: each begins with its RD frame; `GICR_TYPER` is
+//! The redistributors of a `GICv3` or `GICv4` in their region: which is whose. Arm IHI 0069, 12.10: each begins with its RD frame; `GICR_TYPER` is
 //! at 0x8 and says whose it is (Aff3 to Aff0, bits 63:32), whether it is the region's last (4), and whether frames for virtual LPIs
-//! follow (`VLPIS`, 1), which a GICv4 has and which double its size.
+//! follow (`VLPIS`, 1), which a `GICv4` has and which double its size.
 
 /// Bytes of a redistributor without the frames of virtual LPIs: RD and SGI.
 const SIZE: usize = 0x2_0000;
