@@ -156,7 +156,7 @@ impl Tables {
     }
 }
 
-/// Where [`show`] shows a page: behind all RAM and devices.
+/// Where [`show_page`] shows one: behind all RAM and devices.
 const WINDOW: u64 = LIMIT - (1 << 30);
 
 impl Tables {
@@ -173,7 +173,7 @@ impl Tables {
 
 /// Shows a page, or none, at one address, the same each time, to all vCPUs; break-before-make (Arm ARM D8.16.1). The address, unless all
 /// tables are in use.
-pub fn show(page: Option<&'static Frame>) -> Option<usize> {
+pub fn show_page(page: Option<&'static Frame>) -> Option<usize> {
     cpu::without_interrupts(|| {
         let mut tables = TABLES_LOCK.lock();
         let entry = tables.entry(WINDOW).ok()?;

@@ -224,7 +224,7 @@ pub(crate) fn gather(system: &System, checking: Checking, mut layout: Layout) ->
             Ok::<_, Failure>(copy)
         };
         if let Some(kernel) = &domain.kernel {
-            let bytes = system::kernel_image(&kernel.path(), checking)
+            let bytes = system::kernel_image(&kernel.path()?, checking)
                 .map_err(|failure| Failure::usage(format!("{place}.kernel: {failure}")))?;
             own.kernel = Some(add("kernel", bytes)?);
         }
@@ -307,6 +307,7 @@ pub(crate) fn card(
 fn ramdisk_bytes(ramdisk: &Ramdisk) -> Outcome<Vec<u8>> {
     match ramdisk {
         Ramdisk::File(path) => workspace::read(path),
+        Ramdisk::Linux => workspace::read(&setup::linux()?.ramdisk),
         Ramdisk::Hypervisor => image::strip(&workspace::read(&workspace::pavo_elf())?),
     }
 }

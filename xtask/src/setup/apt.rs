@@ -93,6 +93,8 @@ impl Apt {
             .ok_or_else(|| Failure::failed("apt downloaded no package"))?;
         let root = self.folder.join("root");
         process::quiet(Command::new("dpkg").arg("-x").arg(&deb).arg(&root))?;
+        // The next download is another.
+        fs::remove_file(&deb).doing("cannot remove the download")?;
         Ok(root)
     }
 

@@ -8,11 +8,13 @@
 mod apt;
 mod board_tree;
 mod debian_rust;
+mod linux;
 mod qemu;
 mod target;
 mod xen;
 
 pub(crate) use board_tree::board_tree;
+pub(crate) use linux::linux;
 pub(crate) use qemu::{Qemu, qemu};
 pub(crate) use target::{Toolchain, toolchain};
 pub(crate) use xen::{Xen, xen};

@@ -12,7 +12,7 @@ use toml::Table;
 
 use crate::failure::{Doing, Failure, Outcome};
 use crate::terrain::Terrain;
-use crate::{rpi4, workspace};
+use crate::{rpi4, setup, workspace};
 pub(crate) use reader::parse_size;
 use reader::{Keys, Reader};
 
@@ -137,15 +137,18 @@ pub(crate) enum Kernel {
     Guest(String),
     /// An arm64 image.
     File(PathBuf),
+    /// Debian's Linux, fetched when it is needed.
+    Linux,
 }
 
 impl Kernel {
     /// Where its image is.
-    pub(crate) fn path(&self) -> PathBuf {
-        match self {
+    pub(crate) fn path(&self) -> Outcome<PathBuf> {
+        Ok(match self {
             Self::Guest(name) => workspace::guest_img(name),
             Self::File(path) => path.clone(),
-        }
+            Self::Linux => setup::linux()?.kernel,
+        })
     }
 }
 
@@ -156,6 +159,8 @@ pub(crate) enum Ramdisk {
     File(PathBuf),
     /// The EL2 image itself, as an ELF file without symbols.
     Hypervisor,
+    /// A user space for Debian's Linux.
+    Linux,
 }
 
 /// `paging`.
@@ -245,7 +250,7 @@ impl System {
     pub(crate) fn guests(&self) -> BTreeSet<String> {
         let guest = |domain: &Domain| match &domain.kernel {
             Some(Kernel::Guest(name)) => Some(name.clone()),
-            Some(Kernel::File(_)) | None => None,
+            Some(Kernel::File(_) | Kernel::Linux) | None => None,
         };
         self.domains.iter().filter_map(guest).collect()
     }
@@ -272,7 +277,7 @@ impl System {
     pub(crate) fn check_kernels(&self) -> Outcome<()> {
         for (index, domain) in self.domains.iter().enumerate() {
             if let Some(kernel @ Kernel::File(_)) = &domain.kernel {
-                kernel_image(&kernel.path(), Checking::Full).map_err(|failure| {
+                kernel_image(&kernel.path()?, Checking::Full).map_err(|failure| {
                     Failure::usage(format!("{}: domain[{}].kernel: {failure}", self.file, index + 1))
                 })?;
             }
@@ -412,6 +417,7 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
     };
     let ramdisk = reader.string("ramdisk")?.map(|text| match text.as_str() {
         "hypervisor" => Ramdisk::Hypervisor,
+        "debian:busybox" => Ramdisk::Linux,
         path => Ramdisk::File(folder.join(path)),
     });
     if let Some(Ramdisk::File(path)) = &ramdisk
@@ -477,6 +483,9 @@ fn read_kernel(text: &str, folder: &Path) -> Result<Kernel, String> {
             Some(guest) => format!("this workspace has no guest \"{name}\", did you mean \"{guest}\"?"),
             None => format!("this workspace has no guest \"{name}\""),
         });
+    }
+    if text == "debian:linux" {
+        return Ok(Kernel::Linux);
     }
     let path = folder.join(text);
     if path.is_file() { Ok(Kernel::File(path)) } else { Err(format!("{} does not exist", path.display())) }

@@ -6,6 +6,7 @@ mod attacks;
 mod conformance;
 mod faults;
 mod figures;
+mod linux;
 mod matrix;
 mod pairs;
 mod poison;
@@ -95,6 +96,7 @@ fn all() -> Vec<Step> {
         attacks::all(),
         conformance::all(),
         matrix::all(),
+        linux::all(),
         poison::all(),
         rpi4::all(),
         figures::all(),

@@ -34,12 +34,12 @@ fn window(rounds: u32) -> Result<(), Failed> {
     for (page, value) in pages.iter().zip(1..) {
         page.words()[0].store(value, Ordering::SeqCst);
     }
-    let at = paging::show(Some(pages[0])).ok_or(Failed::Check("a window"))?;
+    let at = paging::show_page(Some(pages[0])).ok_or(Failed::Check("a window"))?;
     on_all(move |cpu| {
         for round in 0..rounds {
             for shown in [Some(0), Some(1), None] {
                 if cpu.number() == round % guest_kernel::smp::count() {
-                    let _ = paging::show(shown.and_then(|n: usize| pages.get(n).copied()));
+                    let _ = paging::show_page(shown.and_then(|n: usize| pages.get(n).copied()));
                 }
                 MEETING.wait();
                 see(at, shown.and_then(|n| u32::try_from(n).ok()).map(|n| n + 1));
