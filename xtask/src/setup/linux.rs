@@ -65,8 +65,11 @@ pub(crate) fn linux() -> Outcome<Linux> {
         fetch(&linux.kernel, &busybox)
             .map_err(|failure| Failure::usage(format!("Debian's Linux cannot be fetched: {failure}")))?;
     }
-    // Small, and so always as this program says.
-    workspace::write(&linux.ramdisk, &archive(&workspace::read(&busybox)?))?;
+    // As this program says; written once, since others may be reading it.
+    let archive = archive(&workspace::read(&busybox)?);
+    if fs::read(&linux.ramdisk).ok().as_ref() != Some(&archive) {
+        workspace::write(&linux.ramdisk, &archive)?;
+    }
     Ok(linux)
 }
 
