@@ -45,6 +45,11 @@ const _: () = {
 };
 
 impl SharedEntry {
+    /// Its flags (`GTF_*`).
+    pub fn flags(&self) -> u16 {
+        self.flags.load(Ordering::Acquire)
+    }
+
     /// Lets `peer` use the guest frame `gfn`.
     pub fn permit(&self, peer: DomId, gfn: u32, access: Access) {
         self.domid.store(peer.0, Ordering::Relaxed);

@@ -165,6 +165,11 @@ impl Grant {
         &self.frame
     }
 
+    /// The flags in its entry (`GTF_*`), where the hypervisor says how the peer uses the page.
+    pub fn flags(&self) -> u16 {
+        shared_entry(self.reference).flags()
+    }
+
     /// Ends the permission and gives the page back.
     ///
     /// # Errors

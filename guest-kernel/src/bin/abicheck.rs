@@ -1,14 +1,16 @@
 //! Conformance: every call's successes and refusals, as TAP. Where an expectation differs from real Xen, Xen is right.
 //!
 //! One file a family of calls, in `abicheck/`. Runs alone, as any domain; changes only its own state. With
-//! `peer=` on the command line, the id of a domain that runs, it also tries what no domain may do to another. `only=` on the command line
-//! names the one family to check. Ends as crashed if a case failed.
+//! `passive=` on the command line, the id of a domain that runs, it also tries what no domain may do to another; with `peer=`, `port=` and
+//! `ref=`, those of a configured channel, what two domains see of each other; the other end is this guest too, with `role=partner`.
+//! `only=` on the command line names the one family to check. Ends as crashed if a case failed.
 #![no_std]
 #![no_main]
 extern crate alloc;
 
 mod abicheck {
     pub(crate) mod console;
+    pub(crate) mod domains;
     pub(crate) mod event;
     pub(crate) mod event_errors;
     pub(crate) mod fault;
@@ -21,6 +23,7 @@ mod abicheck {
     pub(crate) mod limits_others;
     pub(crate) mod memory;
     pub(crate) mod multicall;
+    pub(crate) mod partner;
     pub(crate) mod peer;
     pub(crate) mod psci;
     pub(crate) mod raw;
@@ -35,16 +38,25 @@ mod abicheck {
 
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
-    console, event, event_errors, fault, grant, grant_copy, hvm, limits_event, limits_grant, limits_memory,
-    limits_others, memory, multicall, peer, psci, restart, sched, unknown, vcpu, vcpus, version,
+    console, domains, event, event_errors, fault, grant, grant_copy, hvm, limits_event, limits_grant,
+    limits_memory, limits_others, memory, multicall, partner, peer, psci, restart, sched, unknown, vcpu,
+    vcpus, version,
 };
-use guest_kernel::Guest;
+use guest_kernel::{Guest, power};
 use pv_abi::DomId;
 
 guest_kernel::main!(main);
 
 fn main(guest: &Guest) -> Result<(), Failed> {
+    if guest.args().text("role") == Some("partner") {
+        if partner::serve(guest).is_err() {
+            power::crash();
+        }
+        return Ok(());
+    }
     let mut tap = Tap::new(guest.args().text("only"));
+    // First: the partner was told the first reference, and later cases close every port.
+    tap.family("domains", |tap| domains::check(tap, guest));
     tap.family("version", version::check);
     tap.family("console", console::check);
     tap.family("unknown", unknown::check);
@@ -57,7 +69,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     tap.family("grant", grant::check);
     tap.family("grant_copy", grant_copy::check);
     tap.family("fault", fault::check);
-    if let Some(peer) = guest.args().number("peer").and_then(|id| u16::try_from(id).ok()) {
+    if let Some(peer) = guest.args().number("passive").and_then(|id| u16::try_from(id).ok()) {
         tap.family("peer", |tap| peer::check(tap, DomId(peer)));
     }
     tap.family("memory", memory::check);

@@ -222,10 +222,12 @@ fn judge(results: &Results, known: &Differences) -> Outcome<String> {
     }
 }
 
-/// Boots the guest beside a domain that only waits, until its plan is there or it cannot come any more.
+/// Boots the guest beside a domain that only waits and one that does what it is asked for, until its plan is there or it cannot come any more.
 fn results(options: &Options, hypervisor: &Hypervisor) -> Outcome<Results> {
-    let text = "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 2\ncmdline = \"peer=2\"\n\
-                [[domain]]\nname = \"peer\"\nkernel = \"guest:faulty\"\nmemory = \"32M\"\ncmdline = \"how=hang\"\n";
+    let text = "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 2\ncmdline = \"passive=2\"\n\
+                channels = [\"partner\"]\n\
+                [[domain]]\nname = \"peer\"\nkernel = \"guest:faulty\"\nmemory = \"32M\"\ncmdline = \"how=hang\"\n\
+                [[domain]]\nname = \"partner\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\ncmdline = \"role=partner\"\n";
     let board = options.on_board()?;
     let mut system = System::parse_for("conformance", &workspace::root(), text, Checking::Full, board)?;
     let mut run = RunOptions::for_file(PathBuf::new());

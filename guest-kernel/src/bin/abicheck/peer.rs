@@ -1,4 +1,4 @@
-//! What no domain may do to another: needs `peer=` on the command line, the id of a domain that runs and has granted nothing.
+//! What no domain may do to another: needs `passive=` on the command line, the id of a domain that runs and has granted nothing.
 use guest_kernel::event::Channel;
 use guest_kernel::frame::Frame;
 use guest_kernel::hypercall;

@@ -126,6 +126,21 @@ pub(crate) fn console_read(count: u64) -> Answer {
     Errno::check(unsafe { hypercall::raw(u64::from(Hypercall::ConsoleIo.number()), args) })
 }
 
+/// A word of a mapped page.
+pub(crate) fn word(page: u64, index: usize) -> u32 {
+    frame_at(page).words()[index].load(core::sync::atomic::Ordering::Acquire)
+}
+
+/// Writes a word of a mapped page.
+pub(crate) fn store(page: u64, index: usize, value: u32) {
+    frame_at(page).words()[index].store(value, core::sync::atomic::Ordering::Release);
+}
+
+fn frame_at(page: u64) -> &'static guest_kernel::frame::Frame {
+    // SAFETY: the cases map something there before; were nothing there, this guest would end by the fault. A frame consists of atomics.
+    unsafe { &*core::ptr::with_exposed_provenance(usize::try_from(page).unwrap_or(0)) }
+}
+
 /// A guest frame number.
 pub(crate) fn gfn(frame: &guest_kernel::frame::Frame) -> u64 {
     (core::ptr::from_ref(frame).expose_provenance() / pv_abi::PAGE_SIZE) as u64

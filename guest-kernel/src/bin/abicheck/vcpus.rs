@@ -4,13 +4,13 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use guest_kernel::event::Channel;
+use guest_kernel::event::{Channel, shared_page};
 use guest_kernel::frame::Frame;
 use guest_kernel::interrupt;
 use guest_kernel::psci::{CpuOnError, Power, affinity};
 use guest_kernel::smp::{self, Cpu};
 use guest_kernel::{Guest, hypercall};
-use pv_abi::event::{BindIpi, BindVcpu, BindVirq, PortStatus, Virq};
+use pv_abi::event::{BindIpi, BindVcpu, BindVirq, PortArg, PortStatus, Virq};
 use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, VcpuOp};
 use pv_abi::{DomId, Errno, PAGE_SIZE, Port};
 
@@ -77,6 +77,22 @@ fn areas(tap: &mut Tap) {
     // At 64: the upcall byte, then the selector at 72.
     tap.is("it has an upcall to take", word(16).map(|word| word & 0xff), Some(1));
     tap.is("with all words to look at", (word(18), word(19)), (Some(u32::MAX), Some(u32::MAX)));
+    let ipi = &mut BindIpi { vcpu: 1, port: Port(0) };
+    tap.is("a port that notifies it", hypercall::event_bind_ipi(ipi), Ok(()));
+    let Ok(shared) = shared_page() else { return tap.that("the shared page", false) };
+    shared.mask(ipi.port);
+    for index in [16, 18, 19] {
+        page.words()[index].store(0, Ordering::Release);
+    }
+    tap.is("an event to it, masked", (hypercall::event_send(ipi.port), word(16)), (Ok(()), Some(0)));
+    let unmasked = hypercall::event_unmask(&mut PortArg { port: ipi.port });
+    let selected = word(18 + ipi.port.0 as usize / 64 / 32).map(|bits| bits >> (ipi.port.0 / 64 % 32) & 1);
+    tap.is(
+        "unmasked by another vCPU, it tells its own",
+        (unmasked, word(16), selected),
+        (Ok(()), Some(1), Some(1)),
+    );
+    tap.is("it closes", (shared.take(ipi.port), close(ipi.port)), (true, Ok(())));
     let mut area = RegisterRunstate { addr: address as u64 + 2048 };
     tap.is("a run-state area for another", vcpu(runstate, 1, &mut area), Ok(0));
     tap.is("says that it is offline", word(512), Some(3));
