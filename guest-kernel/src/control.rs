@@ -96,6 +96,13 @@ pub fn unpause(domain: DomId) -> Result<(), Errno> {
     domctl(DomctlOp::UnpauseDomain, domain).map(drop)
 }
 
+/// Builds a domain anew that is destroyed, from its modules. It runs when this returns.
+pub fn build(domain: DomId) -> Result<(), Errno> {
+    let mut ask = AskCounters { domain, pad: [0; 3], buffer: GuestHandle::NULL };
+    // SAFETY: the operation writes nothing.
+    unsafe { sysctl(SysctlOp::Build, &mut ask) }
+}
+
 /// Destroys a domain.
 pub fn destroy(domain: DomId) -> Result<(), Errno> {
     domctl(DomctlOp::DestroyDomain, domain).map(drop)

@@ -18,7 +18,7 @@ use crate::evtchn::PortsState;
 use crate::grant::GrantState;
 use crate::hardware::Vmid;
 use crate::hvm::Params;
-use crate::life::Undo;
+use crate::life::{Build, Fate, Undo};
 use crate::memory::MemoryState;
 use crate::pause::Pauses;
 use crate::sched::share::Cap;
@@ -71,6 +71,8 @@ pub enum Stage {
     Dying,
     /// It has nothing any more, and nobody sees it.
     Dead,
+    /// It is being built anew, and nobody sees it yet.
+    Building,
 }
 
 const RUNNING: u32 = 0;
@@ -78,6 +80,7 @@ const RUNNING: u32 = 0;
 const STAGE_MASK: u32 = 3 << 16;
 const DYING: u32 = 1 << 16;
 const DEAD: u32 = 2 << 16;
+const BUILDING: u32 = 3 << 16;
 const SHUTDOWN_BASE: u32 = 0x100;
 const FAULT_BASE: u32 = 0x200;
 
@@ -117,6 +120,7 @@ impl LifeCell {
         match word & STAGE_MASK {
             DYING => Stage::Dying,
             DEAD => Stage::Dead,
+            BUILDING => Stage::Building,
             _ if word == RUNNING => Stage::Running,
             _ => Stage::Ended,
         }
@@ -139,10 +143,21 @@ impl LifeCell {
                 .is_ok()
     }
 
-    /// Everything is taken back. By the one who did it.
-    pub(crate) fn dead(&self) {
+    /// Goes to a stage without anything that runs: dying, dead or building. By the one who makes the steps ([`crate::life`]).
+    pub(crate) fn go(&self, stage: Stage) {
+        let code = match stage {
+            Stage::Dying => DYING,
+            Stage::Dead => DEAD,
+            Stage::Building => BUILDING,
+            Stage::Running | Stage::Ended => return,
+        };
         let word = self.0.load(atomic::Ordering::Acquire);
-        self.0.store(word & !STAGE_MASK | DEAD, atomic::Ordering::Release);
+        self.0.store(word & !STAGE_MASK | code, atomic::Ordering::Release);
+    }
+
+    /// Runs, with its first life's state: it was built anew.
+    pub(crate) fn begin(&self) {
+        self.0.store(RUNNING, atomic::Ordering::Release);
     }
 
     /// Leaves `Running` for `end`; false when it had left before.
@@ -179,6 +194,8 @@ pub struct Domain {
     pub life: LifeCell,
     /// Whether updates of run-state areas are marked (`VMASST_TYPE_runstate_update_flag`).
     pub marks_runstate: AtomicBool,
+    /// What becomes of it when it has ended.
+    pub fate: Fate,
     /// How often it is paused. Set under its lock.
     pub pauses: Pauses,
     /// How much of a CPU it may use.
@@ -215,6 +232,8 @@ pub struct DomainState {
     pub uart: Option<Vpl011>,
     /// How far taking back is, once it is dying.
     pub undo: Undo,
+    /// How far building is, while it is built anew.
+    pub build: Build,
 }
 
 impl Domain {

@@ -10,6 +10,7 @@
 //! Placement is Xen's (`xen/arch/arm/kernel.c`), so that a guest finds things where it found them there.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+mod again;
 mod image;
 mod load;
 mod make;
@@ -17,6 +18,8 @@ mod place;
 mod ram;
 mod refusal;
 
+pub(crate) use again::step;
+pub use again::{Build, Plans};
 pub use make::{Shape, Storage};
 pub use refusal::Refusal;
 
@@ -151,31 +154,9 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         let mut stage2 =
             stage2.ok_or(if limit < ROOT_TABLES { Refusal::TooFewTables } else { out_of_memory })?;
         ram.allocate(self.hw, self.frames, config.id, &mut stage2, out_of_memory)?;
-        self.map_gic(&mut stage2)?;
+        self.host.map_gic(self.hw, self.frames, &mut stage2)?;
 
-        let initrd = config.ramdisk.and_then(|range| {
-            let start = placement.ramdisk.get();
-            Some((start, start.checked_add(range.size())?))
-        });
-        let banks = ram.banks();
-        let input = GuestTreeInput {
-            bootargs: config.bootargs,
-            initrd,
-            vcpus: config.vcpus,
-            cpu_compatible: self.host.cpu_compatible,
-            cpu_clock_hz: self.host.cpu_clock_hz,
-            memory: banks.as_slice(),
-            gic: self.host.gic,
-            timer_clock_hz: self.host.timer_clock_hz,
-            vpl011: config.vpl011,
-            hypervisor: config.enhanced != Enhanced::None,
-        };
-        let length = guest_tree(&input, scratch).map_err(|_| Refusal::TreeTooLarge)?;
-        let tree = scratch
-            .get(..length)
-            .filter(|tree| tree.len() <= place::TREE_ROOM)
-            .ok_or(Refusal::TreeTooLarge)?;
-
+        let tree = self.host.tree(config, &ram, &placement, scratch)?;
         load::module(self.hw, &stage2, placement.kernel, config.kernel)?;
         if let Some(range) = config.ramdisk {
             load::module(self.hw, &stage2, placement.ramdisk, range)?;
@@ -191,15 +172,46 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             boot: BootState { pc: placement.kernel, x0: placement.tree },
         })
     }
+}
+
+impl Host<'_> {
+    /// Writes the guest's device tree.
+    fn tree<'s>(
+        &self,
+        config: &DomainConfig<'_>,
+        ram: &Ram,
+        placement: &Placement,
+        scratch: &'s mut [u8],
+    ) -> Result<&'s [u8], Refusal> {
+        let initrd = config.ramdisk.and_then(|range| {
+            let start = placement.ramdisk.get();
+            Some((start, start.checked_add(range.size())?))
+        });
+        let banks = ram.banks();
+        let input = GuestTreeInput {
+            bootargs: config.bootargs,
+            initrd,
+            vcpus: config.vcpus,
+            cpu_compatible: self.cpu_compatible,
+            cpu_clock_hz: self.cpu_clock_hz,
+            memory: banks.as_slice(),
+            gic: self.gic,
+            timer_clock_hz: self.timer_clock_hz,
+            vpl011: config.vpl011,
+            hypervisor: config.enhanced != Enhanced::None,
+        };
+        let length = guest_tree(&input, scratch).map_err(|_| Refusal::TreeTooLarge)?;
+        scratch.get(..length).filter(|tree| tree.len() <= place::TREE_ROOM).ok_or(Refusal::TreeTooLarge)
+    }
 
     /// Shows the machine's virtual CPU interface to a guest with a `GICv2`.
-    fn map_gic(&self, stage2: &mut Stage2) -> Result<(), Refusal> {
-        let Some(interface) = self.host.virtual_interface else { return Ok(()) };
+    fn map_gic<H: Hardware>(&self, hw: &H, frames: &Frames, stage2: &mut Stage2) -> Result<(), Refusal> {
+        let Some(interface) = self.virtual_interface else { return Ok(()) };
         for page in 0..layout::GICV2_GICC_SIZE >> pv_abi::PAGE_SHIFT {
             let gfn =
                 Gfn::new(layout::GICV2_GICC_BASE >> pv_abi::PAGE_SHIFT).and_then(|gfn| gfn.checked_add(page));
             let (gfn, mfn) = gfn.zip(interface.frame().checked_add(page)).ok_or(Refusal::Misplaced)?;
-            stage2.map_blocks(self.hw, self.frames, gfn, mfn, 0, Kind::Device)?;
+            stage2.map_blocks(hw, frames, gfn, mfn, 0, Kind::Device)?;
         }
         Ok(())
     }

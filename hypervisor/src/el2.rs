@@ -17,6 +17,7 @@ pub mod log;
 pub mod mmu;
 pub mod percpu;
 pub mod regs;
+pub mod report;
 pub mod run;
 pub mod smccc;
 pub mod speculation;
@@ -30,8 +31,8 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use hypervisor::devicetree::HostMachine;
-use hypervisor::domain_build::Storage;
-use hypervisor::life::Reaper;
+use hypervisor::domain_build::{Host, Storage};
+use hypervisor::life::{Plans, Reaper};
 use hypervisor::machine::Machine;
 use hypervisor::sched::pool::{Kind, Pool};
 use hypervisor::sched::{self, MAX_CPUS, MAX_POOLS, Scheduler};
@@ -150,12 +151,20 @@ pub fn arch_vcpu(index: VcpuIndex) -> Option<&'static ArchVcpu> {
     RUNNING.get()?.arch.get(usize::from(index.0))
 }
 
+/// The private half of a vCPU's interrupt state after reset.
+pub fn fresh_gic(vcpu: u32) -> VcpuGic {
+    let number = VcpuNumber::new(vcpu as usize).unwrap_or(VcpuNumber::BOOT);
+    let mut gic = VcpuGic::new(number, gic::layout(), gic::list_register_count());
+    gic.declare_hw(PrivateIntid::VIRTUAL_TIMER, interrupts().virtual_timer as u16);
+    gic
+}
+
 /// Makes everything that was built known to all CPUs.
 pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>, cpus: u8) {
     let Memory { frames, carve, .. } = memory;
-    let Guests { domains, starts, vcpus } = guests;
+    let Guests { domains, starts, vcpus, configs } = guests;
+    let shown = Host::of(&host);
     let first_id = domains.first().map_or(1, |first| first.id.0.min(1));
-    let lrs = gic::list_register_count();
     let arch = carve.slice(vcpus.len(), |n| {
         let found = vcpus.get(n).and_then(|(domain, number)| {
             let domain = domains.get(usize::from(*domain))?;
@@ -163,9 +172,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>, cpus:
             Some((domain, vcpu, domain.gic_of(vcpu)?))
         });
         let Some((domain, vcpu, shared)) = found else { bug::stop("a vCPU got lost") };
-        let number = VcpuNumber::new(vcpu.number as usize).unwrap_or(VcpuNumber::BOOT);
-        let mut gic = VcpuGic::new(number, gic::layout(), lrs);
-        gic.declare_hw(PrivateIntid::VIRTUAL_TIMER, interrupts().virtual_timer as u16);
+        let gic = fresh_gic(vcpu.number);
         ArchVcpu::new(domain, vcpu, shared, gic, u64::from(vcpu_affinity(vcpu.number)) | MPIDR_RES1)
     });
     let Some(arch) = arch else { bug::stop("no room for the vCPUs") };
@@ -180,6 +187,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>, cpus:
             domains,
             first_id,
             reaper: Reaper::new(domains.len()),
+            plans: Plans::new(configs, shown, boot::GUEST_SPIS),
             vcpus,
             sched,
         },

@@ -20,7 +20,7 @@ mod close;
 mod deliver;
 mod port;
 
-pub use bind::bind_static;
+pub use bind::{bind_static, rejoin_static};
 pub use check::{OneSided, check_channels};
 pub use port::{PortKind, PortWord, PortsState, find};
 

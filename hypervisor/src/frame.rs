@@ -20,6 +20,7 @@
 //! Roles to come with paravirtual page tables, numbers reserved: 8..=11 page table of level 0 to 3, 12 kernel text, 13 user text.
 //! Those frames are counted as data is, and only at count zero do they become data again.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pv_abi::DomId;
@@ -375,6 +376,25 @@ impl FrameTable {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// [`Self::transit`] of neighbours that are all `from`; their links are cut. Under the allocator's lock.
+    pub(crate) fn transit_block(&self, numbers: Range<u64>, from: FrameState, to: FrameState) {
+        let index =
+            |number: u64| usize::try_from(number.saturating_sub(self.base.get())).unwrap_or(usize::MAX);
+        let entries = self.entries.get(index(numbers.start)..index(numbers.end)).unwrap_or(&[]);
+        let mut changed: u64 = 0;
+        for entry in entries {
+            changed = changed.wrapping_add(u64::from(entry.change(from, to)));
+            entry.set_next(NO_LINK);
+            entry.set_prev(NO_LINK);
+        }
+        if let Some(counter) = self.counter(from.owner, from.role) {
+            counter.fetch_sub(changed, Ordering::Relaxed);
+        }
+        if let Some(counter) = self.counter(to.owner, to.role) {
+            counter.fetch_add(changed, Ordering::Relaxed);
+        }
     }
 
     fn counter(&self, owner: DomId, role: Role) -> Option<&AtomicU64> {

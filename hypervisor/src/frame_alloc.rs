@@ -111,15 +111,8 @@ impl Frames {
             None => return None,
         };
         let to = FrameState::unreferenced(owner, role);
-        for number in block(start, order) {
-            let frame = Mfn::new(number)?;
-            // Free frames change under this lock only, so the change cannot fail.
-            let _ = self.table.transit(frame, FREE, to);
-            if let Some(entry) = self.table.entry(frame) {
-                entry.set_next(NO_LINK);
-                entry.set_prev(NO_LINK);
-            }
-        }
+        // Free frames change under this lock only, so the change cannot fail.
+        self.table.transit_block(block(start, order), FREE, to);
         lists.frames = lists.frames.saturating_sub(frames_in(order));
         Mfn::new(start)
     }

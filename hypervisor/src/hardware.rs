@@ -110,6 +110,8 @@ pub trait Hardware: Sync {
     fn is_out(&self, _vcpu: VcpuIndex) -> bool {
         true
     }
+    /// Gives a vCPU that is off and out of every CPU the registers of a CPU after reset, with this program counter and x0.
+    fn reset_vcpu(&self, _vcpu: VcpuIndex, _pc: Ipa, _x0: Ipa) {}
     /// Raises a private interrupt of the vCPU that is loaded on this CPU.
     fn raise_current(&self, irq: PrivateIntid);
     /// Lets the vCPU that is loaded on this CPU take interrupts (`PSTATE.I`), as `SCHEDOP_block` does.

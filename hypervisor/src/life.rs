@@ -1,14 +1,14 @@
 //! The end of a domain's life: who lives, and taking back what a domain had.
 //!
 //! ```text
-//! Running -> Ended -> Dying -> Dead
+//! Running -> Ended -> Dying -> Dead -> Building -> Running
 //! ```
 //!
 //! Taking back is a list of small steps ([`Undo`]), made by whatever CPU asks the scheduler while there is something to do, and by the control domain that
 //! waits for it: EL2 is never long in it.
 //!
 //! Invariants
-//! 1. Steps are made by one CPU at a time ([`Reaper::busy`]), so one domain is undone at a time, each step under the domain's lock.
+//! 1. Steps are made by one CPU at a time (`Reaper::busy`), so one domain is undone at a time, each step under the domain's lock.
 //! 2. A domain is undone from when all its vCPUs are off and in no CPU, its address space is forgotten by every TLB, and every CPU has passed since
 //!    ([`crate::frame_alloc::Quiescent`]): no call of its own, and no copy from or to it, is under way then.
 //! 3. Its frames become free after every CPU has passed once more: since its ports were closed and its areas forgotten.
@@ -16,15 +16,24 @@
 //!    with its number.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+mod fate;
 mod undo;
 
+pub use crate::domain_build::{Build, Plans};
+pub use fate::{Action, Fate, Policy};
 pub use undo::Undo;
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
-use crate::domain::{Domain, Stage};
+use pv_abi::Errno;
+
+use crate::domain::{Domain, Fault, Life, Stage};
+use crate::domain_build;
 use crate::hardware::{CpuId, Hardware};
+use crate::log::Event;
 use crate::machine::Machine;
+use crate::sched;
+use undo::Progress;
 
 /// Microseconds until a CPU makes the next step, or looks again whether it can.
 const INTERVAL_MICROSECONDS: u64 = 20;
@@ -34,7 +43,7 @@ const INTERVAL_MICROSECONDS: u64 = 20;
 pub struct Reaper {
     /// Domains that have not ended.
     alive: AtomicU32,
-    /// Domains that are dying.
+    /// Domains that are dying or being built.
     dying: AtomicU32,
     /// A CPU makes a step (invariant 1).
     busy: AtomicBool,
@@ -59,10 +68,38 @@ impl Reaper {
     }
 }
 
-/// A domain has ended, and that was told.
-pub(crate) fn ended<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
-    destroy(machine, domain);
+/// A domain has ended, and that was told. Takes no lock.
+pub(crate) fn ended<H: Hardware>(machine: &Machine<H>, domain: &Domain, end: Life) {
+    let decided = domain.fate.decide(end, machine.hw.counter(), machine.hw.counter_frequency());
+    if decided.is_err() {
+        machine.hw.log(Event::TooOften(domain.id));
+    }
+    let (Ok(action) | Err(action)) = decided;
+    match action {
+        Action::Restart => {
+            domain.fate.set_again(true);
+            return destroy(machine, domain);
+        }
+        Action::Destroy => destroy(machine, domain),
+        Action::Preserve => {}
+    }
     machine.reaper.alive.fetch_sub(1, Ordering::AcqRel);
+}
+
+/// Begins to build a domain anew that is dead.
+///
+/// # Errors
+/// `-EEXIST`: it is not dead.
+pub(crate) fn build<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Errno> {
+    let state = domain.state.lock();
+    if domain.life.stage() != Stage::Dead {
+        return Err(Errno::Eexist);
+    }
+    domain.life.go(Stage::Building);
+    drop(state);
+    machine.reaper.alive.fetch_add(1, Ordering::AcqRel);
+    machine.reaper.dying.fetch_add(1, Ordering::AcqRel);
+    Ok(())
 }
 
 /// Begins to take back what a domain that has ended had.
@@ -70,6 +107,15 @@ pub(crate) fn destroy<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
     if domain.life.die() {
         machine.reaper.dying.fetch_add(1, Ordering::AcqRel);
     }
+}
+
+/// [`destroy`], and it is not built anew.
+pub(crate) fn destroy_for_good<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
+    if domain.fate.takes_again() {
+        machine.hw.log(Event::Ended(domain.id, Life::Destroyed(Fault::ByControl)));
+        machine.reaper.alive.fetch_sub(1, Ordering::AcqRel);
+    }
+    destroy(machine, domain);
 }
 
 /// Makes a step of what is to be done, if there is something. Returns when to look again, `u64::MAX` for never. The caller holds no lock and uses
@@ -91,20 +137,56 @@ fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) -> u64 {
     let first = reaper.turn.load(Ordering::Relaxed);
     let (before, after) = machine.domains.split_at_checked(first).unwrap_or((&[], machine.domains));
     // One load a domain.
-    let found = after.iter().chain(before).position(|domain| domain.life.stage() == Stage::Dying);
+    let found = after
+        .iter()
+        .chain(before)
+        .position(|domain| matches!(domain.life.stage(), Stage::Dying | Stage::Building));
     let at = found.and_then(|found| first.wrapping_add(found).checked_rem(machine.domains.len()));
     if let Some((at, domain)) = at.and_then(|at| Some((at, machine.domains.get(at)?))) {
-        let next = match undo::step(machine, cpu, domain) {
-            undo::Progress::More => at,
-            undo::Progress::Waits => at.wrapping_add(1),
-            undo::Progress::Done => {
-                domain.life.dead();
-                reaper.dying.fetch_sub(1, Ordering::AcqRel);
-                at.wrapping_add(1)
-            }
+        let next = match domain.life.stage() {
+            Stage::Building => build_step(machine, domain),
+            Stage::Running | Stage::Ended | Stage::Dying | Stage::Dead => undo_step(machine, cpu, domain),
         };
+        let next = if next == Progress::More { at } else { at.wrapping_add(1) };
         reaper.turn.store(next.checked_rem(machine.domains.len()).unwrap_or(0), Ordering::Relaxed);
     }
     reaper.busy.store(false, Ordering::Release);
     if reaper.dying.load(Ordering::Acquire) == 0 { u64::MAX } else { again }
+}
+
+fn undo_step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> Progress {
+    let progress = undo::step(machine, cpu, domain);
+    if progress == Progress::Done {
+        if domain.fate.takes_again() {
+            domain.life.go(Stage::Building);
+        } else {
+            domain.life.go(Stage::Dead);
+            machine.reaper.dying.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+    progress
+}
+
+fn build_step<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Progress {
+    match domain_build::step(machine, domain) {
+        Ok(false) => Progress::More,
+        Ok(true) => {
+            machine.reaper.dying.fetch_sub(1, Ordering::AcqRel);
+            domain.life.begin();
+            // Whoever waits for the next generation finds a domain that lives.
+            machine.hw.log(Event::BuiltAgain(domain.id, domain.fate.born_again()));
+            if let Some(first) = domain.vcpus.first() {
+                sched::start(machine, first);
+            }
+            Progress::Done
+        }
+        Err(_) => {
+            // What it has by now is taken back; no vCPU of it has run.
+            machine.hw.log(Event::NotBuilt(domain.id));
+            domain.state.lock().build = Build::Begin;
+            domain.life.go(Stage::Dying);
+            machine.reaper.alive.fetch_sub(1, Ordering::AcqRel);
+            Progress::More
+        }
+    }
 }

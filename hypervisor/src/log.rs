@@ -8,6 +8,12 @@ use pv_abi::DomId;
 pub enum Event {
     /// A domain reached a state that ends it.
     Ended(DomId, Life),
+    /// A domain was built anew, for the so manieth time.
+    BuiltAgain(DomId, u32),
+    /// A domain could not be built anew.
+    NotBuilt(DomId),
+    /// A domain was to be built anew, too often in a minute.
+    TooOften(DomId),
     /// A guest kept a shared word busy; its domain is destroyed.
     WordContended(DomId),
 }

@@ -6,7 +6,7 @@ use pv_abi::DomId;
 use crate::domain::{Domain, Stage};
 use crate::frame_alloc::Frames;
 use crate::hardware::{CpuId, Hardware};
-use crate::life::Reaper;
+use crate::life::{Plans, Reaper};
 use crate::sched::Scheduler;
 use crate::vcpu::{Vcpu, VcpuIndex};
 
@@ -24,6 +24,8 @@ pub struct Machine<H: Hardware> {
     pub vcpus: &'static [(u16, u16)],
     /// Who lives, and who is to be taken back from.
     pub reaper: Reaper,
+    /// How domains are built anew.
+    pub plans: Plans,
     /// Run queues.
     pub sched: Scheduler,
 }
@@ -40,7 +42,7 @@ impl<H: Hardware> Machine<H> {
 
     /// The domain with this id, unless nothing of it is there any more.
     pub fn present(&self, id: DomId) -> Option<&Domain> {
-        self.domain(id).filter(|domain| domain.life.stage() != Stage::Dead)
+        self.domain(id).filter(|domain| !matches!(domain.life.stage(), Stage::Dead | Stage::Building))
     }
 
     /// The domain with this id where refused ones have left a gap.

@@ -35,7 +35,7 @@ const PLATFORM_VERSION: u32 = 0x0300_0001;
 pub fn others<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, number: u64, args: &Args) -> Answer {
     let handle = GuestHandle(args[0]);
     match number {
-        SYSCTL => sysctl::sysctl(machine, current, handle),
+        SYSCTL => sysctl::sysctl(machine, current, args),
         DOMCTL => domctl::domctl(machine, current, args),
         PLATFORM_OP => {
             let op: [u64; 17] = guest_memory::read(machine, current, handle)?;

@@ -72,6 +72,12 @@ impl RunState {
         }
     }
 
+    /// Begins anew: off since a moment. Its area is forgotten.
+    pub(crate) fn reset(&self, now: u64) {
+        self.since.store(3 << STATE_SHIFT | now & MOMENT, Ordering::Release);
+        self.ticks.iter().for_each(|ticks| ticks.store(0, Ordering::Relaxed));
+    }
+
     /// Enters a state at a moment (invariant 1).
     #[inline]
     fn enter(&self, run: Run, now: u64) {

@@ -108,7 +108,7 @@ fn announce<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain, end:
     fence(Ordering::SeqCst);
     console::flush(&machine.hw, domain);
     machine.hw.log(Event::Ended(domain.id, end));
-    life::ended(machine, domain);
+    life::ended(machine, domain, end);
     for vcpu in domain.vcpus {
         sched::tell(machine, cpu, vcpu);
     }

@@ -40,6 +40,8 @@ operations! {
         6 GetDomainInfoList;
         /// Pavo's own: what the hypervisor has counted for a domain, or for itself ([`AskCounters`]).
         0x8000 Counters;
+        /// Pavo's own: builds a domain anew that was destroyed, from its modules ([`AskCounters`] without a buffer); restarts until it runs.
+        0x8001 Build;
     }
 }
 

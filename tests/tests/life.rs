@@ -243,3 +243,94 @@ fn frames_wait_for_cpus_that_may_still_use_them() {
         EINVAL
     );
 }
+
+const ENOMEM: i64 = -12;
+const EEXIST: i64 = -17;
+
+/// `XEN_DOMCTL_destroydomain`.
+fn destroy(world: &World, id: u16) -> i64 {
+    let mut bytes = [0_u8; 144];
+    bytes[0] = 2;
+    bytes[4] = 0x17;
+    bytes[8..10].copy_from_slice(&id.to_le_bytes());
+    guest(world, 0).write(ARG, &bytes);
+    guest(world, 0).call(36, [ARG, 0, 0, 0, 0])
+}
+
+/// Operation 0x8001 of `sysctl`.
+fn build(world: &World, id: u16) -> i64 {
+    let mut bytes = [0_u8; 136];
+    bytes[..4].copy_from_slice(&0x8001_u32.to_le_bytes());
+    bytes[4] = 0x15;
+    bytes[8..10].copy_from_slice(&id.to_le_bytes());
+    guest(world, 0).write(ARG, &bytes);
+    guest(world, 0).call(35, [ARG, 0, 0, 0, 0])
+}
+
+#[test]
+fn a_domain_is_built_again_as_it_was_at_first() {
+    let world = World::with_control(2);
+    let (one, two) = (guest(&world, 1), guest(&world, 2));
+    let before = ([0, 1, 2].map(|id| has(&world, id)), world.machine.frames.free_frames());
+    for _ in 0..3 {
+        one.write(PAGE, b"what nobody may find");
+        one.set_info(100, b"nor this");
+        let port = one.unbound(2);
+        let peer = two.bind(1, port);
+        one.grants(8, 2, PAGE >> 12, EntryFlags::empty());
+        assert_eq!(destroy(&world, 1), 0);
+        assert_eq!(build(&world, 1), 0);
+        assert_eq!(world.domain(1).life.stage(), Stage::Running);
+        assert_eq!(build(&world, 1), EEXIST);
+        assert_eq!(([0, 1, 2].map(|id| has(&world, id)), world.machine.frames.free_frames()), before);
+        assert_eq!(world.guest_read::<20>(1, PAGE), [0; 20]);
+        assert_eq!(one.info_word(96) | one.info_word(104), 0);
+        assert_eq!(world.guest_read::<4>(1, RAM + 56), *b"ARM\x64", "the kernel");
+        assert!(one.entry_flags(8).is_empty());
+        assert_eq!(port_status(one, Port(1)).0, 0, "closed");
+        let vcpus = world.domain(1).vcpus.iter().map(|vcpu| vcpu.run.get()).collect::<Vec<_>>();
+        assert_eq!(vcpus, [Run::Runnable, Run::Offline]);
+        let first = world.domain(1).vcpu(0).unwrap();
+        assert_eq!(world.pick(first.home.get()).map(|it| it.index), Some(first.index));
+        first.run.set(Run::Blocked);
+        // The peer's end waits for whoever has that number, as in Xen.
+        assert_eq!(port_status(two, peer), (1, 1));
+        assert_eq!(two.close(peer), 0);
+        world.check();
+    }
+    assert_eq!(world.domain(1).fate.generation(), 4);
+}
+
+#[test]
+fn whichever_reservation_fails_nothing_is_left_of_the_attempt() {
+    let world = World::with_control(1);
+    assert_eq!(destroy(&world, 1), 0);
+    let dead = (has(&world, 0), has(&world, 1), world.machine.frames.free_frames());
+    let (mut refused, mut failures) = (0, 0);
+    for calls in 0..60 {
+        world.machine.frames.fail_after(calls);
+        match build(&world, 1) {
+            // A large block that is refused is made up for by smaller ones.
+            0 => {
+                let first = world.domain(1).vcpu(0).unwrap();
+                assert!(world.pick(first.home.get()).is_some());
+                first.run.set(Run::Blocked);
+                assert_eq!(destroy(&world, 1), 0);
+            }
+            ENOMEM => {
+                refused += 1;
+                work(&world);
+                assert_eq!(world.domain(1).life.stage(), Stage::Dead);
+            }
+            other => panic!("{other}"),
+        }
+        failures += 1;
+        world.check();
+        assert_eq!(
+            (has(&world, 0), has(&world, 1), world.machine.frames.free_frames()),
+            dead,
+            "after {calls}"
+        );
+    }
+    assert!(refused > 3 && failures > refused, "{refused} of {failures}");
+}

@@ -76,6 +76,9 @@ fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &
     if domain.vuart {
         node.set("vpl011", []);
     }
+    node.set_strings("pavo,on-reboot", &[&domain.on_reboot])
+        .set_strings("pavo,on-crash", &[&domain.on_crash]);
+    node.set_cells("pavo,max-restarts", &[domain.max_restarts]);
     if domain.privileged {
         node.set("pavo,privileged", []);
     }

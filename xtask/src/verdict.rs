@@ -51,6 +51,7 @@ impl fmt::Display for End {
 #[derive(Debug)]
 pub(crate) struct Observer {
     end: Regex,
+    again: Regex,
     digest: Regex,
     /// By domain id.
     ends: BTreeMap<u32, Vec<End>>,
@@ -68,6 +69,7 @@ impl Observer {
         Ok(Self {
             end: Regex::new(r"^d([0-9]{1,5}): (?:(shutdown) ([a-z-]+)|(destroyed|refused): (.*))$")
                 .doing("pattern")?,
+            again: Regex::new(r"^d([0-9]{1,5}): built again").doing("pattern")?,
             digest: Regex::new(r"(?-u:\b)sha256 ([0-9a-f]{64})(?-u:\b)").doing("pattern")?,
             ends: BTreeMap::new(),
             digests: BTreeMap::new(),
@@ -82,7 +84,19 @@ impl Observer {
             Line::Log(log) if log.text == "all domains ended" => self.all_ended = true,
             Line::Log(log) => {
                 if let Some((domain, end)) = self.end_in(&log.text) {
-                    self.ends.entry(domain).or_default().push(end);
+                    let ends = self.ends.entry(domain).or_default();
+                    // A reboot that the control domain cut short ended as it wanted.
+                    if end.is_clean() && ends.last() == Some(&End::Shutdown("reboot".into())) {
+                        ends.pop();
+                    }
+                    ends.push(end);
+                } else if let Some(parts) = self.again.captures(&log.text)
+                    && let Some(domain) = parts.get(1).and_then(|id| id.as_str().parse().ok())
+                    && let Some(ends) = self.ends.get_mut(&domain)
+                    // What is built anew after a reboot, or by the control domain, has not ended; what has crashed has crashed.
+                    && ends.last().is_some_and(|end| end.is_clean() || *end == End::Shutdown("reboot".into()))
+                {
+                    ends.pop();
                 }
             }
             Line::Guest { domain, text } => {
@@ -208,6 +222,17 @@ mod tests {
     fn what_the_control_domain_destroys_ended_as_it_should() {
         let logs = ["d1: destroyed: by the control domain", "d0: shutdown poweroff", "all domains ended"];
         assert_eq!(observed(&logs, &[]).problems(&[0, 1], None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_built_again_has_not_ended() {
+        let again = "d1: built again, 2 times by now";
+        let rebooted = ["d1: shutdown reboot", again, "d1: shutdown poweroff", "all domains ended"];
+        assert_eq!(observed(&rebooted, &[]).problems(&[1], None), Vec::<String>::new());
+        let crashed = ["d1: shutdown crash", again, "d1: shutdown poweroff", "all domains ended"];
+        assert_eq!(observed(&crashed, &[]).problems(&[1], None), ["d1 ended 2 times"]);
+        let cut = ["d1: shutdown reboot", "d1: destroyed: by the control domain", "all domains ended"];
+        assert_eq!(observed(&cut, &[]).problems(&[1], None), Vec::<String>::new());
     }
 
     #[test]

@@ -6,6 +6,11 @@
 //! | `count:N`, `count:all` | prints what the hypervisor has counted for domain N, for itself, or for all |
 //! | `pause:N`, `unpause:N`, `destroy:N` | does that to domain N |
 //! | `end:N` | waits until domain N has ended and everything is taken back from it |
+//! | `build:N` | builds domain N anew |
+//! | `cycle:N:C` | destroys and builds domain N, C times |
+//! | `lives:N:C` | waits until domain N is in its Cth life |
+//! | `settle:N` | waits until domain N waits for an event or an interrupt |
+//! | `mark`, `same` | remembers all counters; fails when they are not as they were |
 //! | `sleep:MS` | waits for so many milliseconds |
 //!
 //! A call that is refused ends it as crashed.
@@ -15,10 +20,11 @@ extern crate alloc;
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use guest_kernel::{Guest, control, interrupt, println, timer};
-use pv_abi::control::{DomainInfo, flags, role};
+use pv_abi::control::{Counters, DomainInfo, flags, role};
 use pv_abi::{DomId, Errno};
 
 guest_kernel::main!(main);
@@ -26,15 +32,21 @@ guest_kernel::main!(main);
 fn main(guest: &Guest) -> Result<(), String> {
     interrupt::start(guest.tree.gic).map_err(|_| String::from("no interrupt controller"))?;
     let script = guest.args().text("do").unwrap_or("list,count:all");
+    let mut marked = Vec::new();
     for word in script.split(',') {
         let (verb, object) = word.split_once(':').unwrap_or((word, ""));
-        step(verb, object).map_err(|why| format!("{word}: {why}"))?;
+        step(verb, object, &mut marked).map_err(|why| format!("{word}: {why}"))?;
     }
     Ok(())
 }
 
-fn step(verb: &str, object: &str) -> Result<(), String> {
+/// Everything that is counted.
+type Everything = Vec<(DomId, Counters)>;
+
+fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String> {
+    let (object, times) = object.split_once(':').unwrap_or((object, "1"));
     let number = || object.parse::<u16>().map(DomId).map_err(|_| String::from("a domain's number expected"));
+    let times = || times.parse::<u32>().map_err(|_| String::from("a number expected"));
     let refused = |errno: Errno| format!("{errno:?}");
     match verb {
         "list" => control::for_each_domain(tell).map_err(refused),
@@ -48,6 +60,31 @@ fn step(verb: &str, object: &str) -> Result<(), String> {
         "pause" => control::pause(number()?).map_err(refused),
         "unpause" => control::unpause(number()?).map_err(refused),
         "destroy" => control::destroy(number()?).map_err(refused),
+        "build" => control::build(number()?).map_err(refused),
+        "cycle" => {
+            for _ in 0..times()? {
+                control::destroy(number()?).map_err(refused)?;
+                control::build(number()?).map_err(refused)?;
+            }
+            Ok(())
+        }
+        "lives" => {
+            while control::counters(number()?).map_err(refused)?.generation < times()? {
+                sleep(1)?;
+            }
+            Ok(())
+        }
+        "settle" => {
+            while control::domain_info(number()?).map_err(refused)?.flags & flags::BLOCKED == 0 {
+                sleep(1)?;
+            }
+            Ok(())
+        }
+        "mark" => {
+            *marked = everything()?;
+            Ok(())
+        }
+        "same" => same(marked, &everything()?),
         "end" => {
             let id = number()?;
             loop {
@@ -61,6 +98,40 @@ fn step(verb: &str, object: &str) -> Result<(), String> {
         "sleep" => sleep(object.parse().map_err(|_| String::from("milliseconds expected"))?),
         _ => Err(String::from("unknown")),
     }
+}
+
+fn everything() -> Result<Everything, String> {
+    let refused = |errno: Errno| format!("{errno:?}");
+    let mut all = Vec::new();
+    let nobodys = control::counters(DomId::XEN).map_err(refused)?;
+    all.push((DomId::XEN, nobodys));
+    let mut ids = Vec::new();
+    control::for_each_domain(|info| ids.push(info.domain)).map_err(refused)?;
+    for id in ids {
+        let counted = control::counters(id).map_err(refused)?;
+        // How often it was built is no resource.
+        all.push((id, Counters { generation: 0, ..counted }));
+    }
+    Ok(all)
+}
+
+fn same(before: &Everything, after: &Everything) -> Result<(), String> {
+    let total =
+        |all: &Everything| -> u64 { all.iter().map(|(_, counted)| counted.frames.iter().sum::<u64>()).sum() };
+    if before == after {
+        println!("control: all as it was, {} frames", total(after));
+        return Ok(());
+    }
+    for (before, after) in before.iter().zip(after).filter(|(before, after)| before != after) {
+        println!("{before:?} became {after:?}");
+    }
+    Err(format!(
+        "{} owners were {}, {} frames were {}",
+        after.len(),
+        before.len(),
+        total(after),
+        total(before)
+    ))
 }
 
 fn sleep(milliseconds: u64) -> Result<(), String> {

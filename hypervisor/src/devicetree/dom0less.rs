@@ -16,10 +16,13 @@
 //! | `pavo,paging` (`nested`; `pv` is refused by the builder) | `nested` | ours |
 //! | `pavo,isolated` | off | ours |
 //! | `pavo,privileged`: the control domain | off | ours |
+//! | `pavo,on-reboot`, `pavo,on-crash`: `destroy`, `restart`, `preserve` | `destroy` | ours, words of xl.cfg |
+//! | `pavo,max-restarts` in a minute | 5 | ours |
 use heapless::Vec;
 use pv_abi::DomId;
 
 use crate::domain::CONTROL;
+use crate::life::{Action, Policy};
 
 use super::channel::{self, MAX_CHANNELS, StaticChannel};
 use super::error::TreeError;
@@ -105,6 +108,8 @@ pub struct DomainConfig<'a> {
     pub channels: Vec<StaticChannel, MAX_CHANNELS>,
     /// What it may use.
     pub quotas: Quotas,
+    /// What becomes of it when it has ended.
+    pub policy: Policy,
 }
 
 /// Whether `/chosen` itself holds a kernel, that is, one for a dom0: there is none here, so it is to be refused.
@@ -217,6 +222,7 @@ impl<'t, 'a> Domains<'t, 'a> {
             device_tree: children.device_tree,
             channels: children.channels,
             quotas,
+            policy: policy(node)?,
         };
         Ok(config)
     }
@@ -334,6 +340,21 @@ fn paging(node: Node<'_>) -> Result<Paging, Refusal> {
         (true, Some("pv")) => Ok(Paging::Pv),
         (true, Some(_) | None) => Err(Refusal::UnknownPaging),
     }
+}
+
+/// Defaults are Xen's without a toolstack: nothing starts a domain again.
+fn policy(node: Node<'_>) -> Result<Policy, Refusal> {
+    let action = |property| match (node.has(property)?, node.str(property)?) {
+        (false, _) | (true, Some("destroy")) => Ok(Action::Destroy),
+        (true, Some("restart")) => Ok(Action::Restart),
+        (true, Some("preserve")) => Ok(Action::Preserve),
+        (true, Some(_) | None) => Err(Refusal::UnknownAction),
+    };
+    Ok(Policy {
+        on_reboot: action("pavo,on-reboot")?,
+        on_crash: action("pavo,on-crash")?,
+        max_restarts: node.u32("pavo,max-restarts")?.unwrap_or(Policy::NONE.max_restarts),
+    })
 }
 
 fn quotas(node: Node<'_>) -> Result<Quotas, Refusal> {

@@ -29,6 +29,7 @@ pub enum Refusal {
     ChannelNotMutual,
     TooManyDomains,
     SecondControl,
+    UnknownAction,
 }
 
 impl From<TreeError> for Refusal {
@@ -60,6 +61,7 @@ impl fmt::Display for Refusal {
             Self::ChannelNotMutual => "channel whose other end does not name it back",
             Self::TooManyDomains => "no domain id left",
             Self::SecondControl => "there is a control domain already",
+            Self::UnknownAction => "pavo,on-reboot or pavo,on-crash is neither destroy, restart nor preserve",
         })
     }
 }

@@ -15,18 +15,30 @@ pub(super) fn module<H: Hardware>(
 ) -> Result<(), Refusal> {
     let mut done: u64 = 0;
     while done < module.size() {
-        let target = target(hw, stage2, to, done)?;
-        let source = module.start().checked_add(done).and_then(Pa::new).map(FrameAddr::from_pa);
-        let source = source.ok_or(Refusal::Misplaced)?;
-        let left = usize::try_from(module.size().saturating_sub(done)).unwrap_or(usize::MAX);
-        let part = left.min(source.left()).min(target.left());
-        hw.copy(target, source, part);
-        done = done.saturating_add(part as u64);
-        if target.left() == part || done == module.size() {
-            publish(hw, target.frame());
-        }
+        done = part(hw, stage2, to, module, done)?;
     }
     Ok(())
+}
+
+/// Copies what lies between `done` bytes and the end of a frame on either side; returns how much is done then.
+pub(super) fn part<H: Hardware>(
+    hw: &H,
+    stage2: &Stage2,
+    to: Ipa,
+    module: PhysRange,
+    done: u64,
+) -> Result<u64, Refusal> {
+    let target = target(hw, stage2, to, done)?;
+    let source = module.start().checked_add(done).and_then(Pa::new).map(FrameAddr::from_pa);
+    let source = source.ok_or(Refusal::Misplaced)?;
+    let left = usize::try_from(module.size().saturating_sub(done)).unwrap_or(usize::MAX);
+    let part = left.min(source.left()).min(target.left());
+    hw.copy(target, source, part);
+    let done = done.saturating_add(part as u64);
+    if target.left() == part || done == module.size() {
+        publish(hw, target.frame());
+    }
+    Ok(done)
 }
 
 /// Copies bytes. One turn a frame.

@@ -15,7 +15,7 @@ use crate::evtchn::{PortsState, bind_static};
 use crate::grant::{GREF_LIMIT, GrantState, GrantTables, TRACKS_PER_FRAME};
 use crate::hardware::{CpuId, Hardware, Vmid};
 use crate::hvm::Params;
-use crate::life::Undo;
+use crate::life::{Build, Fate, Undo};
 use crate::memory::MemoryState;
 use crate::pause::Pauses;
 use crate::sched::pool::CpuMask;
@@ -105,6 +105,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             gic: DistState::new(vcpus, shape.spis),
             stage2: contents.stage2,
             undo: Undo::Stop,
+            build: Build::Begin,
         };
         let domain = Domain {
             id: config.id,
@@ -115,6 +116,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             isolated: config.isolated,
             life: LifeCell::default(),
             marks_runstate: AtomicBool::new(false),
+            fate: Fate::new(config.policy),
             pauses: Pauses::new(),
             cap: Cap::new(),
             watchdogs: Watchdogs::new(),

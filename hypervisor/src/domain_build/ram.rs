@@ -99,7 +99,7 @@ impl Ram {
 }
 
 /// Notes where a domain's frames are.
-fn settle(frames: &Frames, gfn: Gfn, mfn: Mfn, count: u64) {
+pub(super) fn settle(frames: &Frames, gfn: Gfn, mfn: Mfn, count: u64) {
     for offset in 0..count {
         if let Some((gfn, mfn)) = gfn.checked_add(offset).zip(mfn.checked_add(offset)) {
             frames.table.set_home(mfn, Some(gfn));

@@ -236,6 +236,13 @@ impl Hardware for Arm {
         super::arch_vcpu(vcpu).is_none_or(context::ArchVcpu::is_out)
     }
 
+    fn reset_vcpu(&self, vcpu: VcpuIndex, pc: Ipa, x0: Ipa) {
+        if let Some(arch) = super::arch_vcpu(vcpu) {
+            arch.set_gic(super::fresh_gic(arch.vcpu.number));
+            arch.set_entry(pc.get(), x0.get());
+        }
+    }
+
     fn log(&self, event: Event) {
         log::event(event);
     }

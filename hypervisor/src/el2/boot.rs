@@ -38,7 +38,7 @@ const STORAGE_PER_DOMAIN: u64 = 192 << 10;
 /// Bytes of a GICv2's CPU interface with `GICC_DIR`, and of a virtual one.
 const GICC_SIZE: u64 = 0x2000;
 /// Shared interrupts of a guest's distributor, as Xen gives its dom0less guests without devices.
-const GUEST_SPIS: usize = 32;
+pub const GUEST_SPIS: usize = 32;
 
 /// Prints to the UART that a packer named in the image, until the device tree names one.
 pub fn early_console() {
@@ -317,6 +317,8 @@ pub struct Guests {
     pub starts: heapless::Vec<BootState, MAX_DOMAINS>,
     /// For each vCPU of the machine: domain (index) and number.
     pub vcpus: &'static [(u16, u16)],
+    /// What each domain was built of, in the same order.
+    pub configs: &'static [DomainConfig<'static>],
 }
 
 /// Builds every domain that the tree describes; each that cannot be is one line in the log.
@@ -330,6 +332,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
     let builder = Builder { hw: &Arm, frames: &memory.frames, host: Host::of(host), storage: &memory.carve };
     let expected = configs(tree).flatten().count();
     let Some(slots) = memory.carve.slice(expected, |_| None) else { stop("no room for the domains") };
+    let Some(configs) = memory.carve.slice(expected, |_| None) else { stop("no room for the domains") };
     let mut built = 0_usize;
     let mut control = None;
     let mut starts = heapless::Vec::<BootState, MAX_DOMAINS>::new();
@@ -372,6 +375,9 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
                     config.vcpus
                 );
                 let _ = starts.push(ready.boot);
+                if let Some(slot) = configs.get_mut(built) {
+                    *slot = Some(config);
+                }
                 if let Some(slot) = slots.get_mut(built) {
                     *slot = Some(ready.domain);
                     built = built.saturating_add(1);
@@ -384,6 +390,9 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
         // Ids ascend: it comes first, wherever the tree has it.
         if let Some((slots, starts)) = slots.get_mut(..=control).zip(starts.get_mut(..=control)) {
             slots.rotate_right(1);
+            if let Some(configs) = configs.get_mut(..=control) {
+                configs.rotate_right(1);
+            }
             starts.rotate_right(1);
         }
         for (domain, _) in &mut vcpus {
@@ -393,14 +402,15 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
     }
     let domains = slots.get_mut(..built).and_then(|slots| all_present(slots, &memory.carve));
     let vcpus = memory.carve.slice(vcpus.len(), |n| vcpus.get(n).copied().unwrap_or((0, 0)));
-    match (domains, vcpus) {
-        (Some(domains), Some(vcpus)) => Guests { domains, starts, vcpus },
+    let configs = configs.get_mut(..built).and_then(|configs| all_present(configs, &memory.carve));
+    match (domains, vcpus, configs) {
+        (Some(domains), Some(vcpus), Some(configs)) => Guests { domains, starts, vcpus, configs },
         _ => stop("no room for the domains"),
     }
 }
 
 /// Takes the domains out of their slots.
-fn all_present(slots: &mut [Option<Domain>], carve: &Carve) -> Option<&'static [Domain]> {
+fn all_present<T: Send + Sync + 'static>(slots: &mut [Option<T>], carve: &Carve) -> Option<&'static [T]> {
     let count = slots.len();
     let mut slots = slots.iter_mut();
     carve

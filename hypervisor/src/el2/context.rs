@@ -179,6 +179,12 @@ impl ArchVcpu {
         }
     }
 
+    /// Gives it another private half of its interrupt state. It is off (invariant 1).
+    pub fn set_gic(&self, gic: VcpuGic) {
+        // SAFETY: invariant 1: off and out of the CPU, so nobody else looks.
+        unsafe { *self.gic.get() = gic };
+    }
+
     /// Says where it starts. It is off (invariant 1).
     pub fn set_entry(&self, pc: u64, x0: u64) {
         // SAFETY: invariant 1: off, so nobody else looks.

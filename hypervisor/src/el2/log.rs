@@ -134,6 +134,13 @@ pub fn event(event: Event) {
             Fault::SystemError => defmt::warn!("d{=u16}: destroyed: SError", domain.0),
             Fault::UnknownException => defmt::warn!("d{=u16}: destroyed: unknown exception class", domain.0),
         },
+        Event::BuiltAgain(domain, generation) => {
+            defmt::info!("d{=u16}: built again, {=u32} times by now", domain.0, generation);
+        }
+        Event::NotBuilt(domain) => defmt::error!("d{=u16}: refused: it cannot be built again", domain.0),
+        Event::TooOften(domain) => {
+            defmt::warn!("d{=u16}: not built again: too many restarts in a minute", domain.0);
+        }
         Event::WordContended(domain) => defmt::warn!("d{=u16}: keeps a shared word busy", domain.0),
     }
 }

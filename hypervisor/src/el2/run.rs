@@ -14,7 +14,7 @@ use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
 use super::gic::{self, HardwareLrs};
 use super::percpu::{self, PerCpu};
-use super::{console, finish, regs, speculation, timer, trap};
+use super::{console, finish, regs, report, speculation, timer, trap};
 
 /// Chooses who runs next on this CPU and puts its registers into the frame. Idles until there is somebody.
 #[unsafe(no_mangle)]
@@ -30,6 +30,11 @@ extern "C" fn switch_entry(frame: &mut Frame) {
         let now = timer::now();
         sched::pass(machine, cpu.id, now);
         let soon = life::work(machine, cpu.id, now);
+        if let Some(arch) = cpu.loaded().filter(|_| first)
+            && !arch.domain.life.is_running()
+        {
+            report::tell(machine, cpu, arch, frame);
+        }
         let running = cpu.loaded().and_then(|arch| settle(machine, cpu, arch, frame, &mut first));
         let choice = machine.sched.choose(machine, cpu.id, now, running);
         timer::interrupt_at(console::deadline(choice.look.min(soon)));

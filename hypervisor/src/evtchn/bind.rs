@@ -160,3 +160,36 @@ pub fn bind_static<H: Hardware>(
     }
     Ok(())
 }
+
+/// Makes a static channel of a domain that is built anew: connected at once when the other end waits for the domain, else waiting for it.
+///
+/// # Errors
+/// As [`bind_static`].
+pub fn rejoin_static<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    port: Port,
+    peer: DomId,
+    peer_port: Port,
+) -> Result<(), Errno> {
+    let other = machine.domain(peer);
+    // An end of a channel inside the domain, or to a domain that was never built, is as at boot.
+    let Some(other) = other.filter(|other| other.id != domain.id) else {
+        return bind_static(&machine.hw, domain, port, peer, peer_port);
+    };
+    let (_state, _other_state) = lock_two(domain, other);
+    if usize::try_from(port.0).map_or(true, |index| index >= domain.ports.len())
+        || port::load(domain, port).kind != PortKind::Free
+    {
+        return Err(Errno::Ebusy);
+    }
+    let word = port::load(other, peer_port);
+    if word.kind == PortKind::Unbound(domain.id) && other.life.is_running() {
+        connect(domain, port, other, peer_port, word.vcpu);
+        // As when a domain binds it itself.
+        deliver::set_pending_at_boot(&machine.hw, domain, port);
+    } else {
+        PortsState::occupy(domain, port, PortWord { kind: PortKind::Unbound(peer), vcpu: 0 });
+    }
+    Ok(())
+}

@@ -11,7 +11,7 @@ use crate::devicetree::{DomainConfig, Enhanced, GuestGic, Paging, PhysRange, Quo
 use crate::domain::Domain;
 use crate::domain_build::{Builder, Host, Shape};
 use crate::hardware::{CpuId, Hardware, Vmid};
-use crate::life::Reaper;
+use crate::life::{Plans, Reaper};
 use crate::machine::{Current, Machine};
 use crate::sched::pool::{Kind, Pool};
 use crate::sched::{MAX_POOLS, Scheduler};
@@ -92,11 +92,14 @@ impl World {
         };
         let domains: Vec<Domain> = (first..first + domains).map(build).collect();
         let vcpus = (0..u16::try_from(domains.len()).unwrap()).flat_map(|domain| [(domain, 0), (domain, 1)]);
+        let kernel = PhysRange::new(image_base.base().get(), 4096).unwrap();
+        let configs = domains.iter().map(|domain| config(domain.id, kernel)).collect::<Box<[_]>>();
         let count = u16::try_from(domains.len()).unwrap();
         let machine = Machine {
             domains: Box::leak(domains.into_boxed_slice()),
             first_id: first,
             reaper: Reaper::new(usize::from(count)),
+            plans: Plans::new(Box::leak(configs), host, 32),
             vcpus: Box::leak(vcpus.collect::<Box<[_]>>()),
             sched: Scheduler::new(&LeakedStorage, 2, 16, COUNTER_FREQUENCY, pools()).expect("storage"),
             hw,
@@ -181,5 +184,6 @@ fn config(id: DomId, kernel: PhysRange) -> DomainConfig<'static> {
         device_tree: None,
         channels: heapless::Vec::new(),
         quotas: Quotas { max_ports: 1024, grant_frames: 4, maptrack_frames: 1, stage2_frames: 32 },
+        policy: crate::life::Policy::NONE,
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn of<H: Hardware>(machine: &Machine<H>, id: DomId) -> Option<Counter
     counted.ports = evtchn::in_use(domain);
     counted.vmids = u32::from(domain.life.stage() != Stage::Dead);
     counted.timers = timers(domain);
-    counted.generation = 1;
+    counted.generation = domain.fate.generation();
     Some(counted)
 }
 

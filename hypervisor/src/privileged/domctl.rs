@@ -62,8 +62,8 @@ pub(super) fn domctl<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, a
         DomctlOp::DestroyDomain => {
             other(current, domain)?;
             end_domain(machine, current, domain, Life::Destroyed(Fault::ByControl));
-            // One that had ended and was kept.
-            life::destroy(machine, domain);
+            // One that had ended and was kept, or is to be built anew.
+            life::destroy_for_good(machine, domain);
             if domain.life.stage() == Stage::Dead {
                 return Ok(0);
             }

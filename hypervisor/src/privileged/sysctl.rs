@@ -9,7 +9,8 @@ use super::{counters, info};
 use crate::domain::Stage;
 use crate::guest_memory;
 use crate::hardware::Hardware;
-use crate::hypercall::Answer;
+use crate::hypercall::{Answer, Args, Stop};
+use crate::life;
 use crate::machine::{Current, Machine};
 
 /// Domains that one call tells of: a caller that wants more asks again from the one behind the last.
@@ -20,11 +21,8 @@ const MOST_AT_ONCE: u32 = 16;
 /// # Errors
 /// `-EFAULT`, `-EACCES` for another interface version, `-EPERM` for everybody but the control domain, `-ENOSYS`, and what the operations
 /// say.
-pub(super) fn sysctl<H: Hardware>(
-    machine: &Machine<H>,
-    current: &Current<'_>,
-    handle: GuestHandle,
-) -> Answer {
+pub(super) fn sysctl<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
+    let handle = GuestHandle(args[0]);
     let asked: Sysctl = guest_memory::read(machine, current, handle)?;
     if asked.interface_version != SYSCTL_VERSION {
         return Err(Errno::Eacces.into());
@@ -41,6 +39,27 @@ pub(super) fn sysctl<H: Hardware>(
                 room.copy_from_slice(list.as_bytes());
             }
             guest_memory::write(machine, current, handle, &told)?;
+        }
+        SysctlOp::Build => {
+            let ask: AskCounters = payload(&asked);
+            let domain = machine.domain(ask.domain).ok_or(Errno::Esrch)?;
+            // Executed again it waits for what it has begun: another generation than the one it says.
+            let begun = match args[1] {
+                0 => {
+                    life::build(machine, domain)?;
+                    u64::from(domain.fate.generation())
+                }
+                begun => begun,
+            };
+            if u64::from(domain.fate.generation()) == begun {
+                if domain.life.stage() == Stage::Dead {
+                    return Err(Errno::Enomem.into());
+                }
+                // Nothing that was looked up without a lock is used from here on.
+                machine.frames.quiescent.pass(current.cpu);
+                life::work(machine, current.cpu, machine.hw.counter());
+                return Err(Stop::Restart([args[0], begun, 0, 0, 0]));
+            }
         }
         SysctlOp::Counters => {
             let ask: AskCounters = payload(&asked);
@@ -65,7 +84,7 @@ fn infos<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, list: &InfoLi
     let mut told: u32 = 0;
     let first = machine.domains.partition_point(|domain| domain.id < list.first_domain);
     let all = machine.domains.iter().skip(first);
-    for domain in all.filter(|domain| domain.life.stage() != Stage::Dead) {
+    for domain in all.filter(|domain| !matches!(domain.life.stage(), Stage::Dead | Stage::Building)) {
         if told >= list.max_domains.min(MOST_AT_ONCE) {
             break;
         }

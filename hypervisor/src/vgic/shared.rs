@@ -88,6 +88,26 @@ impl VcpuShared {
         }
     }
 
+    /// Goes back to the state after reset. Its vCPU is off and no CPU has it.
+    pub fn reset(&self) {
+        let fresh = Self::new();
+        let words = [
+            (&self.deliverable, fresh.deliverable),
+            (&self.enabled, fresh.enabled),
+            (&self.edge, fresh.edge),
+            (&self.published_pending, fresh.published_pending),
+            (&self.published_active, fresh.published_active),
+        ];
+        for (word, fresh) in words.into_iter().chain(self.spis.iter().zip(fresh.spis)) {
+            word.store(fresh.into_inner(), Ordering::Relaxed);
+        }
+        let bytes = self.priority.iter().zip(fresh.priority);
+        for (byte, fresh) in bytes.chain(self.senders.iter().zip(fresh.senders)) {
+            byte.store(fresh.into_inner(), Ordering::Relaxed);
+        }
+        self.mailbox.store(0, Ordering::Release);
+    }
+
     /// Raises an interrupt from any CPU, without a lock. A SPI may be raised on any vCPU of its domain: that one hands
     /// it on to where it is routed. Returns whether the vCPU's CPU must be told (a kick, or a wake-up): not if it has
     /// been and has not looked yet.

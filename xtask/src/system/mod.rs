@@ -37,19 +37,11 @@ const DOMAIN: Keys = Keys {
         "channels",
         "privileged",
         "isolated",
-    ],
-    later: &[
-        "max_memory",
-        "jit",
-        "weight",
-        "cap",
-        "pool",
-        "affinity",
-        "on_crash",
         "on_reboot",
-        "passthrough",
-        "unsafe_dma",
+        "on_crash",
+        "max_restarts",
     ],
+    later: &["max_memory", "jit", "weight", "cap", "pool", "affinity", "passthrough", "unsafe_dma"],
 };
 /// Those of `[expect]`.
 const EXPECT: Keys = Keys { known: &["digest_of_ramdisk"], later: &[] };
@@ -122,6 +114,12 @@ pub(crate) struct Domain {
     pub(crate) paging: Paging,
     /// Whether the domain has Xen's emulated PL011.
     pub(crate) vuart: bool,
+    /// What becomes of it when it reboots: a word of xl.cfg.
+    pub(crate) on_reboot: String,
+    /// What becomes of it when it crashes.
+    pub(crate) on_crash: String,
+    /// How often it is built anew in a minute at most.
+    pub(crate) max_restarts: u32,
     /// Whether it is the control domain, whose id is 0.
     pub(crate) privileged: bool,
     /// Whether other domains' events and grants are kept from it.
@@ -449,6 +447,9 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
     let vuart = reader.flag("vuart")?;
     let privileged = reader.flag("privileged")?;
     let isolated = reader.flag("isolated")?;
+    let on_reboot = read_action(&mut reader, "on_reboot", "restart")?;
+    let on_crash = read_action(&mut reader, "on_crash", "destroy")?;
+    let max_restarts = reader.number("max_restarts", 0, u32::MAX)?.unwrap_or(5);
     let peers = reader.strings("channels")?;
     let domain = Domain {
         name,
@@ -459,11 +460,22 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
         vcpus,
         paging,
         vuart,
+        on_reboot,
+        on_crash,
+        max_restarts,
         privileged,
         isolated,
         channels: Vec::new(),
     };
     Ok((domain, peers))
+}
+
+fn read_action(reader: &mut Reader<'_>, key: &str, default: &str) -> Outcome<String> {
+    let word = reader.string(key)?.unwrap_or_else(|| default.into());
+    if ["destroy", "restart", "preserve"].contains(&word.as_str()) {
+        return Ok(word);
+    }
+    Err(reader.error(key, &format!("expected \"destroy\", \"restart\" or \"preserve\", found \"{word}\"")))
 }
 
 fn is_name(name: &str) -> bool {

@@ -78,7 +78,7 @@ fn attacked(seed: u32, cpus: u32) -> Outcome<Found> {
 /// The guest, and a clean one after it, on one CPU.
 fn options(how: &str) -> Outcome<Options> {
     let text = format!(
-        "[[domain]]\nname = \"faulty\"\nkernel = \"guest:faulty\"\nmemory = \"32M\"\ncmdline = \"how={how}\"\n\
+        "[[domain]]\nname = \"faulty\"\nkernel = \"guest:faulty\"\nmemory = \"32M\"\ncmdline = \"how={how}\"\non_reboot = \"destroy\"\n\
          [[domain]]\nname = \"clean\"\nkernel = \"guest:hello\"\nmemory = \"32M\"\n"
     );
     let mut options = Options::for_file(systems::write(&format!("faulty-{how}"), &text)?);

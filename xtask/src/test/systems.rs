@@ -143,7 +143,7 @@ pub(super) fn garbage() -> Outcome<()> {
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
     let mut steps = Vec::new();
-    for name in ["hello", "two-guests", "smp", "control"] {
+    for name in ["hello", "two-guests", "smp", "control", "lives"] {
         for on in MACHINES {
             let title = format!("system: {name} on {} x {}, GICv{}", on.cpus, on.cpu, on.gic);
             let step = Step::new(title, on.level, move || {
