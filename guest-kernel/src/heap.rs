@@ -74,6 +74,19 @@ pub fn take_again(page: &'static Frame) -> Result<(), Errno> {
 }
 
 fn reserve(op: MemoryOp, page: &'static Frame) -> Result<(), Errno> {
+    let call = |args| {
+        // SAFETY: only atomics are in the page, and an access while it is away is an exception.
+        (unsafe { hypercall::raw(u64::from(Hypercall::MemoryOp.number()), args) }, 0)
+    };
+    reserve_by(op, page, call).map(drop)
+}
+
+/// The same by another caller, which also says what it cost.
+pub(crate) fn reserve_by(
+    op: MemoryOp,
+    page: &'static Frame,
+    call: impl FnOnce([u64; 5]) -> (i64, u64),
+) -> Result<u64, Errno> {
     let number = (core::ptr::from_ref(page).addr() / PAGE_SIZE) as u64;
     let mut argument = Reservation {
         extent_start: GuestHandle((&raw const number).expose_provenance() as u64),
@@ -83,9 +96,9 @@ fn reserve(op: MemoryOp, page: &'static Frame) -> Result<(), Errno> {
     };
     let address = (&raw mut argument).expose_provenance() as u64;
     let args = [u64::from(op.number()), address, 0, 0, 0];
-    // SAFETY: only atomics are in the page, and an access while it is away is an exception.
-    match Errno::check(unsafe { hypercall::raw(u64::from(Hypercall::MemoryOp.number()), args) })? {
-        1 => Ok(()),
+    let (result, cost) = call(args);
+    match Errno::check(result)? {
+        1 => Ok(cost),
         _ => Err(Errno::Einval),
     }
 }

@@ -13,6 +13,7 @@ use core::arch::asm;
 use aarch64_cpu::registers::{CNTV_CTL_EL0, CNTV_CVAL_EL0, Readable, VBAR_EL1, Writeable};
 use pv_abi::event::{EventOp, PortArg};
 use pv_abi::grant::GrantOp;
+use pv_abi::memory::MemoryOp;
 use pv_abi::sched::SchedOp;
 use pv_abi::version::VersionOp;
 use pv_abi::{DomId, Errno, GrantRef, HYPERCALL_TAG, Hypercall, Port};
@@ -22,7 +23,7 @@ use crate::gic::OwnSgi;
 use crate::grant::{self, Access, GrantError, MappedGrant};
 use crate::interrupt::{self, Intid};
 use crate::mmio::Registers;
-use crate::{cpu, time};
+use crate::{cpu, heap, time};
 
 /// Turns of the loop that waits for an interrupt.
 const PATIENCE: u64 = 1_000_000;
@@ -228,6 +229,21 @@ pub fn mmio_read(registers: Registers, offset: usize) -> Option<u64> {
         );
     }
     Some(end.wrapping_sub(start))
+}
+
+/// Giving a page back (`XENMEM_decrease_reservation`): nothing is there until [`populate_page`].
+pub fn decrease_page(page: &'static Frame) -> Result<u64, Errno> {
+    heap::reserve_by(MemoryOp::DecreaseReservation, page, timed_memory)
+}
+
+/// Asking for a page where one was given back (`XENMEM_populate_physmap`).
+pub fn populate_page(page: &'static Frame) -> Result<u64, Errno> {
+    heap::reserve_by(MemoryOp::PopulatePhysmap, page, timed_memory)
+}
+
+fn timed_memory(args: [u64; 5]) -> (i64, u64) {
+    // SAFETY: `reserve_by` prepared the structure for this call as for its own.
+    unsafe { timed(u64::from(Hypercall::MemoryOp.number()), args) }
 }
 
 fn timed_grant<T>(op: GrantOp, element: &mut T, ticks: &mut u64) -> Result<u64, Errno> {

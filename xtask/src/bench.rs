@@ -168,7 +168,8 @@ fn print_operations(figures: &Figures, baseline: &Baseline, xen: Option<&BTreeMa
 
 /// Runs `guest:bench` on one CPU and reads the figures from its lines, to the last of them.
 pub(crate) fn measure(hypervisor: &Hypervisor) -> Outcome<Figures> {
-    let text = "[[domain]]\nname = \"bench\"\nkernel = \"guest:bench\"\nmemory = \"64M\"\n";
+    let text = "[[domain]]\nname = \"bench\"\nkernel = \"guest:bench\"\nmemory = \"64M\"\nchannels = [\"peer\"]\n\
+                [[domain]]\nname = \"peer\"\nkernel = \"guest:bench\"\nmemory = \"16M\"\ncmdline = \"serve\"\n";
     let mut system = System::parse("bench", &workspace::root(), text, Checking::Full)?;
     let mut options = RunOptions::for_file(PathBuf::new());
     options.icount = true;

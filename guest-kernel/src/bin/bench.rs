@@ -1,23 +1,30 @@
 //! What operations cost, in instructions: `bench NAME instructions N` (the median), or `bench NAME unsupported WHY`.
 //! Meant for QEMU with `-icount shift=0,sleep=off -cpu max`, where a tick of the virtual counter is an instruction; where the
-//! counter does not run at 1 GHz the unit is `ticks`. `n=` on the command line sets how often each operation is measured.
+//! counter does not run at 1 GHz the unit is `ticks`. `n=` on the command line sets how often each operation is measured. With `serve` it is the
+//! other domain, whose page is mapped and which answers events; both know each other by `peer=`, `port=` and `ref=`.
 #![no_std]
 #![no_main]
 extern crate alloc;
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt::Debug;
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
 
 use guest_kernel::event::{self, Channel};
 use guest_kernel::frame::Frame;
 use guest_kernel::grant::{Access, Grant};
 use guest_kernel::interrupt::{self, Intid};
-use guest_kernel::{Guest, measure, println, time, timer};
-use pv_abi::{DomId, Errno};
+use guest_kernel::{Guest, hypercall, measure, println, time, timer};
+use pv_abi::{DomId, Errno, GrantRef, Port};
 
 guest_kernel::main!(main);
 
 /// Offset of `GICD_CTLR`.
 const GICD_CTLR: usize = 0;
+
+/// Until the answers to the first events have all come.
+const SETTLING: Duration = Duration::from_millis(20);
 
 /// What could not be measured for want of an interrupt.
 #[derive(Debug)]
@@ -43,7 +50,43 @@ impl Bench {
     }
 }
 
+/// The other domain: its id, the channel to it, and its page, which has the first reference that is free.
+#[derive(Clone, Copy)]
+struct Peer {
+    id: DomId,
+    port: Port,
+    page: GrantRef,
+}
+
+impl Peer {
+    fn of(guest: &Guest) -> Option<Self> {
+        let number = |key| guest.args().number(key).and_then(|value| u32::try_from(value).ok());
+        let id = u16::try_from(number("peer")?).ok()?;
+        Some(Self { id: DomId(id), port: Port(number("port")?), page: GrantRef(number("ref")?) })
+    }
+
+    /// Grants a page, and answers each event with one, for ever.
+    fn serve(self, guest: &Guest) -> Result<(), Errno> {
+        let page = Grant::new(Frame::boxed(), self.id, Access::ReadWrite).map_err(|_| Errno::Enospc)?;
+        if page.reference() != self.page || interrupt::start(guest.tree.gic).is_err() {
+            return Err(Errno::Einval);
+        }
+        let channel = Channel::fixed(self.port)?;
+        let answer = |port| {
+            let _ = hypercall::event_send(port);
+        };
+        channel.handle(answer).map_err(|_| Errno::Einval)?;
+        // Until it answers, the other asks in vain.
+        interrupt::wait_until(|| false);
+        Ok(())
+    }
+}
+
 fn main(guest: &Guest) -> Result<(), Errno> {
+    let peer = Peer::of(guest);
+    if let Some(peer) = peer.filter(|_| guest.args().has("serve")) {
+        return peer.serve(guest);
+    }
     let mut bench = Bench { times: guest.args().number("n").unwrap_or(1000).max(1), pair: 0, unit: "ticks" };
     if time::frequency() == 1_000_000_000 {
         bench.unit = "instructions";
@@ -60,10 +103,17 @@ fn main(guest: &Guest) -> Result<(), Errno> {
     match event::own_id() {
         Ok(own) => {
             events(&bench, own)?;
-            grants(&bench, own);
+            match peer {
+                Some(peer) => {
+                    ping_pong(&bench, peer)?;
+                    grants(&bench, peer);
+                }
+                None => println!("bench grants unsupported NoPeer"),
+            }
         }
         Err(errno) => println!("bench events unsupported {errno:?}"),
     }
+    memory(&bench);
     println!("bench done");
     Ok(())
 }
@@ -97,16 +147,54 @@ fn events(bench: &Bench, own: DomId) -> Result<(), Errno> {
     Ok(())
 }
 
-fn grants(bench: &Bench, own: DomId) {
-    let Ok(grant) = Grant::new(Frame::boxed(), own, Access::ReadWrite) else {
-        println!("bench grants unsupported");
-        return;
+/// An event there, the other domain's turn on the same CPU, its event back, and this one's turn again; both wait with WFI.
+fn ping_pong(bench: &Bench, peer: Peer) -> Result<(), Errno> {
+    static ANSWERS: AtomicU32 = AtomicU32::new(0);
+    let channel = Channel::fixed(peer.port)?;
+    let answered = |_| {
+        ANSWERS.fetch_add(1, Ordering::SeqCst);
     };
-    let reference = grant.reference();
-    bench.run("grant_map", || measure::grant_map(own, reference).map(|(_mapped, ticks)| ticks));
+    if channel.handle(answered).is_err() {
+        println!("bench event_ping_pong unsupported NoInterrupt");
+        return Ok(());
+    }
+    let mut answers = 0;
+    // The first is answered when the other has come up.
+    while ANSWERS.load(Ordering::SeqCst) == 0 {
+        channel.notify()?;
+        hypercall::sched_yield()?;
+    }
+    let settled = time::now();
+    while settled.elapsed() < SETTLING {
+        answers = ANSWERS.load(Ordering::SeqCst);
+    }
+    bench.run("event_ping_pong", || {
+        let began = time::now();
+        channel.notify()?;
+        interrupt::wait_until(|| ANSWERS.load(Ordering::SeqCst) != answers);
+        answers = ANSWERS.load(Ordering::SeqCst);
+        Ok::<_, Errno>(time::now().ticks() - began.ticks())
+    });
+    Ok(())
+}
+
+/// The other domain's page.
+fn grants(bench: &Bench, peer: Peer) {
+    let (id, page) = (peer.id, peer.page);
+    bench.run("grant_map", || measure::grant_map(id, page).map(|(_mapped, ticks)| ticks));
     bench.run("grant_unmap", || {
-        measure::grant_map(own, reference).and_then(|(mapped, _)| measure::grant_unmap(mapped))
+        measure::grant_map(id, page).and_then(|(mapped, _)| measure::grant_unmap(mapped))
     });
     let target = Frame::boxed();
-    bench.run("grant_copy_4096", || measure::grant_copy(own, reference, &target, 4096));
+    bench.run("grant_copy_4096", || measure::grant_copy(id, page, &target, 4096));
+}
+
+/// A page given back, and another in its place.
+fn memory(bench: &Bench) {
+    let page: &'static Frame = Box::leak(Frame::boxed());
+    bench.run("decrease_page", || {
+        let cost = measure::decrease_page(page)?;
+        measure::populate_page(page).map(|_| cost)
+    });
+    bench.run("populate_page", || measure::decrease_page(page).and_then(|_| measure::populate_page(page)));
 }

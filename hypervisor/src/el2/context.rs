@@ -198,8 +198,6 @@ impl ArchVcpu {
         saved.tcr = 0;
         saved.cntv_ctl = 0;
         saved.interface = gic::VirtualInterface::default();
-        // Nothing pending from before, as in Xen.
-        self.with_gic(|gic| gic.forget(self.shared));
         self.fp_cpu.set(None);
         // SAFETY: as above; what a CPU still has of its floating-point registers is out of date now.
         unsafe { *self.fp.get() = Fp { v: [0; 32], fpcr: 0, fpsr: 0 } };
@@ -216,6 +214,8 @@ impl ArchVcpu {
         let state = self.domain.state.lock();
         let off = self.vcpu.run.get() == Run::Offline && self.vcpu.on.get().is_none();
         if off {
+            // Nothing pending from before, as in Xen.
+            self.with_gic(|gic| gic.forget(self.shared));
             self.set_entry(pc, x0);
         }
         let started = off && start();

@@ -63,9 +63,10 @@ impl Default for VcpuShared {
 }
 
 impl VcpuShared {
-    /// Drops raised private interrupts, and their senders.
+    /// Drops raised private interrupts but that of events, and senders; the owner is to look at the rest.
     pub(super) fn forget(&self) {
-        self.mailbox.fetch_and(SERVICE, Ordering::AcqRel);
+        self.mailbox.fetch_and(SERVICE | u64::from(PrivateIntid::EVENT_UPCALL.bit()), Ordering::AcqRel);
+        self.mailbox.fetch_or(SERVICE, Ordering::AcqRel);
         self.published_pending.store(0, Ordering::Relaxed);
         self.published_active.store(0, Ordering::Relaxed);
         for senders in &self.senders {

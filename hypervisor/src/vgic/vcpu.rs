@@ -259,13 +259,23 @@ impl VcpuGic {
         }
     }
 
-    /// Drops private interrupts that are pending or active: the vCPU is off, and about to start. Shared ones are the domain's and stay.
+    /// Drops private interrupts that are pending or active: the vCPU is off, and about to start. Shared ones are the domain's and stay, and so
+    /// does that of events: while the upcall byte is set nobody raises it again.
     pub fn forget(&mut self, shared: &VcpuShared) {
+        let layout = self.parked.layout;
+        let events = PrivateIntid::EVENT_UPCALL.bit();
+        let mut left = self.pending & events;
         for n in bits(self.lr_used & !self.lr_spi) {
+            let raw = self.parked.read(n);
+            if self.held(n) == Some(Intid::Private(PrivateIntid::EVENT_UPCALL))
+                && layout.state(raw).is_pending()
+            {
+                left = events;
+            }
             self.parked.write(n, 0);
         }
         self.lr_used &= self.lr_spi;
-        (self.pending, self.active, self.resident, self.line_only) = (0, 0, 0, 0);
+        (self.pending, self.active, self.resident, self.line_only) = (left, 0, 0, 0);
         self.summarize();
         shared.forget();
     }

@@ -200,6 +200,29 @@ fn a_vcpu_that_starts_again_has_nothing_pending_or_active() {
 }
 
 #[test]
+fn a_vcpu_that_starts_again_still_hears_of_events() {
+    let events = crate::vgic::PrivateIntid::EVENT_UPCALL;
+    // In a list register, latched behind another, and in the mailbox.
+    for before in 0..3 {
+        let mut m = Machine::running_v2_on(1, 32, 1);
+        if before == 1 {
+            let _ = m.raise(0, 5);
+        }
+        if before < 2 {
+            let _ = m.raise(0, events.number());
+        }
+        m.switch(0);
+        if before == 2 {
+            m.post_only(0, events.number().into());
+        }
+        let shared = &m.shared[0];
+        m.gics[0].forget(shared);
+        m.switch(0);
+        assert_eq!(m.acknowledge(0), Some(events.number().into()), "{before}");
+    }
+}
+
+#[test]
 fn disabled_sgis_keep_their_senders() {
     let mut m = Machine::running_v2(3, 32);
     m.write(0, DIST, 0x180, 1 << SGI);
