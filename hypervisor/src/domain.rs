@@ -29,8 +29,8 @@ use crate::vpl011::Vpl011;
 use crate::watchdog::Watchdogs;
 use pv_abi::sched::ShutdownReason;
 
-/// Domains the machine can have.
-pub const MAX_DOMAINS: usize = 64;
+/// Domains the machine can have: a control domain and 256 others.
+pub const MAX_DOMAINS: usize = 257;
 
 /// The control domain's number.
 pub const CONTROL: DomId = DomId(0);

@@ -20,7 +20,7 @@ mod refusal;
 
 pub(crate) use again::step;
 pub use again::{Build, Plans};
-pub use make::{Shape, Storage};
+pub use make::{Shape, Storage, storage_of};
 pub use refusal::Refusal;
 
 use pv_abi::layout;

@@ -233,6 +233,7 @@ impl FrameTable {
     /// A table of frames `base..base + entries.len()`, none of them RAM until [`crate::frame_alloc::Frames::give`] or
     /// [`FrameTable::claim`] says so. `None` when the table is empty, or would name frames beyond 48-bit addresses or more of
     /// them than a link can.
+    #[expect(clippy::large_stack_arrays, reason = "once, at boot, on the boot's stack")]
     pub fn new(base: Mfn, entries: &'static [FrameEntry]) -> Option<Self> {
         let count = u64::try_from(entries.len()).ok()?;
         let end = base.get().checked_add(count)?;

@@ -15,7 +15,8 @@ use crate::vgic::PrivateIntid;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CpuId(pub u8);
 
-/// Names a stage-2 address space to the TLB (`VTTBR_EL2.VMID`).
+/// Names a stage-2 address space to the TLB (`VTTBR_EL2.VMID`). Two domains may share a name: the image then takes care that no CPU's TLB ever holds
+/// translations of both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Vmid(pub u16);
 

@@ -10,6 +10,7 @@
 //! | `cycle:N:C` | destroys and builds domain N, C times |
 //! | `lives:N:C` | waits until domain N is in its Cth life |
 //! | `settle:N` | waits until domain N waits for an event or an interrupt |
+//! | `ping:F:L` | sends an event to each `pong` from domain F to L, when all have made their port, and waits for its answer |
 //! | `mark`, `same` | remembers all counters; fails when they are not as they were |
 //! | `sleep:MS` | waits for so many milliseconds |
 //!
@@ -23,9 +24,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use guest_kernel::event::Channel;
 use guest_kernel::{Guest, control, interrupt, println, timer};
 use pv_abi::control::{Counters, DomainInfo, flags, role};
-use pv_abi::{DomId, Errno};
+use pv_abi::{DomId, Errno, Port};
 
 guest_kernel::main!(main);
 
@@ -80,6 +82,7 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
             }
             Ok(())
         }
+        "ping" => ping(number()?.0, times()?),
         "mark" => {
             *marked = everything()?;
             Ok(())
@@ -98,6 +101,30 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
         "sleep" => sleep(object.parse().map_err(|_| String::from("milliseconds expected"))?),
         _ => Err(String::from("unknown")),
     }
+}
+
+/// Connects to the `pong` of each domain, which all live at one time, and then has each answer.
+fn ping(first: u16, last: u32) -> Result<(), String> {
+    let mut channels = Vec::new();
+    for id in (first..).take_while(|id| u32::from(*id) <= last) {
+        // Until it has made its port.
+        let channel = loop {
+            match Channel::bind(DomId(id), Port(1)) {
+                Ok(channel) => break channel,
+                Err(Errno::Einval) => sleep(1)?,
+                Err(errno) => return Err(format!("domain {id}: {errno:?}")),
+            }
+        };
+        // A new channel's end is pending.
+        let _ = channel.take();
+        channels.push(channel);
+    }
+    for channel in &channels {
+        channel.notify().map_err(|errno| format!("{errno:?}"))?;
+        channel.wait().map_err(|errno| format!("{errno:?}"))?;
+    }
+    println!("control: {} domains answered", channels.len());
+    Ok(())
 }
 
 fn everything() -> Result<Everything, String> {

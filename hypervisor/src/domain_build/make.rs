@@ -8,11 +8,12 @@ use spin::mutex::TicketMutex;
 
 use super::refusal::Refusal;
 use super::{Builder, Contents};
+use crate::addr::Mfn;
 use crate::console::LineBuffer;
-use crate::devicetree::{DomainConfig, Enhanced};
+use crate::devicetree::{DomainConfig, Enhanced, Quotas};
 use crate::domain::{Domain, DomainState, LifeCell};
 use crate::evtchn::{PortsState, bind_static};
-use crate::grant::{GREF_LIMIT, GrantState, GrantTables, TRACKS_PER_FRAME};
+use crate::grant::{GREF_LIMIT, GrantState, GrantTables, TRACKS_PER_FRAME, TableFrame};
 use crate::hardware::{CpuId, Hardware, Vmid};
 use crate::hvm::Params;
 use crate::life::{Build, Fate, Undo};
@@ -41,6 +42,26 @@ pub trait Storage {
         n: usize,
         make: impl FnMut(usize) -> T,
     ) -> Option<&'static mut [T]>;
+}
+
+/// Bytes of boot storage that a domain takes by [`Storage::slice`] while it is built, each slice rounded up to a power of two as a buddy allocator
+/// does.
+pub fn storage_of(config: &DomainConfig<'_>) -> u64 {
+    fn bytes<T>(count: u32) -> u64 {
+        let size = u64::try_from(size_of::<T>()).unwrap_or(0);
+        u64::from(count).saturating_mul(size).checked_next_power_of_two().unwrap_or(u64::MAX)
+    }
+    let Quotas { max_ports, grant_frames, maptrack_frames, .. } = config.quotas;
+    let tracks = maptrack_frames.saturating_mul(XEN_TRACKS_PER_FRAME).min(MAX_TRACKS);
+    [
+        bytes::<AtomicU64>(max_ports.min(NR_CHANNELS_2L)),
+        bytes::<Vcpu>(config.vcpus),
+        bytes::<VcpuShared>(config.vcpus),
+        bytes::<Option<TableFrame>>(grant_frames.min(MAX_GRANT_FRAMES)),
+        bytes::<Option<Mfn>>(tracks.div_ceil(TRACKS_PER_FRAME)),
+    ]
+    .into_iter()
+    .fold(0, u64::saturating_add)
 }
 
 /// A domain's place among the others.

@@ -343,4 +343,5 @@ fn a_domain_with_xens_limits_takes_little_boot_storage() {
     assert!(builder.build(&config, &SHAPE, &mut [0; 8192]).is_ok());
     let all = storage.0.get() + 2 * size_of::<Domain>().next_power_of_two();
     assert!(all <= 64 << 10, "{all} bytes");
+    assert_eq!(storage.0.get() as u64, storage_of(&config), "what the boot sets aside for it");
 }

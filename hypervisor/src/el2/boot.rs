@@ -11,11 +11,11 @@ use hypervisor::devicetree::{
     has_dom0_modules,
 };
 use hypervisor::domain::{Domain, MAX_DOMAINS};
-use hypervisor::domain_build::{BootState, Builder, Host, Shape, Storage};
+use hypervisor::domain_build::{BootState, Builder, Host, Shape, Storage, storage_of};
 use hypervisor::frame::{FrameEntry, FrameTable};
 use hypervisor::frame_alloc::Frames;
-use hypervisor::hardware::{CpuId, Vmid};
-use hypervisor::sched::MAX_CPUS;
+use hypervisor::hardware::CpuId;
+use hypervisor::sched::{MAX_CPUS, MAX_VCPUS};
 use hypervisor::vcpu::VcpuIndex;
 use platform::mailbox::Question;
 use platform::uart::{Console, Early, Kind as UartKind};
@@ -24,6 +24,7 @@ use pv_abi::PAGE_SIZE;
 use super::arm::Arm;
 use super::bug::stop;
 use super::carve::Carve;
+use super::context::{self, ArchVcpu};
 use super::finish::{Conduit, cpu_on, set_conduit};
 use super::mmu::{self, Kind};
 use super::percpu::{ENTRIES, PerCpu, STACKS};
@@ -31,10 +32,9 @@ use super::{Interrupts, board, console, direct, gic, speculation, timer};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Regions that RAM is in use for at boot: reserved ones, modules, image, tree, storage.
-const MAX_HOLES: usize = 192;
-/// Boot storage besides the frame table: what every domain may need, and what one needs.
+const MAX_HOLES: usize = 704;
+/// Boot storage besides the frame table and what each domain needs ([`storage`]).
 const STORAGE_BASE: u64 = 256 << 10;
-const STORAGE_PER_DOMAIN: u64 = 192 << 10;
 /// Bytes of a GICv2's CPU interface with `GICC_DIR`, and of a virtual one.
 const GICC_SIZE: u64 = 0x2000;
 /// Shared interrupts of a guest's distributor, as Xen gives its dom0less guests without devices.
@@ -200,12 +200,12 @@ pub fn memory(tree: &Tree<'static>, host: &HostMachine<'static>) -> Memory {
     }
     let mut domains = 0_u64;
     for config in configs(tree).flatten() {
-        domains = domains.saturating_add(1);
+        domains = domains.saturating_add(storage(&config));
         keep(Some(config.kernel));
         keep(config.ramdisk);
         keep(config.device_tree);
     }
-    let mut no_map = RangeSet::<MAX_HOLES>::new();
+    let mut no_map = RangeSet::<192>::new();
     for range in host.no_map.as_slice() {
         if no_map.insert(pages(*range)).is_err() {
             stop("the device tree reserves too many regions");
@@ -219,7 +219,7 @@ pub fn memory(tree: &Tree<'static>, host: &HostMachine<'static>) -> Memory {
     let highest = banks().map(|bank| bank.end()).max().unwrap_or(0) / PAGE;
     let count = highest.saturating_sub(lowest);
     let table_size = count.saturating_mul(size_of::<FrameEntry>() as u64).next_power_of_two();
-    let storage_size = STORAGE_BASE.saturating_add(domains.saturating_mul(STORAGE_PER_DOMAIN));
+    let storage_size = STORAGE_BASE.saturating_add(domains);
     let size = table_size.saturating_add(storage_size);
     let size = size.saturating_add(PAGE - 1) & !(PAGE - 1);
     let place = banks().find_map(|bank| last_gap(*bank, holes.as_slice(), size, table_size));
@@ -258,6 +258,16 @@ fn map_around(bank: PhysRange, no_map: &[PhysRange]) {
         at = at.max(hole.end());
     }
     map(at, bank.end());
+}
+
+/// Boot storage that a domain needs: its own slices, and its part of those that hold all domains and all vCPUs, which may take up to twice what is in
+/// them.
+fn storage(config: &DomainConfig<'_>) -> u64 {
+    let domain =
+        size_of::<Option<Domain>>().wrapping_add(size_of::<Option<DomainConfig<'_>>>()).wrapping_mul(2);
+    let vcpu = size_of::<ArchVcpu>().wrapping_add(size_of::<(u16, u16)>());
+    let vcpus = (config.vcpus as usize).saturating_mul(vcpu);
+    storage_of(config).saturating_add(domain.saturating_add(vcpus).saturating_mul(2) as u64)
 }
 
 /// A range widened to whole pages.
@@ -336,7 +346,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
     let mut built = 0_usize;
     let mut control = None;
     let mut starts = heapless::Vec::<BootState, MAX_DOMAINS>::new();
-    let mut vcpus = heapless::Vec::<(u16, u16), { MAX_DOMAINS * 8 }>::new();
+    let mut vcpus = heapless::Vec::<(u16, u16), MAX_VCPUS>::new();
     for config in found {
         let config = match config {
             Ok(config) => config,
@@ -351,8 +361,12 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
             defmt::error!("d{=u16}: refused: more domains than {=usize}", id, MAX_DOMAINS);
             continue;
         }
+        if vcpus.len().saturating_add(config.vcpus as usize) > MAX_VCPUS {
+            defmt::error!("d{=u16}: refused: more vCPUs than {=usize}", id, MAX_VCPUS);
+            continue;
+        }
         let shape = Shape {
-            vmid: Vmid((built as u16).wrapping_add(1)),
+            vmid: context::vmid(built),
             first_vcpu: VcpuIndex(vcpus.len() as u16),
             first_cpu: CpuId(built.checked_rem(usize::from(cpus)).unwrap_or(0) as u8),
             cpus,

@@ -10,7 +10,7 @@
 //!    must not fill the TLB from a mixture (Cortex-A72 erratum 1319367).
 //! 4. A vCPU leaves nothing behind in a CPU that it could meet again out of date, or that another could meet: `HCR_EL2.FB` makes its TLB and
 //!    instruction-cache maintenance reach every CPU that it ran on, `contain_serror`'s DSB completes it before the vCPU moves, siblings'
-//!    entries go by [`forget_sibling`]; the physical timer interrupt that its list register stands for is made inactive where it leaves
+//!    entries go by [`forget_others`]; the physical timer interrupt that its list register stands for is made inactive where it leaves
 //!    and active where it arrives (a PPI has an active state for each CPU); the timer's comparator moves with its registers.
 #![expect(unsafe_code, reason = "system registers and floating-point registers")]
 
@@ -18,10 +18,10 @@ use core::arch::{asm, global_asm};
 use core::cell::{Cell, UnsafeCell};
 use core::sync::atomic::{AtomicU16, Ordering};
 
-use hypervisor::domain::{Domain, MAX_DOMAINS};
-use hypervisor::hardware::CpuId;
+use hypervisor::domain::Domain;
+use hypervisor::hardware::{CpuId, Vmid};
 use hypervisor::sched::MAX_CPUS;
-use hypervisor::vcpu::{Run, Vcpu};
+use hypervisor::vcpu::{Run, Vcpu, VcpuIndex};
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuShared};
 
 use tock_registers::LocalRegisterCopy;
@@ -340,25 +340,39 @@ pub fn save(cpu: &PerCpu, arch: &ArchVcpu) {
     arch.vcpu.on.clear();
 }
 
-/// For each CPU, which vCPU of each domain it ran last, by the domain's id; [`NOBODY`] at first.
-static LAST_HERE: [[AtomicU16; MAX_DOMAINS + 1]; MAX_CPUS] =
-    [const { [const { AtomicU16::new(NOBODY) }; MAX_DOMAINS + 1] }; MAX_CPUS];
+/// VMIDs that every CPU has (a Cortex-A72's have eight bits), without 0, which no guest uses.
+const VMIDS: usize = 255;
+
+/// The VMID of a domain, by its place in the order of building: beyond [`VMIDS`] domains share them, and [`forget_others`] keeps them apart.
+pub fn vmid(place: usize) -> Vmid {
+    Vmid(((place % VMIDS) as u16).wrapping_add(1))
+}
+
+/// For each CPU, which vCPU it ran last with each VMID; [`NOBODY`] at first.
+static LAST_HERE: [[AtomicU16; VMIDS + 1]; MAX_CPUS] =
+    [const { [const { AtomicU16::new(NOBODY) }; VMIDS + 1] }; MAX_CPUS];
 const NOBODY: u16 = u16::MAX;
 
-/// vCPUs of a domain share a VMID, and each has tables and ASIDs of its own choice, as CPUs have: where two of them take turns on one CPU,
+/// Keeps apart in this CPU's TLB who shares a VMID. Domains that do (there are more of them than VMIDs) have nothing in common: everything of the
+/// other one goes, walk caches included, so that no TLB ever holds two domains' translations by one name, and flushes by VMID mean both at
+/// most. vCPUs of a domain do too, and each has tables and ASIDs of its own choice, as CPUs have: where two of them take turns on one CPU,
 /// none may meet what another left in the TLB (translations that are not shared between CPUs, Arm ARM D8.16.5). `VTTBR_EL2` is the
 /// vCPU's already, and walks are off.
-fn forget_sibling(cpu: &PerCpu, arch: &ArchVcpu) {
-    if arch.domain.vcpus.len() < 2 {
-        return;
-    }
+fn forget_others(cpu: &PerCpu, arch: &ArchVcpu) {
     let last = LAST_HERE
         .get(usize::from(cpu.id.0))
-        .and_then(|domains| domains.get(usize::from(arch.domain.id.0)))
-        .map(|last| last.swap(arch.vcpu.index.0, Ordering::Relaxed));
-    if last != Some(arch.vcpu.index.0) {
+        .and_then(|vmids| vmids.get(usize::from(arch.domain.vmid.0)))
+        .map_or(NOBODY, |last| last.swap(arch.vcpu.index.0, Ordering::Relaxed));
+    if last == arch.vcpu.index.0 || last == NOBODY {
+        return;
+    }
+    let last = super::arch_vcpu(VcpuIndex(last));
+    if last.is_some_and(|last| core::ptr::eq(last.domain, arch.domain)) {
         // SAFETY: invalidates stage-1 and combined entries of this VMID on this CPU.
         unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+    } else {
+        // SAFETY: invalidates all entries of this VMID on this CPU, those of stage 2 alone too.
+        unsafe { asm!("tlbi vmalls12e1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
     }
 }
 
@@ -377,7 +391,7 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     }
     regs::sctlr_el1::write(saved.sctlr);
     isb();
-    forget_sibling(cpu, arch);
+    forget_others(cpu, arch);
     regs::tcr_el1::write(saved.tcr);
     saved.interface.load();
     let active = arch.with_gic(|gic| {

@@ -170,6 +170,20 @@ pub(super) fn all() -> Vec<Step> {
         });
         steps.push(step.shared());
     }
+    for domains in [16, 256] {
+        let title = format!("system: {domains} domains at once answer the control domain");
+        steps.push(Step::new(title, Level::Default, move || {
+            let mut options = Options::for_file(many(domains)?);
+            options.timeout = 300;
+            let observed = observe(&options)?;
+            let line = format!("(d0) control: {domains} domains answered");
+            if observed.console.contains(&line) {
+                clean(&observed)
+            } else {
+                Err(observed.failed(&format!("no line \"{line}\"")))
+            }
+        }));
+    }
     steps.push(Step::new("system: counting instructions repeats exactly", Level::Default, || {
         let mut options = Options::for_file(run::shipped("hello"));
         options.icount = true;
@@ -183,6 +197,16 @@ pub(super) fn all() -> Vec<Step> {
         }
     }));
     steps
+}
+
+/// So many domains that all live at one time and each answer the control domain.
+fn many(domains: u32) -> Outcome<PathBuf> {
+    let control = format!(
+        "[machine]\nmemory = \"2G\"\n[[domain]]\nname = \"control\"\nkernel = \"guest:control\"\nmemory = \"8M\"\n\
+         cmdline = \"do=ping:1:{domains},count\"\nprivileged = true\n"
+    );
+    let one = |id| format!("[[domain]]\nname = \"d{id}\"\nkernel = \"guest:pong\"\nmemory = \"6M\"\n");
+    write(&format!("many-{domains}"), &(1..=domains).fold(control, |text, id| text + &one(id)))
 }
 
 /// The demonstration with a file of some size, whose bytes all differ from their neighbours.
