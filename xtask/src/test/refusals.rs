@@ -77,10 +77,10 @@ pub(super) fn host() -> Vec<Step> {
     steps.push(Step::new("refused by xtask: an unknown option", Level::Quick, || {
         one_line(&["run".as_ref(), "--memroy".as_ref()], "unexpected argument '--memroy' found")
     }));
-    steps.push(Step::new("refused by xtask: the Raspberry Pi, so far", Level::Quick, || {
+    steps.push(Step::new("refused by xtask: a Raspberry Pi of five CPUs", Level::Quick, || {
         one_line(
-            &["run".as_ref(), "--board".as_ref(), "rpi4".as_ref()],
-            "--board: \"rpi4\" is not supported yet",
+            &["run".as_ref(), "--board".as_ref(), "rpi4".as_ref(), "--cpus".as_ref(), "5".as_ref()],
+            "machine.cpus: a Raspberry Pi 4 has 4 CPUs: leave it out",
         )
     }));
     steps
