@@ -13,6 +13,22 @@ use crate::tree::{self, Region};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Intid(u32);
 
+/// A shared interrupt (SPI), by its INTID.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shared(u32);
+
+impl Shared {
+    /// The SPI with this INTID, 32 to 1019.
+    pub const fn new(intid: u32) -> Option<Self> {
+        if intid >= 32 && intid < 1020 { Some(Self(intid)) } else { None }
+    }
+
+    /// Its INTID.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
 impl Intid {
     /// Event channel notifications.
     pub const EVENTS: Self = Self(EVTCHN_PPI);
@@ -40,6 +56,12 @@ impl Intid {
     pub(crate) const fn bit(self) -> u32 {
         1 << self.0
     }
+}
+
+/// An interrupt that was taken.
+pub(crate) enum Taken {
+    Private(Intid),
+    Shared(Shared),
 }
 
 /// The controller.
@@ -82,6 +104,24 @@ impl Gic {
         }
     }
 
+    /// Enables a shared interrupt, for the first vCPU.
+    pub(crate) fn enable_shared(&self, shared: Shared) {
+        const GROUPS: usize = 0x080;
+        const ENABLES: usize = 0x100;
+        const PRIORITIES: usize = 0x400;
+        const TARGETS: usize = 0x800;
+        const PRIORITY: u8 = 0xa0;
+        let (number, distributor) = (shared.0 as usize, self.distributor());
+        let (word, bit) = (number / 32 * 4, 1_u32 << (number % 32));
+        distributor.write8(PRIORITIES + number, PRIORITY);
+        match self {
+            Self::V2(_) => distributor.write8(TARGETS + number, 1),
+            // Routed to affinity 0 after reset; group 1 as everything.
+            Self::V3(_) => distributor.write32(GROUPS + word, distributor.read32(GROUPS + word) | bit),
+        }
+        distributor.write32(ENABLES + word, bit);
+    }
+
     pub(crate) fn disable(&self, intid: Intid) {
         match self {
             Self::V2(gic) => gic.disable(intid),
@@ -89,12 +129,12 @@ impl Gic {
         }
     }
 
-    /// Takes a pending interrupt and runs `handle` for it if it is private; whether there was one.
-    pub(crate) fn take(&self, handle: impl FnOnce(Intid)) -> bool {
-        self.take_any(|number, _| {
-            if let Some(intid) = Intid::private(number) {
-                handle(intid);
-            }
+    /// Takes a pending interrupt and runs `handle` for it; whether there was one.
+    pub(crate) fn take(&self, handle: impl FnOnce(Taken)) -> bool {
+        self.take_any(|number, _| match (Intid::private(number), Shared::new(number)) {
+            (Some(intid), _) => handle(Taken::Private(intid)),
+            (None, Some(shared)) => handle(Taken::Shared(shared)),
+            (None, None) => {}
         })
     }
 

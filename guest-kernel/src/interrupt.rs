@@ -8,7 +8,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use spin::Once;
 
 use crate::gic::Gic;
-pub use crate::gic::Intid;
+use crate::gic::Taken;
+pub use crate::gic::{Intid, Shared};
 use crate::lock::Lock;
 use crate::mmio::Registers;
 use crate::smp::Cpu;
@@ -22,6 +23,9 @@ const BATCH: usize = 32;
 
 static CONTROLLER: Once<Gic> = Once::new();
 static HANDLERS: Lock<[Option<Handler>; 32]> = Lock::new([None; 32]);
+/// Most shared interrupts that have a handler.
+const SHARED: usize = 4;
+static SHARED_HANDLERS: Lock<[Option<(Shared, Handler)>; SHARED]> = Lock::new([None; SHARED]);
 static UNHANDLED: AtomicU64 = AtomicU64::new(0);
 
 /// Why an interrupt cannot be used.
@@ -69,6 +73,22 @@ pub fn enable(intid: Intid, handler: Handler) -> Result<(), NoController> {
     Ok(())
 }
 
+/// Runs `handler` at every occurrence of a shared interrupt from now on, on the first vCPU.
+///
+/// # Errors
+/// [`NoController`] before [`start`], or when [`SHARED`] others have handlers.
+pub fn enable_shared(shared: Shared, handler: Handler) -> Result<(), NoController> {
+    let controller = controller()?;
+    cpu::without_interrupts(|| {
+        let mut all = SHARED_HANDLERS.lock();
+        let free = |slot: &&mut Option<(Shared, Handler)>| slot.is_none_or(|(own, _)| own == shared);
+        *all.iter_mut().find(free).ok_or(NoController)? = Some((shared, handler));
+        drop(all);
+        controller.enable_shared(shared);
+        Ok(())
+    })
+}
+
 /// Ignores `intid` from now on, on this vCPU.
 ///
 /// # Errors
@@ -111,7 +131,13 @@ pub fn dispatch() {
     let Ok(controller) = controller() else { return };
     for _ in 0..BATCH {
         let more = controller.take(|intid| {
-            let handler = HANDLERS.lock().get(intid.number() as usize).copied().flatten();
+            let handler = match intid {
+                Taken::Private(intid) => HANDLERS.lock().get(intid.number() as usize).copied().flatten(),
+                Taken::Shared(shared) => {
+                    let all = SHARED_HANDLERS.lock();
+                    all.iter().flatten().find(|(own, _)| *own == shared).map(|(_, handler)| *handler)
+                }
+            };
             match handler {
                 Some(handler) => handler(),
                 None => {

@@ -55,6 +55,8 @@ pub mod control;
 #[cfg(target_os = "none")]
 pub mod cpu;
 #[cfg(target_os = "none")]
+pub mod device;
+#[cfg(target_os = "none")]
 pub mod event;
 #[cfg(target_os = "none")]
 pub mod exception;

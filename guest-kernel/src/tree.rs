@@ -41,6 +41,17 @@ pub enum Gic {
     },
 }
 
+/// A device of the machine's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Device<'a> {
+    /// The first name of what it is compatible with.
+    pub compatible: &'a str,
+    /// Its registers.
+    pub registers: Region,
+    /// INTID of its first interrupt.
+    pub interrupt: Option<u32>,
+}
+
 /// Most banks of RAM that are used.
 pub const MAX_BANKS: usize = 4;
 
@@ -61,6 +72,8 @@ pub struct Tree<'a> {
     pub grants: Option<Region>,
     /// vCPUs.
     pub cpus: u32,
+    /// The first device below `/passthrough`.
+    pub device: Option<Device<'a>>,
 }
 
 /// Why a blob is no device tree.
@@ -81,14 +94,19 @@ impl<'a> Tree<'a> {
         let fdt = Fdt::new_unaligned_fallible(blob).map_err(|_| NotATree)?;
         let nodes = fdt.all_nodes().map_err(|_| NotATree)?;
         let mut tree = Self::default();
+        let mut passthrough = false;
         // Every step consumes bytes of the blob.
         for step in nodes {
             let Ok((depth, node)) = step else { break };
             let Ok(name) = node.name() else { continue };
+            if depth == 1 {
+                passthrough = name.name == "passthrough";
+            }
             match (depth, name.name) {
                 (1, "memory") => tree.memory.extend(regions(&node).take(MAX_BANKS - tree.memory.len())),
                 (1, "chosen") => tree.read_chosen(&node),
                 (1, "hypervisor") => tree.grants = regions(&node).next(),
+                (2, _) if passthrough => tree.device = tree.device.or_else(|| own_device(&node)),
                 (2, "cpu") => tree.cpus = tree.cpus.saturating_add(1),
                 _ => tree.read_device(&node),
             }
@@ -130,6 +148,17 @@ impl<'a> Tree<'a> {
     pub fn memory_size(&self) -> u64 {
         self.memory.iter().map(|bank| bank.size).fold(0, u64::saturating_add)
     }
+}
+
+/// A device that has registers; specifiers of interrupts have three cells, of which the first is 0 for a SPI.
+fn own_device<'a>(node: &UnalignedFallibleNode<'a>) -> Option<Device<'a>> {
+    let compatible = text(property(node, "compatible")?.split(|byte| *byte == 0).next()?)?;
+    let cell = |index: usize| {
+        let bytes = property(node, "interrupts")?.get(index * 4..index * 4 + 4)?;
+        Some(u32::from_be_bytes(bytes.try_into().ok()?))
+    };
+    let interrupt = cell(0).filter(|class| *class == 0).and_then(|_| cell(1)?.checked_add(32));
+    Some(Device { compatible, registers: regions(node).next()?, interrupt })
 }
 
 fn property<'a>(node: &UnalignedFallibleNode<'a>, name: &str) -> Option<&'a [u8]> {

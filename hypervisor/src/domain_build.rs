@@ -27,13 +27,15 @@ use pv_abi::layout;
 
 use crate::addr::{Gfn, Ipa, Mfn, Pa};
 use crate::devicetree::{
-    DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, Paging, PhysRange, guest_tree,
+    Assigned, DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, NotAssigned, Paging,
+    PhysRange, Tree, guest_tree,
 };
 use crate::domain::Domain;
 use crate::frame::Role;
 use crate::frame_alloc::Frames;
 use crate::hardware::{Hardware, Vmid};
 use crate::stage2::{Kind, ROOT_TABLES, Stage2};
+use crate::vgic::Spi;
 use image::KernelImage;
 use place::Placement;
 use ram::Ram;
@@ -68,6 +70,14 @@ impl<'a> Host<'a> {
             virtual_interface,
         }
     }
+}
+
+/// Devices of the machine for one domain.
+pub struct Devices<'a> {
+    /// The tree that describes them to the guest.
+    pub partial: Tree<'a>,
+    /// What of the machine they are.
+    pub assigned: Assigned,
 }
 
 /// How vCPU 0 starts.
@@ -109,19 +119,40 @@ struct Contents {
 }
 
 impl<H: Hardware, S: Storage> Builder<'_, H, S> {
-    /// Builds a domain. `scratch` holds its device tree for a moment: 8 KiB are enough for 8 vCPUs and a command line of
-    /// 2 KiB.
+    /// Builds a domain without devices of its own: [`Self::build_with`].
     ///
     /// # Errors
-    /// Why it cannot be; every frame is back then.
+    /// As there.
     pub fn build(
         &self,
         config: &DomainConfig<'_>,
         shape: &Shape,
         scratch: &mut [u8],
     ) -> Result<Built, Refusal> {
-        let built = self.contents(config, shape.vmid, scratch).and_then(|contents| {
-            Ok(Built { boot: contents.boot, domain: self.make(config, shape, contents)? })
+        self.build_with(config, shape, None, scratch)
+    }
+
+    /// Builds a domain. `scratch` holds its device tree for a moment: 8 KiB are enough for 8 vCPUs and a command line of
+    /// 2 KiB.
+    ///
+    /// # Errors
+    /// Why it cannot be; every frame is back then.
+    pub fn build_with(
+        &self,
+        config: &DomainConfig<'_>,
+        shape: &Shape,
+        devices: Option<&Devices<'_>>,
+        scratch: &mut [u8],
+    ) -> Result<Built, Refusal> {
+        let built = self.contents(config, shape.vmid, devices, scratch).and_then(|contents| {
+            let boot = contents.boot;
+            let mut domain = self.make(config, shape, contents, devices)?;
+            for interrupt in devices.into_iter().flat_map(|devices| &devices.assigned.interrupts) {
+                let number = interrupt.intid.checked_sub(32).and_then(|number| u8::try_from(number).ok());
+                let spi = Spi::new(number.ok_or(Refusal::Devices(NotAssigned::Interrupts))?);
+                domain.state.get_mut().gic.declare_hw(spi, spi.intid());
+            }
+            Ok(Built { boot, domain })
         });
         if built.is_err() {
             self.hw.flush_all(shape.vmid);
@@ -134,9 +165,10 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         &self,
         config: &DomainConfig<'_>,
         vmid: Vmid,
+        devices: Option<&Devices<'_>>,
         scratch: &mut [u8],
     ) -> Result<Contents, Refusal> {
-        if config.device_tree.is_some() {
+        if config.device_tree.is_some() && devices.is_none() {
             return Err(Refusal::PartialTree);
         }
         match config.paging {
@@ -155,8 +187,9 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             stage2.ok_or(if limit < ROOT_TABLES { Refusal::TooFewTables } else { out_of_memory })?;
         ram.allocate(self.hw, self.frames, config.id, &mut stage2, out_of_memory)?;
         self.host.map_gic(self.hw, self.frames, &mut stage2)?;
+        self.host.map_devices(self.hw, self.frames, &mut stage2, devices)?;
 
-        let tree = self.host.tree(config, &ram, &placement, scratch)?;
+        let tree = self.host.tree(config, &ram, &placement, devices.map(|devices| devices.partial), scratch)?;
         load::module(self.hw, &stage2, placement.kernel, config.kernel)?;
         if let Some(range) = config.ramdisk {
             load::module(self.hw, &stage2, placement.ramdisk, range)?;
@@ -181,6 +214,7 @@ impl Host<'_> {
         config: &DomainConfig<'_>,
         ram: &Ram,
         placement: &Placement,
+        partial: Option<Tree<'_>>,
         scratch: &'s mut [u8],
     ) -> Result<&'s [u8], Refusal> {
         let initrd = config.ramdisk.and_then(|range| {
@@ -199,9 +233,30 @@ impl Host<'_> {
             timer_clock_hz: self.timer_clock_hz,
             vpl011: config.vpl011,
             hypervisor: config.enhanced != Enhanced::None,
+            partial,
         };
         let length = guest_tree(&input, scratch).map_err(|_| Refusal::TreeTooLarge)?;
         scratch.get(..length).filter(|tree| tree.len() <= place::TREE_ROOM).ok_or(Refusal::TreeTooLarge)
+    }
+
+    /// Shows its own devices to the guest, where their tree says.
+    fn map_devices<H: Hardware>(
+        &self,
+        hw: &H,
+        frames: &Frames,
+        stage2: &mut Stage2,
+        devices: Option<&Devices<'_>>,
+    ) -> Result<(), Refusal> {
+        for range in devices.into_iter().flat_map(|devices| &devices.assigned.ranges) {
+            for page in 0..range.host.size() >> pv_abi::PAGE_SHIFT {
+                let gfn = Gfn::new(range.guest >> pv_abi::PAGE_SHIFT).and_then(|gfn| gfn.checked_add(page));
+                let mfn =
+                    Mfn::new(range.host.start() >> pv_abi::PAGE_SHIFT).and_then(|mfn| mfn.checked_add(page));
+                let (gfn, mfn) = gfn.zip(mfn).ok_or(Refusal::Misplaced)?;
+                stage2.map_blocks(hw, frames, gfn, mfn, 0, Kind::Device)?;
+            }
+        }
+        Ok(())
     }
 
     /// Shows the machine's virtual CPU interface to a guest with a `GICv2`.

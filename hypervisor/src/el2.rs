@@ -15,6 +15,7 @@ pub mod gic;
 pub mod inject;
 pub mod log;
 pub mod mmu;
+pub mod passthrough;
 pub mod percpu;
 pub mod regs;
 pub mod report;

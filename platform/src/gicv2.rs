@@ -169,6 +169,20 @@ pub fn init_private(distributor: &Distributor, enabled: &[u32]) {
     fill(&distributor.isenabler, 0..1, set);
 }
 
+/// Enables a shared interrupt, which goes to the CPU that set the distributor up.
+pub fn enable_shared(distributor: &Distributor, intid: u32, edge: bool) {
+    let (word, bit) = ((intid / 32) as usize, intid % 32);
+    let (field, shift) = ((intid / 16) as usize, (intid % 16).wrapping_mul(2));
+    if let Some(config) = distributor.icfgr.get(field) {
+        // Bit 1 of the field: edge-triggered (4.3.13).
+        let kept = config.get() & !2_u32.wrapping_shl(shift);
+        config.set(kept | if edge { 2_u32.wrapping_shl(shift) } else { 0 });
+    }
+    if let Some(enable) = distributor.isenabler.get(word) {
+        enable.set(1_u32.wrapping_shl(bit));
+    }
+}
+
 /// This CPU's interface, the bit that target lists name it by; none on a machine with one CPU, where nobody needs it. Targets of
 /// private interrupts read as it (4.3.12), though not all need to be implemented.
 pub fn own_interface(distributor: &Distributor) -> u8 {

@@ -9,7 +9,7 @@ use crate::redistributors;
 use arm_gic::gicv3::GicDistributor;
 use arm_gic::gicv3::GicRedistributor;
 use arm_gic::gicv3::registers::{Gicd, GicdCtlr, GicrSgi};
-use arm_gic::{IntId, UniqueMmioPointer};
+use arm_gic::{IntId, Trigger, UniqueMmioPointer};
 
 /// `GICR_TYPER`, from the start of a redistributor.
 const GICR_TYPER: usize = 0x8;
@@ -43,6 +43,26 @@ pub unsafe fn init_distributor(address: usize) -> Result<(), Unresponsive> {
     }
     distributor.wait_for_pending_write();
     Ok(())
+}
+
+/// Enables a shared interrupt, which goes to the CPU with this affinity.
+///
+/// # Safety
+/// As for [`init_distributor`].
+///
+/// # Errors
+/// [`Unresponsive`] when it cannot be set up.
+pub unsafe fn enable_shared(address: usize, intid: u32, edge: bool, mpidr: u64) -> Result<(), Unresponsive> {
+    let registers = NonNull::new(with_exposed_provenance_mut::<Gicd>(address)).ok_or(Unresponsive)?;
+    // SAFETY: the caller's promise.
+    let pointer = unsafe { UniqueMmioPointer::new(registers) };
+    let mut distributor = GicDistributor::new(pointer);
+    let id = IntId::spi(intid.checked_sub(32).ok_or(Unresponsive)?);
+    let trigger = if edge { Trigger::Edge } else { Trigger::Level };
+    distributor.set_trigger(id, trigger).map_err(|_| Unresponsive)?;
+    distributor.set_interrupt_priority(id, PRIORITY).map_err(|_| Unresponsive)?;
+    distributor.set_routing(id, Some(mpidr)).map_err(|_| Unresponsive)?;
+    distributor.enable_interrupt(id, true).map_err(|_| Unresponsive)
 }
 
 /// Finds the redistributor of the CPU with this affinity (`MPIDR_EL1`) in a region.

@@ -10,6 +10,7 @@ pub mod gicv3;
 pub mod mailbox;
 #[cfg(target_os = "none")]
 pub mod mini_uart;
+pub mod passthrough;
 #[cfg(target_os = "none")]
 pub mod power;
 #[cfg(any(test, target_os = "none"))]

@@ -15,6 +15,7 @@ const FIRST_REFERENCE: u32 = 8;
 pub(crate) struct Modules {
     pub(crate) kernel: Option<Placed>,
     pub(crate) ramdisk: Option<Placed>,
+    pub(crate) device_tree: Option<Placed>,
 }
 
 /// One end of a static event channel.
@@ -101,6 +102,9 @@ fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &
     if let Some(place) = modules.and_then(|modules| modules.ramdisk.as_ref()) {
         node.children.push(module(place, "multiboot,ramdisk"));
     }
+    if let Some(place) = modules.and_then(|modules| modules.device_tree.as_ref()) {
+        node.children.push(module(place, "multiboot,device-tree"));
+    }
     for end in ends {
         let mut channel = Node::new(format!("evtchn@{}", end.port));
         channel.set_strings("compatible", &["xen,evtchn-v1"]).set_cells("phandle", &[end.phandle]);
@@ -140,7 +144,7 @@ mod tests {
         let modules: Vec<_> = (0..system.domains.len() as u64)
             .map(|index| Modules {
                 kernel: Some(Placed { address: 0x5000_0000 + (index << 24), size: 9 }),
-                ramdisk: None,
+                ..Modules::default()
             })
             .collect();
         let mut tree = Node::new("");

@@ -74,6 +74,12 @@ impl Node {
         names.try_fold(self, |node, name| node.children.iter().find(|child| child.name == name))
     }
 
+    /// [`Self::at_path`], to change it.
+    pub(crate) fn at_path_mut(&mut self, path: &str) -> Option<&mut Node> {
+        let mut names = path.split('/').filter(|name| !name.is_empty());
+        names.try_fold(self, |node, name| node.existing_child(name))
+    }
+
     /// Takes over another node's properties and children; what is not named there stays.
     pub(crate) fn merge(&mut self, other: &Node) {
         for (name, bytes) in &other.properties {
@@ -82,6 +88,13 @@ impl Node {
         for child in &other.children {
             self.child(&child.name).merge(child);
         }
+    }
+
+    /// Cells of an address and of a size in this bus's children (specification 2.3.5).
+    fn child_cells(&self) -> (usize, usize) {
+        let cell = |name: &str, default: u64| self.get(name).and_then(number).unwrap_or(default);
+        let cells = |name, default| usize::try_from(cell(name, default).min(4)).unwrap_or(4);
+        (cells("#address-cells", 2), cells("#size-cells", 1))
     }
 
     /// A property's first string.
@@ -103,6 +116,48 @@ impl Node {
         let own = self.get("phandle").and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
         self.children.iter().map(Node::largest_phandle).fold(own, u32::max)
     }
+}
+
+/// The registers of the node at `path` as the CPU addresses them, through the `ranges` of every bus: (address, size).
+pub(crate) fn registers(root: &Node, path: &str) -> Option<Vec<(u64, u64)>> {
+    let mut nodes = vec![root];
+    for name in path.split('/').filter(|name| !name.is_empty()) {
+        nodes.push(nodes.last()?.children.iter().find(|child| child.name == name)?);
+    }
+    let (node, buses) = nodes.split_last()?;
+    let bus = buses.last()?;
+    let (address, size) = bus.child_cells();
+    let mut found = Vec::new();
+    for entry in node.get("reg")?.chunks_exact(4 * (address + size)) {
+        let mut place = number(entry.get(..4 * address)?)?;
+        let size = number(entry.get(4 * address..)?)?;
+        for pair in buses.windows(2).rev() {
+            place = through(pair[0], pair[1], place)?;
+        }
+        found.push((place, size));
+    }
+    Some(found)
+}
+
+/// An address on `bus` as one on the bus above, whose node is `parent`.
+fn through(parent: &Node, bus: &Node, address: u64) -> Option<u64> {
+    let ranges = bus.get("ranges")?;
+    if ranges.is_empty() {
+        return Some(address);
+    }
+    let ((child, size), (above, _)) = (bus.child_cells(), parent.child_cells());
+    ranges.chunks_exact(4 * (child + above + size)).find_map(|entry| {
+        let (start, rest) = entry.split_at(4 * child);
+        let (target, length) = rest.split_at(4 * above);
+        let offset = address.checked_sub(number(start)?)?;
+        (offset < number(length)?).then_some(number(target)? + offset)
+    })
+}
+
+/// A big-endian number of at most two cells.
+fn number(bytes: &[u8]) -> Option<u64> {
+    let cells = bytes.chunks_exact(4).map(|cell| cell.try_into().map_or(0, u32::from_be_bytes));
+    (bytes.len() <= 8).then(|| cells.fold(0, |sum, cell| sum << 32 | u64::from(cell)))
 }
 
 /// Reads a tree.

@@ -14,6 +14,7 @@ mod hypervisor;
 mod image;
 mod machine;
 mod monitor;
+mod passthrough;
 mod process;
 mod rpi4;
 mod run;

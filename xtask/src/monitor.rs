@@ -1,18 +1,25 @@
 //! `cargo xtask monitor`: decodes what a board prints.
 
 use std::fs::File;
-use std::io::{IsTerminal as _, Read};
-use std::path::PathBuf;
+use std::io::{ErrorKind, IsTerminal as _, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::console::{Colour, Decoder, Lines};
 use crate::failure::{Doing, Failure, Outcome};
-use crate::{run, workspace};
+use crate::{process, run, workspace};
 
 /// What `monitor` accepts.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Options {
-    /// A serial device (set its speed with `stty` first), a file, or `-` for standard input.
+    /// A serial device such as /dev/ttyUSB0, a file, or `-` for standard input.
     source: PathBuf,
+    /// Speed of a serial device.
+    #[arg(long, default_value_t = 115_200)]
+    baud: u32,
+    /// Also write what is shown to this file.
+    #[arg(long)]
+    log: Option<PathBuf>,
     /// The image that the board runs, with symbols; by default the one built last.
     #[arg(long)]
     elf: Option<PathBuf>,
@@ -25,27 +32,92 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
         &workspace::read(&elf)
             .map_err(|failure| Failure::usage(format!("{failure}: run `cargo xtask build`")))?,
     )?;
+    let mut log = match &options.log {
+        Some(file) => Some(File::create(file).doing(format_args!("--log: cannot make {}", file.display()))?),
+        None => None,
+    };
     let mut source: Box<dyn Read> = if options.source.as_os_str() == "-" {
         Box::new(std::io::stdin())
     } else {
-        let name = options.source.display();
-        Box::new(
-            File::open(&options.source)
-                .map_err(|error| Failure::usage(format!("cannot open {name}: {error}")))?,
-        )
+        Box::new(open(&options.source, options.baud)?)
     };
     let colour = if std::io::stdout().is_terminal() { Colour::On } else { Colour::Off };
+    follow(&mut *source, &decoder, &mut |line| {
+        run::show(&line.render(colour));
+        match &mut log {
+            Some(log) => log.write_all(&line.render(Colour::Off)).doing("--log"),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Opens a file, or a serial device and sets it up: nothing is changed in what comes, and nothing is sent back.
+fn open(source: &Path, baud: u32) -> Outcome<File> {
+    let name = source.display();
+    let file = File::open(source).map_err(|error| Failure::usage(format!("cannot open {name}: {error}")))?;
+    if file.is_terminal() {
+        let mut stty = Command::new("stty");
+        stty.arg("-F").arg(source).args([&baud.to_string(), "raw", "-echo", "-hupcl"]);
+        process::quiet(&mut stty).map_err(|failure| Failure::usage(format!("{name}: {failure}")))?;
+    }
+    Ok(file)
+}
+
+/// Gives every line to `each` as it comes.
+fn follow(
+    source: &mut dyn Read,
+    decoder: &Decoder,
+    each: &mut dyn FnMut(&crate::console::Line) -> Outcome<()>,
+) -> Outcome<()> {
     let mut lines = Lines::default();
     let mut buffer = [0; 4096];
-    loop {
-        let count = source.read(&mut buffer).doing("the source")?;
-        if count == 0 {
-            break;
-        }
-        lines.push(&buffer[..count], |line| run::show(&decoder.line(line).render(colour)));
+    let mut result = Ok(());
+    while result.is_ok() {
+        let count = match source.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            // A serial device that was unplugged, or the other end of a pseudo-terminal that was closed.
+            Err(error) if error.raw_os_error() == Some(5) => break,
+            Err(error) => return Err(error).doing("the source"),
+        };
+        lines.push(&buffer[..count], |line| {
+            if result.is_ok() {
+                result = each(&decoder.line(line));
+            }
+        });
     }
-    if let Some(rest) = lines.rest() {
-        run::show(&decoder.line(rest).render(colour));
+    result?;
+    lines.rest().map_or(Ok(()), |rest| each(&decoder.line(rest)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn what_comes_over_a_serial_line_is_shown_whether_it_can_be_decoded_or_not() {
+        let pair = nix::pty::openpty(None, None).unwrap();
+        let path = nix::unistd::ttyname(&pair.slave).unwrap();
+        let mut line = open(&path, 115_200).unwrap();
+        let mut board = File::from(pair.master);
+        // A boot message, a guest's line, a log line of another image, noise from plugging in, and a line without an end.
+        let sent = [&b"pavo: entered\r\n(d2) hello\r\n"[..], "§!!!\r\n".as_bytes(), b"\xff\xfe\r\nBUG: ex"];
+        board.write_all(&sent.concat()).unwrap();
+        let mut seen = Vec::new();
+        // The line's end comes when the board's end is closed; what was sent is read first.
+        let mut first = [0; 1];
+        line.read_exact(&mut first).unwrap();
+        drop((board, pair.slave));
+        let mut rest = (&first[..]).chain(line);
+        follow(&mut rest, &Decoder::plain().unwrap(), &mut |line| {
+            seen.extend(line.render(Colour::Off));
+            Ok(())
+        })
+        .unwrap();
+        let text = String::from_utf8_lossy(&seen).replace('\r', "");
+        assert_eq!(text, "pavo: entered\n(d2) hello\n§!!!\n\u{fffd}\u{fffd}\nBUG: ex\n");
     }
-    Ok(())
 }

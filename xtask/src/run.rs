@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::console::{Colour, Line};
 use crate::dom0less::{self, Modules};
 use crate::failure::{Failure, Outcome};
+use crate::fdt::Node;
 use crate::hypervisor::Hypervisor;
 use crate::machine::{self, Clock, Ground, Layout};
 use crate::setup::Qemu;
@@ -19,7 +20,7 @@ use crate::system::{self, Board, Checking, Ramdisk, System};
 use crate::terrain::{Pieces, Terrain};
 use crate::verdict::Observer;
 use crate::watch::{Ended, watch};
-use crate::{build, fdt, image, rpi4, setup, workspace};
+use crate::{build, fdt, image, passthrough, rpi4, setup, workspace};
 
 /// What stays free for the hypervisor, the tree and the modules, bytes.
 const RESERVED: u64 = 32 << 20;
@@ -212,7 +213,14 @@ pub(crate) struct Gathered {
 }
 
 /// Reads all modules and finds a place for each.
-pub(crate) fn gather(system: &System, checking: Checking, mut layout: Layout) -> Outcome<Gathered> {
+///
+/// `base` is the machine's own device tree: devices are described from it.
+pub(crate) fn gather(
+    system: &System,
+    checking: Checking,
+    mut layout: Layout,
+    base: &Node,
+) -> Outcome<Gathered> {
     let mut gathered = Gathered { files: Vec::new(), modules: Vec::new(), digest: None };
     for (index, domain) in system.domains.iter().enumerate() {
         let place = format!("{}: domain[{}]", system.file, index + 1);
@@ -238,6 +246,10 @@ pub(crate) fn gather(system: &System, checking: Checking, mut layout: Layout) ->
                 own.ramdisk = Some(add("ramdisk", bytes)?);
             }
         }
+        if !domain.passthrough.is_empty() {
+            let partial = passthrough::partial(base, domain, &format!("{place}.passthrough"))?;
+            own.device_tree = Some(add("devices", partial)?);
+        }
         gathered.modules.push(own);
     }
     Ok(gathered)
@@ -258,9 +270,14 @@ pub(crate) fn prepare(
         let command = rpi4::boot(qemu, card, system.machine.memory, clock, &folder.0)?;
         return Ok(Prepared { command, digest, ground: None, _folder: folder });
     }
-    let Gathered { files, modules, digest } =
-        gather(system, checking, Layout::new(&system.machine, &image)?)?;
     let mut tree = fdt::parse(&machine::own_tree(qemu, &system.machine, &folder.0)?)?;
+    let layout = Layout::new(&system.machine, &image)?;
+    let Gathered { files, modules, digest } = gather(system, checking, layout, &tree)?;
+    for path in system.domains.iter().flat_map(|domain| &domain.passthrough) {
+        if let Some(node) = tree.at_path_mut(path) {
+            node.set("xen,passthrough", []);
+        }
+    }
     dom0less::add_domains(&mut tree, system, &modules);
     let ground = match system.machine.terrain {
         Terrain::Plain => None,
@@ -299,7 +316,9 @@ pub(crate) fn card(
     image: Vec<u8>,
 ) -> Outcome<(rpi4::Content, Option<String>)> {
     let layout = Layout::between(rpi4::GUESTS, rpi4::GUESTS_END);
-    let Gathered { files, modules, digest } = gather(system, checking, layout)?;
+    let given = system.domains.iter().any(|domain| !domain.passthrough.is_empty());
+    let base = if given { fdt::parse(&setup::board_tree()?)? } else { Node::new("") };
+    let Gathered { files, modules, digest } = gather(system, checking, layout, &base)?;
     let packed: Vec<_> = files.into_iter().map(|(_, bytes, place)| (place.address, bytes)).collect();
     Ok((rpi4::Content::pack(system, image, &packed, &modules)?, digest))
 }

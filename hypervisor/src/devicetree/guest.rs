@@ -5,6 +5,8 @@
 //! appear: guests learn of ports from their command line. There are no extended regions.
 use pv_abi::layout;
 
+use super::passthrough;
+use super::tree::Tree;
 use super::writer::{FdtWriter, NoSpace};
 
 /// `IRQ_TYPE_LEVEL_HIGH` in an interrupt specifier.
@@ -26,7 +28,7 @@ pub enum GuestGic {
 }
 
 /// What a guest's tree says. Addresses are guest physical, sizes in bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct GuestTreeInput<'a> {
     /// The command line; left out when empty.
     pub bootargs: &'a [u8],
@@ -49,6 +51,8 @@ pub struct GuestTreeInput<'a> {
     pub vpl011: bool,
     /// Whether the guest is told that it runs on Xen.
     pub hypervisor: bool,
+    /// A partial tree that is added, as [`Assigned::read`](super::Assigned::read) accepted it.
+    pub partial: Option<Tree<'a>>,
 }
 
 /// Writes the tree into `buffer`; gives its length in bytes.
@@ -64,16 +68,26 @@ pub fn guest_tree(input: &GuestTreeInput<'_>, buffer: &mut [u8]) -> Result<usize
     psci(&mut tree)?;
     cpus(&mut tree, input)?;
     memory(&mut tree, input.memory)?;
-    gic(&mut tree, input.gic)?;
-    timer(&mut tree, input.timer_clock_hz)?;
+    let phandle = gic_phandle(input);
+    gic(&mut tree, input.gic, phandle)?;
+    timer(&mut tree, input.timer_clock_hz, phandle)?;
     if input.vpl011 {
-        uart(&mut tree)?;
+        uart(&mut tree, phandle)?;
     }
     if input.hypervisor {
-        hypervisor(&mut tree)?;
+        hypervisor(&mut tree, phandle)?;
+    }
+    if let Some(partial) = input.partial {
+        passthrough::copy(&mut tree, &partial)?;
     }
     tree.end_node()?;
     tree.finish()
+}
+
+/// How the GIC is referred to: as the partial tree does, if there is one.
+fn gic_phandle(input: &GuestTreeInput<'_>) -> u32 {
+    let own = input.partial.and_then(|partial| passthrough::gic_placeholder(&partial).ok().flatten());
+    own.unwrap_or(layout::PHANDLE_GIC)
 }
 
 fn chosen(tree: &mut FdtWriter<'_>, input: &GuestTreeInput<'_>) -> Result<(), NoSpace> {
@@ -125,7 +139,7 @@ fn memory(tree: &mut FdtWriter<'_>, banks: &[(u64, u64)]) -> Result<(), NoSpace>
     tree.end_node()
 }
 
-fn gic(tree: &mut FdtWriter<'_>, gic: GuestGic) -> Result<(), NoSpace> {
+fn gic(tree: &mut FdtWriter<'_>, gic: GuestGic, phandle: u32) -> Result<(), NoSpace> {
     let distributor = match gic {
         GuestGic::V2 => layout::GICV2_GICD_BASE,
         GuestGic::V3 => layout::GICV3_GICD_BASE,
@@ -149,39 +163,39 @@ fn gic(tree: &mut FdtWriter<'_>, gic: GuestGic) -> Result<(), NoSpace> {
             tree.property_ranges("reg", &[distributor, redistributors])?;
         }
     }
-    tree.property_u32("linux,phandle", layout::PHANDLE_GIC)?;
-    tree.property_u32("phandle", layout::PHANDLE_GIC)?;
+    tree.property_u32("linux,phandle", phandle)?;
+    tree.property_u32("phandle", phandle)?;
     tree.end_node()
 }
 
-fn timer(tree: &mut FdtWriter<'_>, clock_hz: Option<u32>) -> Result<(), NoSpace> {
+fn timer(tree: &mut FdtWriter<'_>, clock_hz: Option<u32>, gic: u32) -> Result<(), NoSpace> {
     tree.begin_node("timer")?;
     tree.property_str("compatible", "arm,armv8-timer")?;
     let timers = [layout::TIMER_PHYS_S_PPI, layout::TIMER_PHYS_NS_PPI, layout::TIMER_VIRT_PPI];
     tree.property_cells("interrupts", timers.map(|intid| interrupt(intid, LEVEL_LOW)).as_flattened())?;
-    tree.property_u32("interrupt-parent", layout::PHANDLE_GIC)?;
+    tree.property_u32("interrupt-parent", gic)?;
     if let Some(hertz) = clock_hz {
         tree.property_u32("clock-frequency", hertz)?;
     }
     tree.end_node()
 }
 
-fn uart(tree: &mut FdtWriter<'_>) -> Result<(), NoSpace> {
+fn uart(tree: &mut FdtWriter<'_>, gic: u32) -> Result<(), NoSpace> {
     tree.begin_node_at("sbsa-uart", layout::PL011_BASE)?;
     tree.property_str("compatible", "arm,sbsa-uart")?;
     tree.property_ranges("reg", &[(layout::PL011_BASE, layout::PL011_SIZE)])?;
     tree.property_cells("interrupts", &interrupt(layout::VPL011_SPI, LEVEL_HIGH))?;
-    tree.property_u32("interrupt-parent", layout::PHANDLE_GIC)?;
+    tree.property_u32("interrupt-parent", gic)?;
     tree.property_u32("current-speed", 115_200)?;
     tree.end_node()
 }
 
-fn hypervisor(tree: &mut FdtWriter<'_>) -> Result<(), NoSpace> {
+fn hypervisor(tree: &mut FdtWriter<'_>, gic: u32) -> Result<(), NoSpace> {
     tree.begin_node("hypervisor")?;
     tree.property_strs("compatible", &["xen,xen-4.20", "xen,xen"])?;
     tree.property_ranges("reg", &[(layout::GRANT_TABLE_BASE, layout::GRANT_TABLE_SIZE)])?;
     tree.property_cells("interrupts", &interrupt(layout::EVTCHN_PPI, LEVEL_LOW))?;
-    tree.property_u32("interrupt-parent", layout::PHANDLE_GIC)?;
+    tree.property_u32("interrupt-parent", gic)?;
     tree.end_node()
 }
 

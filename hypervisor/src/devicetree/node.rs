@@ -4,6 +4,7 @@ use fdt::nodes::NodeName;
 
 use super::cells::{Cells, first_str, lists_any, split_once};
 use super::error::TreeError;
+use super::writer::{FdtWriter, NoSpace};
 
 /// A node: a name and properties. Its children follow it in the [`Walk`](super::Walk).
 #[derive(Clone, Copy)]
@@ -36,6 +37,18 @@ impl<'a> Node<'a> {
             (name, Some(unit)) => own.name == name && own.unit_address == Some(unit),
             (name, None) => own.name == name,
         })
+    }
+
+    /// Its properties, up to a damaged one.
+    pub(super) fn properties(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        let all = self.0.properties().ok().into_iter().flatten();
+        all.map_while(Result::ok).map(|property| (property.name, property.value))
+    }
+
+    /// Begins a node of the same name.
+    pub(super) fn begin(self, writer: &mut FdtWriter<'_>) -> Result<(), NoSpace> {
+        let name = self.split_name().map_err(|_| NoSpace)?;
+        writer.begin_node_named(name.name, name.unit_address)
     }
 
     /// The raw value of property `name`.

@@ -197,6 +197,29 @@ impl<'a> Path<'_, 'a> {
         Ok(true)
     }
 
+    /// Whether the node is the root's child of this name.
+    pub(super) fn is_at(self, name: &str) -> Result<bool, TreeError> {
+        Ok(self.depth() == 1 && self.node()?.name()? == name)
+    }
+
+    /// Whether the node is somewhere below the root's child of this name.
+    pub(super) fn is_below(self, name: &str) -> Result<bool, TreeError> {
+        match self.nodes.get(1) {
+            Some(top) => Ok(self.depth() > 1 && top.name()? == name),
+            None => Ok(false),
+        }
+    }
+
+    /// The phandle that the node's interrupts belong to: its own, or what the nearest node above says.
+    pub(super) fn interrupt_parent(self) -> Result<Option<u32>, TreeError> {
+        for node in self.nodes.iter().rev() {
+            if let Some(phandle) = node.u32("interrupt-parent")? {
+                return Ok(Some(phandle));
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether the absolute path `text` names this node; components may leave out unit addresses.
     ///
     /// # Errors

@@ -59,6 +59,17 @@ impl<'b> FdtWriter<'b> {
         self.begin(name, Some(unit))
     }
 
+    /// Begins node `name@unit`, or `name` alone, as another tree has it.
+    pub(super) fn begin_node_named(&mut self, name: &str, unit: Option<&str>) -> Result<(), NoSpace> {
+        self.put(&BEGIN_NODE.to_be_bytes())?;
+        self.put(name.as_bytes())?;
+        if let Some(unit) = unit {
+            self.put(b"@")?;
+            self.put(unit.as_bytes())?;
+        }
+        self.opened()
+    }
+
     fn begin(&mut self, name: &str, unit: Option<u64>) -> Result<(), NoSpace> {
         self.put(&BEGIN_NODE.to_be_bytes())?;
         self.put(name.as_bytes())?;
@@ -66,6 +77,11 @@ impl<'b> FdtWriter<'b> {
             self.put(b"@")?;
             self.put_hexadecimal(unit)?;
         }
+        self.opened()
+    }
+
+    /// Ends a node's name.
+    fn opened(&mut self) -> Result<(), NoSpace> {
         self.put(&[0])?;
         self.align()?;
         self.open_nodes = self.open_nodes.checked_add(1).ok_or(NoSpace)?;

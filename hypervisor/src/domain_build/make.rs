@@ -7,7 +7,7 @@ use pv_abi::grant::ENTRIES_PER_FRAME;
 use spin::mutex::TicketMutex;
 
 use super::refusal::Refusal;
-use super::{Builder, Contents};
+use super::{Builder, Contents, Devices};
 use crate::addr::Mfn;
 use crate::console::LineBuffer;
 use crate::devicetree::{DomainConfig, Enhanced, Quotas};
@@ -103,7 +103,11 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         config: &DomainConfig<'_>,
         shape: &Shape,
         contents: Contents,
+        devices: Option<&Devices<'_>>,
     ) -> Result<Domain, Refusal> {
+        let last = devices.and_then(|devices| devices.assigned.interrupts.iter().map(|own| own.intid).max());
+        let spis =
+            last.map_or(0, |intid| usize::try_from(intid).unwrap_or(0).saturating_sub(31)).max(shape.spis);
         let vcpus = usize::try_from(config.vcpus).map_err(|_| Refusal::NoStorage)?;
         // No port beyond the 2-level ABI can be used.
         let ports = config.quotas.max_ports.min(NR_CHANNELS_2L);
@@ -123,7 +127,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             memory: MemoryState { frames: contents.ram, max_frames: contents.ram },
             params: Params::new(),
             uart: config.vpl011.then(Vpl011::new),
-            gic: DistState::new(vcpus, shape.spis),
+            gic: DistState::new(vcpus, spis),
             stage2: contents.stage2,
             undo: Undo::Stop,
             build: Build::Begin,

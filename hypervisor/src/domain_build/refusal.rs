@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use core::fmt;
 
+use crate::devicetree::NotAssigned;
 use crate::stage2::MapError;
 
 /// Why a domain is not built.
@@ -36,8 +37,12 @@ pub enum Refusal {
     },
     /// The device tree, mostly its command line, is too large.
     TreeTooLarge,
-    /// It has a partial device tree.
+    /// Its partial device tree cannot be read.
     PartialTree,
+    /// The devices of its partial tree cannot be given to it.
+    Devices(NotAssigned),
+    /// A device of its partial tree is another domain's or the hypervisor's, or is RAM.
+    DeviceTaken,
     /// Something lies at an address that cannot be.
     Misplaced,
     /// The hypervisor has no room for its tables.
@@ -91,7 +96,19 @@ impl fmt::Display for Refusal {
                 )
             }
             Self::TreeTooLarge => f.write_str("device tree too large: shorten bootargs"),
-            Self::PartialTree => f.write_str("multiboot,device-tree: not supported"),
+            Self::PartialTree => f.write_str("multiboot,device-tree: no device tree in RAM"),
+            Self::Devices(why) => f.write_str(match why {
+                NotAssigned::Tree(_) => "passthrough: the tree is damaged",
+                NotAssigned::Incomplete => "passthrough: xen,reg and xen,path expected",
+                NotAssigned::Unaligned => "passthrough: xen,reg: whole pages expected",
+                NotAssigned::NoSuchDevice => "passthrough: xen,path names no device of the machine",
+                NotAssigned::Dma => {
+                    "passthrough: the device may do DMA: xen,force-assign-without-iommu is missing"
+                }
+                NotAssigned::Interrupts => "passthrough: the device's interrupts are not SPIs of the GIC",
+                NotAssigned::TooMany => "passthrough: too many ranges or interrupts",
+            }),
+            Self::DeviceTaken => f.write_str("passthrough: the device belongs to somebody else"),
             Self::Misplaced => f.write_str("a module lies outside of memory"),
             Self::NoStorage => f.write_str("out of memory for the hypervisor's tables of the domain"),
             Self::Channel => f.write_str("static channel: port beyond pavo,max-ports"),

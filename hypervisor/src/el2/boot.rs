@@ -28,7 +28,7 @@ use super::context::{self, ArchVcpu};
 use super::finish::{Conduit, cpu_on, set_conduit};
 use super::mmu::{self, Kind};
 use super::percpu::{ENTRIES, PerCpu, STACKS};
-use super::{Interrupts, board, console, direct, gic, speculation, timer};
+use super::{Interrupts, board, console, direct, gic, passthrough, speculation, timer};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Regions that RAM is in use for at boot: reserved ones, modules, image, tree, storage.
@@ -344,6 +344,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
     let Some(slots) = memory.carve.slice(expected, |_| None) else { stop("no room for the domains") };
     let Some(configs) = memory.carve.slice(expected, |_| None) else { stop("no room for the domains") };
     let mut built = 0_usize;
+    let mut given = passthrough::Given::new();
     let mut control = None;
     let mut starts = heapless::Vec::<BootState, MAX_DOMAINS>::new();
     let mut vcpus = heapless::Vec::<(u16, u16), MAX_VCPUS>::new();
@@ -373,7 +374,14 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
             spis: GUEST_SPIS,
         };
         let scratch = super::scratch();
-        match builder.build(&config, &shape, scratch) {
+        let made = passthrough::devices(tree, host, &config, &given).and_then(|devices| {
+            let ready = builder.build_with(&config, &shape, devices.as_ref(), scratch)?;
+            if let Some(devices) = devices {
+                passthrough::give(host, config.id, &devices.assigned, &mut given);
+            }
+            Ok(ready)
+        });
+        match made {
             Ok(ready) => {
                 if ready.domain.is_control() {
                     control = Some(built);

@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::direct;
 use super::percpu::{BOOT_STACK, STACKS};
 use super::regs::{MAIR_DEVICE, MAIR_NORMAL};
+use hypervisor::devicetree::PhysRange;
 use hypervisor::sched::MAX_CPUS;
 
 /// Where the image is linked (image.ld).
@@ -221,6 +222,28 @@ pub fn map(pa: u64, size: u64, kind: Kind) -> Result<(), OutOfTables> {
     // SAFETY: invalid-to-valid changes need no invalidation, only that the walker sees them (Arm ARM D8.14.1).
     unsafe { asm!("dsb ishst", "isb", options(nostack, preserves_flags)) };
     Ok(())
+}
+
+/// Whether any page of physical memory or devices is mapped.
+pub fn maps_any(range: PhysRange) -> bool {
+    let mut at = range.start() & !(PAGE - 1);
+    while at < range.end().min(direct::LIMIT) {
+        let va = direct::virt(at) as u64;
+        let l1 = Table::ROOT.get((va / BLOCK1) & 511);
+        let mut entry = l1;
+        for shift in [BLOCK2, PAGE] {
+            if entry & VALID == 0 || is_block(entry) {
+                break;
+            }
+            let table = Table(((entry & OUTPUT).wrapping_sub(Table::ROOT.pa()) / PAGE) as usize);
+            entry = table.get((va / shift) & 511);
+        }
+        if entry & VALID != 0 {
+            return true;
+        }
+        at = at.wrapping_add(PAGE);
+    }
+    false
 }
 
 fn is_block(entry: u64) -> bool {

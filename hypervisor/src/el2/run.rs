@@ -195,6 +195,9 @@ pub fn attend(cpu: &'static PerCpu) {
 pub fn serviced(cpu: &'static PerCpu, arch: &'static ArchVcpu, done: &Serviced) {
     gic::request_maintenance(done.maintenance);
     gic::deactivate_all(done.deactivate);
+    for spi in done.deactivate_spis.iter() {
+        gic::deactivate(spi.intid().into());
+    }
     kick_vcpus(cpu, arch, done.kick);
 }
 

@@ -19,7 +19,7 @@ use super::gic::Controller;
 use super::inject::{self, Class};
 use super::percpu::{self, PerCpu};
 use super::regs::{self, ESR, HPFAR};
-use super::{emulate, gic, smccc, sysreg, timer};
+use super::{emulate, gic, passthrough, smccc, sysreg, timer};
 
 /// `ESR_EL2` of an exception.
 pub type Syndrome = LocalRegisterCopy<u64, ESR::Register>;
@@ -43,6 +43,9 @@ mod class {
 const FSC_LEVEL: u64 = 3;
 const FSC_TRANSLATION: u64 = 0x04;
 const FSC_ADDRESS_SIZE: u64 = 0x00;
+
+/// INTIDs from here on are shared interrupts.
+const FIRST_SHARED: u32 = 32;
 
 /// An `hvc` of a guest; the return address is behind it.
 #[unsafe(no_mangle)]
@@ -110,6 +113,10 @@ fn interrupt_on<C: Controller>(cpu: &'static PerCpu) {
             // It was of a vCPU that has left the CPU meanwhile, or of a deadline that has moved.
             C::deactivate(acknowledged);
         }
+        return;
+    }
+    // Deactivated by the guest, as the timer.
+    if intid >= FIRST_SHARED && passthrough::take(cpu, intid) {
         return;
     }
     C::deactivate(acknowledged);

@@ -80,5 +80,8 @@ fn domains(system: &System, modules: &[Modules]) -> Node {
     for cpu in system.machine.cpus..super::CPUS {
         overlay.at(&format!("/cpus/cpu@{cpu}")).set_strings("status", &["disabled"]);
     }
+    for path in system.domains.iter().flat_map(|domain| &domain.passthrough) {
+        overlay.at(path).set("xen,passthrough", []);
+    }
     overlay.tree(&[("xen,evtchn", 4)])
 }

@@ -3,7 +3,7 @@
 //! The words are `struct Early` of platform/src/uart.rs; boot.S has their place.
 
 use crate::failure::{Failure, Outcome};
-use crate::fdt::Node;
+use crate::fdt::{self, Node};
 
 /// Stands before the words.
 const MARK: &[u8] = b"PAVOUART";
@@ -20,7 +20,9 @@ pub(crate) fn name(image: &mut [u8], tree: &Node) -> Outcome<()> {
         tree.at_path(&path).ok_or_else(|| Failure::usage(format!("machine.console: there is no {path}")))?;
     let list = node.get("compatible").unwrap_or_default();
     let uart = UARTS.iter().find(|(name, _)| list.split(|byte| *byte == 0).any(|own| own == name.as_bytes()));
-    let (Some((_, poll)), Some(address)) = (uart, address(tree, &path)) else {
+    let (Some((_, poll)), Some(address)) =
+        (uart, fdt::registers(tree, &path).and_then(|all| all.first().map(|(start, _)| *start)))
+    else {
         return Err(Failure::usage(format!("machine.console: {path} is no UART that can be polled")));
     };
     let place = image.windows(MARK.len()).position(|bytes| bytes == MARK);
@@ -43,27 +45,6 @@ pub(crate) fn stdout(tree: &Node) -> Option<String> {
     tree.at_path("/aliases")?.text(name).map(str::to_owned)
 }
 
-/// The CPU's address of the first register of a node one bus below the root, as everything of this board is.
-fn address(tree: &Node, path: &str) -> Option<u64> {
-    let cell = |node: &Node, name: &str, index: usize| {
-        let bytes = node.get(name)?.get(index * 4..index * 4 + 4)?;
-        Some(u64::from(u32::from_be_bytes(bytes.try_into().ok()?)))
-    };
-    let bus = tree.at_path(path.rsplit_once('/')?.0)?;
-    let own = cell(tree.at_path(path)?, "reg", 0)?;
-    let cells =
-        (cell(bus, "#address-cells", 0)?, cell(tree, "#address-cells", 0)?, cell(bus, "#size-cells", 0)?);
-    if cells != (1, 2, 1) {
-        return None;
-    }
-    let entries = bus.get("ranges")?.len() / 16;
-    (0..entries).find_map(|entry| {
-        let at = |index: usize| cell(bus, "ranges", entry * 4 + index);
-        let offset = own.checked_sub(at(0)?)?;
-        (offset < at(3)?).then_some((at(1)? << 32 | at(2)?) + offset)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,7 +52,7 @@ mod tests {
     #[test]
     fn the_consoles_address_goes_through_the_ranges_of_its_bus_into_the_image() {
         let mut tree = Node::new("");
-        tree.set_cells("#address-cells", &[2]);
+        tree.set_cells("#address-cells", &[2]).set_cells("#size-cells", &[1]);
         tree.child("chosen").set_strings("stdout-path", &["serial1:115200n8"]);
         tree.child("aliases").set_strings("serial1", &["/soc/serial@7e215040"]);
         let soc = tree.child("soc");

@@ -34,6 +34,8 @@ const DOMAIN: Keys = Keys {
         "vcpus",
         "paging",
         "vuart",
+        "passthrough",
+        "unsafe_dma",
         "channels",
         "privileged",
         "isolated",
@@ -41,7 +43,7 @@ const DOMAIN: Keys = Keys {
         "on_crash",
         "max_restarts",
     ],
-    later: &["max_memory", "jit", "weight", "cap", "pool", "affinity", "passthrough", "unsafe_dma"],
+    later: &["max_memory", "jit", "weight", "cap", "pool", "affinity"],
 };
 /// Those of `[expect]`.
 const EXPECT: Keys = Keys { known: &["digest_of_ramdisk"], later: &[] };
@@ -114,6 +116,10 @@ pub(crate) struct Domain {
     pub(crate) paging: Paging,
     /// Whether the domain has Xen's emulated PL011.
     pub(crate) vuart: bool,
+    /// Paths of the machine's devices that the domain gets, in the machine's device tree.
+    pub(crate) passthrough: Vec<String>,
+    /// Whether they may be devices that do DMA, from which nothing protects memory.
+    pub(crate) unsafe_dma: bool,
     /// What becomes of it when it reboots: a word of xl.cfg.
     pub(crate) on_reboot: String,
     /// What becomes of it when it crashes.
@@ -445,6 +451,7 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
         }
     };
     let vuart = reader.flag("vuart")?;
+    let (passthrough, unsafe_dma) = (reader.strings("passthrough")?, reader.flag("unsafe_dma")?);
     let privileged = reader.flag("privileged")?;
     let isolated = reader.flag("isolated")?;
     let on_reboot = read_action(&mut reader, "on_reboot", "restart")?;
@@ -460,6 +467,8 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
         vcpus,
         paging,
         vuart,
+        passthrough,
+        unsafe_dma,
         on_reboot,
         on_crash,
         max_restarts,

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod conformance;
+mod devices;
 mod faults;
 mod figures;
 mod linux;
@@ -99,6 +100,7 @@ fn all() -> Vec<Step> {
         linux::all(),
         poison::all(),
         rpi4::all(),
+        devices::all(),
         figures::all(),
     ];
     steps.extend(guests.into_iter().flatten().map(|step| step.needing(Needs::Machine)));

@@ -19,6 +19,7 @@ fn input() -> GuestTreeInput<'static> {
         timer_clock_hz: None,
         vpl011: true,
         hypervisor: true,
+        partial: None,
     }
 }
 

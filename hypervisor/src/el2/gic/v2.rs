@@ -78,6 +78,13 @@ pub fn init_private(enabled: &[u32]) {
     }
 }
 
+/// Enables a shared interrupt.
+pub fn enable_shared(intid: u32, edge: bool) {
+    if let Some(distributor) = distributor() {
+        gicv2::enable_shared(distributor, intid, edge);
+    }
+}
+
 /// Sets this CPU's interfaces up; returns how many list registers it has.
 pub fn init_cpu(cpu: &PerCpu) -> usize {
     let (Some(distributor), Some(physical), Some(interface)) =

@@ -1,0 +1,96 @@
+//! A device of the machine's own, given to this domain: a PL011 that sends a line, or a PL031 clock that gives an alarm. Either must
+//! raise its interrupt here. With `touch=ADDRESS` on the command line (hexadecimal) the guest reads that address instead, which is no
+//! device of its own, and must fault.
+#![no_std]
+#![no_main]
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
+
+use guest_kernel::device::{self, Registers};
+use guest_kernel::interrupt::{self, Intid, Shared};
+use guest_kernel::tree::Region;
+use guest_kernel::{Guest, println, time, timer};
+use spin::Once;
+
+guest_kernel::main!(main);
+
+/// PL011 (TRM 3.2): data, interrupt mask, raw and clear; transmit interrupt.
+mod pl011 {
+    pub(super) const DR: usize = 0x00;
+    pub(super) const IMSC: usize = 0x38;
+    pub(super) const ICR: usize = 0x44;
+    pub(super) const CR: usize = 0x30;
+    pub(super) const ON: u32 = 0x301;
+    pub(super) const TRANSMIT: u32 = 1 << 5;
+}
+
+/// PL031 (TRM 3.2): data (seconds), match, interrupt mask and clear.
+mod pl031 {
+    pub(super) const DR: usize = 0x00;
+    pub(super) const MR: usize = 0x04;
+    pub(super) const IMSC: usize = 0x10;
+    pub(super) const ICR: usize = 0x1c;
+}
+
+static DEVICE: Once<(Registers, usize)> = Once::new();
+static CAME: AtomicU32 = AtomicU32::new(0);
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "shown when the guest ends")]
+enum Failed {
+    NoDevice,
+    Mapping,
+    NoController,
+    NoInterrupt,
+    Touched(u32),
+}
+
+/// Clears the device's interrupt, so that its line drops before this interrupt ends.
+fn served() {
+    if let Some((registers, clear)) = DEVICE.get() {
+        registers.write32(*clear, u32::MAX);
+    }
+    CAME.fetch_add(1, Ordering::SeqCst);
+}
+
+fn map(region: Region) -> Result<Registers, Failed> {
+    device::map(region).map_err(|_| Failed::Mapping)
+}
+
+fn main(guest: &Guest) -> Result<(), Failed> {
+    if let Some(address) = guest.args().text("touch").and_then(|text| u64::from_str_radix(text, 16).ok()) {
+        println!("device: touching {address:#x}");
+        let registers = map(Region { start: address, size: 0x1000 })?;
+        return Err(Failed::Touched(registers.read32(0)));
+    }
+    let device = guest.tree.device.ok_or(Failed::NoDevice)?;
+    let shared = Shared::new(device.interrupt.ok_or(Failed::NoInterrupt)?).ok_or(Failed::NoInterrupt)?;
+    println!("device: {} at {:#x}, interrupt {}", device.compatible, device.registers.start, shared.number());
+    let registers = map(device.registers)?;
+    interrupt::start(guest.tree.gic).map_err(|_| Failed::NoController)?;
+    let clock = device.compatible == "arm,pl031";
+    DEVICE.call_once(|| (registers, if clock { pl031::ICR } else { pl011::ICR }));
+    interrupt::enable_shared(shared, served).map_err(|_| Failed::NoController)?;
+    for round in 1..=3 {
+        if clock {
+            registers.write32(pl031::MR, registers.read32(pl031::DR).wrapping_add(1));
+            registers.write32(pl031::IMSC, 1);
+        } else {
+            registers.write32(pl011::CR, pl011::ON);
+            registers.write32(pl011::IMSC, pl011::TRANSMIT);
+            for byte in *b"sent by the device's own domain\r\n" {
+                registers.write32(pl011::DR, byte.into());
+            }
+        }
+        // The alarm is a second away; a device whose interrupt is lost must not hold the run up for ever.
+        let deadline = time::now().after(Duration::from_secs(10));
+        interrupt::enable(Intid::TIMER, timer::disarm).map_err(|_| Failed::NoController)?;
+        timer::arm(deadline);
+        interrupt::wait_until(|| CAME.load(Ordering::SeqCst) >= round || time::now() >= deadline);
+        if CAME.load(Ordering::SeqCst) < round {
+            return Err(Failed::NoInterrupt);
+        }
+    }
+    println!("device: {} interrupts", CAME.load(Ordering::SeqCst));
+    Ok(())
+}

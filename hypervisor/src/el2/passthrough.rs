@@ -1,0 +1,134 @@
+//! Devices that belong to a domain: who gets what, and the way of their interrupts.
+//!
+//! A device's interrupt is taken here, its priority is dropped, and it stays active: the guest's own deactivation, through the list
+//! register's hardware link, is the physical one, so it comes again only after that. It is enabled from the start: one that comes before
+//! the guest wants it waits, as at a real controller.
+//!
+//! Invariants
+//! 1. [`OWNERS`] changes at boot only, before guests run. One interrupt has one owner, one page of registers too.
+//! 2. No domain gets what EL2 maps: RAM, or a device that EL2 drives.
+#![expect(unsafe_code, reason = "reads partial device trees where they were loaded")]
+
+use core::ptr::with_exposed_provenance;
+use core::slice;
+use core::sync::atomic::{AtomicU16, Ordering};
+
+use hypervisor::devicetree::{Assigned, DomainConfig, HostGic, HostMachine, NotAssigned, PhysRange, Tree};
+use hypervisor::domain_build::{Devices, Refusal};
+use hypervisor::sched;
+use hypervisor::vcpu::Run;
+use hypervisor::vgic::{Intid, Spi};
+use platform::passthrough::WITHOUT_DMA;
+use pv_abi::{DomId, layout};
+
+use super::percpu::PerCpu;
+use super::{direct, gic, mmu};
+
+/// First shared interrupt.
+const FIRST: u32 = 32;
+/// For each SPI that a guest can have, the id of the domain that has it, plus 1.
+static OWNERS: [AtomicU16; 256] = [const { AtomicU16::new(0) }; 256];
+
+/// Ranges that domains have been given.
+pub type Given = heapless::Vec<PhysRange, 64>;
+
+/// Reads a domain's partial tree, and checks that nobody else has what it names.
+pub fn devices(
+    tree: &Tree<'static>,
+    host: &HostMachine<'_>,
+    config: &DomainConfig<'_>,
+    given: &Given,
+) -> Result<Option<Devices<'static>>, Refusal> {
+    let Some(place) = config.device_tree else { return Ok(None) };
+    let in_ram =
+        host.ram.as_slice().iter().any(|bank| bank.start() <= place.start() && place.end() <= bank.end());
+    if !in_ram || place.start() % 4 != 0 || place.end() > direct::LIMIT {
+        return Err(Refusal::PartialTree);
+    }
+    let first = with_exposed_provenance::<u32>(direct::virt(place.start()));
+    // SAFETY: RAM, mapped; `boot::memory` keeps modules out of the allocator, so nobody writes it.
+    let words = unsafe { slice::from_raw_parts(first, place.size().div_ceil(4) as usize) };
+    let partial = Tree::new(words).map_err(|_| Refusal::PartialTree)?;
+    let assigned = Assigned::read(&partial, tree, &WITHOUT_DMA).map_err(Refusal::Devices)?;
+    for range in assigned.ranges.iter().map(|range| range.host) {
+        let used = host.ram.as_slice().iter().chain(given).any(|other| other.overlaps(range));
+        if used || virtual_interface(host).is_some_and(|other| other.overlaps(range)) || mmu::maps_any(range)
+        {
+            return Err(Refusal::DeviceTaken);
+        }
+    }
+    if given.len().saturating_add(assigned.ranges.len()) > given.capacity() {
+        return Err(Refusal::Devices(NotAssigned::TooMany));
+    }
+    let emulated = config.vpl011 && assigned.interrupts.iter().any(|own| own.intid == layout::VPL011_SPI);
+    if emulated {
+        return Err(Refusal::DeviceTaken);
+    }
+    let mut interrupts = assigned.interrupts.iter();
+    if interrupts
+        .any(|interrupt| owner(interrupt.intid).is_none_or(|owner| owner.load(Ordering::Relaxed) != 0))
+    {
+        return Err(Refusal::DeviceTaken);
+    }
+    Ok(Some(Devices { partial, assigned }))
+}
+
+/// What EL2 shows to guests, and maps nowhere itself.
+fn virtual_interface(host: &HostMachine<'_>) -> Option<PhysRange> {
+    match &host.gic {
+        HostGic::V2 { virtual_interface, .. } => Some(*virtual_interface),
+        HostGic::V3 { .. } => None,
+    }
+}
+
+fn owner(intid: u32) -> Option<&'static AtomicU16> {
+    OWNERS.get(intid.checked_sub(FIRST)? as usize)
+}
+
+/// Notes whose the devices are from now on, and lets their interrupts in.
+pub fn give(host: &HostMachine<'_>, id: DomId, assigned: &Assigned, given: &mut Given) {
+    // There is room: `devices` looked.
+    given.extend(assigned.ranges.iter().map(|range| range.host));
+    for interrupt in &assigned.interrupts {
+        if let Some(owner) = owner(interrupt.intid) {
+            owner.store(id.0.wrapping_add(1), Ordering::Relaxed);
+            match &host.gic {
+                HostGic::V2 { .. } => gic::enable_shared(interrupt.intid, interrupt.edge),
+                HostGic::V3 { distributor, .. } => {
+                    let mpidr = super::regs::mpidr_el1::read() & super::boot::AFFINITY;
+                    let address = direct::virt(distributor.start());
+                    // SAFETY: the distributor, which `boot::interrupt_controller` mapped; boot runs on one CPU.
+                    let _ = unsafe {
+                        platform::gicv3::enable_shared(address, interrupt.intid, interrupt.edge, mpidr)
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// Takes a shared interrupt to the domain that has it; false when nobody has.
+#[cold]
+#[inline(never)]
+pub fn take(cpu: &'static PerCpu, intid: u32) -> bool {
+    let owner = owner(intid).map_or(0, |owner| owner.load(Ordering::Relaxed));
+    let (Some(id), Some(machine)) = (owner.checked_sub(1), cpu.machine.get()) else { return false };
+    // Of a domain that has ended it stays active, and so comes no more.
+    let Some(domain) = machine.domain(DomId(id)).filter(|domain| domain.life.is_running()) else {
+        return true;
+    };
+    let Some(spi) = intid.checked_sub(FIRST).and_then(|number| u8::try_from(number).ok()) else {
+        return true;
+    };
+    let (Some(vcpu), Some(mailbox)) = (domain.vcpus.first(), domain.gic.first()) else { return true };
+    // Any vCPU hands it on to the one that it is routed to.
+    if mailbox.raise_remote(Intid::Shared(Spi::new(spi))) {
+        sched::wake_quietly(machine, vcpu);
+        if vcpu.home == cpu.id {
+            cpu.reschedule.set(true);
+        } else if matches!(vcpu.run.get(), Run::Running | Run::Runnable) {
+            gic::kick(vcpu.home);
+        }
+    }
+    true
+}
