@@ -152,7 +152,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
                 let spi = Spi::new(number.ok_or(Refusal::Devices(NotAssigned::Interrupts))?);
                 domain.state.get_mut().gic.declare_hw(spi, spi.intid());
             }
-            Ok(Built { boot, domain })
+            Ok(Built { domain, boot })
         });
         if built.is_err() {
             self.hw.flush_all(shape.vmid);

@@ -17,6 +17,7 @@ impl<'a> Cells<'a> {
     }
 
     /// The next cell.
+    #[inline(never)]
     pub(super) fn u32(&mut self) -> Option<u32> {
         let (cell, rest) = self.rest.split_first_chunk::<4>()?;
         self.rest = rest;
@@ -24,6 +25,7 @@ impl<'a> Cells<'a> {
     }
 
     /// The next number of `cells` cells; none when the value ends first or does not fit 64 bits.
+    #[inline(never)]
     pub(super) fn number(&mut self, cells: u32) -> Option<u64> {
         let mut value: u64 = 0;
         for _ in 0..cells {
@@ -37,6 +39,7 @@ impl<'a> Cells<'a> {
 }
 
 /// The first string of a value, without its terminator; none unless it is terminated UTF-8.
+#[inline(never)]
 pub(super) fn first_str(value: &[u8]) -> Option<&str> {
     core::ffi::CStr::from_bytes_until_nul(value).ok()?.to_str().ok()
 }
@@ -44,6 +47,7 @@ pub(super) fn first_str(value: &[u8]) -> Option<&str> {
 /// What is before the first `separator` (an ASCII character) in `text`, and what is behind it if it is there.
 ///
 /// `str::split_once` would do, but its search brings a panic path into the image.
+#[inline(never)]
 pub(super) fn split_once(text: &str, separator: u8) -> (&str, Option<&str>) {
     let found = text.bytes().position(|byte| byte == separator);
     let parts = found.and_then(|place| text.get(..place).zip(text.get(place.checked_add(1)?..)));
@@ -51,6 +55,7 @@ pub(super) fn split_once(text: &str, separator: u8) -> (&str, Option<&str>) {
 }
 
 /// Whether the list of strings `value` contains one of `wanted`.
+#[inline(never)]
 pub(super) fn lists_any(value: &[u8], wanted: &[&str]) -> bool {
     value.split(|byte| *byte == 0).any(|entry| wanted.iter().any(|name| name.as_bytes() == entry))
 }

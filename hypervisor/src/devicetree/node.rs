@@ -15,6 +15,7 @@ impl<'a> Node<'a> {
         Self(node)
     }
 
+    #[inline(never)]
     fn split_name(self) -> Result<NodeName<'a>, TreeError> {
         Ok(self.0.name()?)
     }
@@ -31,6 +32,7 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     /// [`TreeError::Damaged`] when the node's name is no text.
+    #[inline(never)]
     pub fn is_named(self, component: &str) -> Result<bool, TreeError> {
         let own = self.split_name()?;
         Ok(match split_once(component, b'@') {
@@ -71,6 +73,7 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     /// As [`Node::bytes`].
+    #[inline(never)]
     pub fn u32(self, name: &str) -> Result<Option<u32>, TreeError> {
         Ok(self.bytes(name)?.and_then(|value| Cells::new(value).u32()))
     }
@@ -87,6 +90,7 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     /// As [`Node::bytes`].
+    #[inline(never)]
     pub fn str(self, name: &str) -> Result<Option<&'a str>, TreeError> {
         Ok(self.bytes(name)?.and_then(first_str))
     }
@@ -95,6 +99,7 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     /// As [`Node::bytes`].
+    #[inline(never)]
     pub fn lists(self, name: &str, wanted: &[&str]) -> Result<bool, TreeError> {
         Ok(self.bytes(name)?.is_some_and(|value| lists_any(value, wanted)))
     }
@@ -103,6 +108,7 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     /// As [`Node::bytes`].
+    #[inline(never)]
     pub fn is_compatible(self, wanted: &[&str]) -> Result<bool, TreeError> {
         self.lists("compatible", wanted)
     }
@@ -111,6 +117,7 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     /// As [`Node::bytes`].
+    #[inline(never)]
     pub fn is_available(self) -> Result<bool, TreeError> {
         Ok(!self.has("status")? || self.lists("status", &["okay", "ok"])?)
     }
@@ -130,6 +137,7 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     /// As [`Node::bytes`].
+    #[inline(never)]
     pub fn child_cells(self) -> Result<(u32, u32), TreeError> {
         Ok((self.u32("#address-cells")?.unwrap_or(2), self.u32("#size-cells")?.unwrap_or(1)))
     }

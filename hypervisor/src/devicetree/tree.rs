@@ -134,6 +134,7 @@ impl<'a> Walk<'a> {
     ///
     /// # Errors
     /// [`TreeError::Damaged`] or [`TreeError::TooDeep`]; the walk is over then.
+    #[inline(never)]
     pub fn step(&mut self) -> Result<Option<Path<'_, 'a>>, TreeError> {
         let Some(next) = self.nodes.next() else { return Ok(None) };
         let (depth, node) = next?;
@@ -185,6 +186,7 @@ impl<'a> Path<'_, 'a> {
     ///
     /// # Errors
     /// [`TreeError::Damaged`] when a name is no text.
+    #[inline(never)]
     pub fn is_child_of(self, ancestors: &[&str]) -> Result<bool, TreeError> {
         if self.depth() != ancestors.len().saturating_add(1) {
             return Ok(false);
@@ -224,6 +226,7 @@ impl<'a> Path<'_, 'a> {
     ///
     /// # Errors
     /// [`TreeError::Damaged`] when a name is no text.
+    #[inline(never)]
     pub fn matches(self, text: &str) -> Result<bool, TreeError> {
         // Depth 0 is the root's; a path that goes deeper than this node does not name it.
         let mut rest = text.strip_prefix('/').unwrap_or(text);
@@ -283,6 +286,7 @@ impl<'a> Path<'_, 'a> {
 }
 
 /// Entry `index` of a `reg` value.
+#[inline(never)]
 fn nth_reg(value: &[u8], address_cells: u32, size_cells: u32, index: usize) -> Option<(u64, u64)> {
     let cells = usize::try_from(address_cells.checked_add(size_cells)?).ok()?;
     let skip = cells.checked_mul(4)?.checked_mul(index)?;
@@ -292,6 +296,7 @@ fn nth_reg(value: &[u8], address_cells: u32, size_cells: u32, index: usize) -> O
 }
 
 /// `address` on `bus` as an address on the bus above, whose node is `parent` (specification 2.3.8).
+#[inline(never)]
 fn through_ranges(
     bus: Node<'_>,
     parent: Node<'_>,

@@ -60,6 +60,7 @@ impl<'b> FdtWriter<'b> {
     }
 
     /// Begins node `name@unit`, or `name` alone, as another tree has it.
+    #[inline(never)]
     pub(super) fn begin_node_named(&mut self, name: &str, unit: Option<&str>) -> Result<(), NoSpace> {
         self.put(&BEGIN_NODE.to_be_bytes())?;
         self.put(name.as_bytes())?;
@@ -70,6 +71,7 @@ impl<'b> FdtWriter<'b> {
         self.opened()
     }
 
+    #[inline(never)]
     fn begin(&mut self, name: &str, unit: Option<u64>) -> Result<(), NoSpace> {
         self.put(&BEGIN_NODE.to_be_bytes())?;
         self.put(name.as_bytes())?;
@@ -92,6 +94,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn end_node(&mut self) -> Result<(), NoSpace> {
         let Some(open) = self.open_nodes.checked_sub(1) else { return Ok(()) };
         self.put(&END_NODE.to_be_bytes())?;
@@ -103,6 +106,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property(&mut self, name: &str, value: &[u8]) -> Result<(), NoSpace> {
         self.header_of(name, value.len())?;
         self.put(value)?;
@@ -121,6 +125,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property_u32(&mut self, name: &str, value: u32) -> Result<(), NoSpace> {
         self.property(name, &value.to_be_bytes())
     }
@@ -129,6 +134,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property_u64(&mut self, name: &str, value: u64) -> Result<(), NoSpace> {
         self.property(name, &value.to_be_bytes())
     }
@@ -137,6 +143,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property_cells(&mut self, name: &str, cells: &[u32]) -> Result<(), NoSpace> {
         self.header_of(name, cells.len().checked_mul(4).ok_or(NoSpace)?)?;
         cells.iter().try_for_each(|cell| self.put(&cell.to_be_bytes()))
@@ -146,6 +153,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property_u64s(&mut self, name: &str, numbers: &[u64]) -> Result<(), NoSpace> {
         self.header_of(name, numbers.len().checked_mul(8).ok_or(NoSpace)?)?;
         numbers.iter().try_for_each(|number| self.put(&number.to_be_bytes()))
@@ -155,6 +163,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property_ranges(&mut self, name: &str, ranges: &[(u64, u64)]) -> Result<(), NoSpace> {
         self.header_of(name, ranges.len().checked_mul(16).ok_or(NoSpace)?)?;
         ranges.iter().try_for_each(|(start, size)| {
@@ -167,6 +176,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property_str(&mut self, name: &str, text: &str) -> Result<(), NoSpace> {
         self.property_text(name, text.as_bytes())
     }
@@ -175,6 +185,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property_text(&mut self, name: &str, text: &[u8]) -> Result<(), NoSpace> {
         let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
         self.header_of(name, text.len().checked_add(1).ok_or(NoSpace)?)?;
@@ -187,6 +198,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property_strs(&mut self, name: &str, texts: &[&str]) -> Result<(), NoSpace> {
         let bytes = texts.iter().try_fold(0usize, |sum, text| sum.checked_add(text.len())?.checked_add(1));
         self.header_of(name, bytes.ok_or(NoSpace)?)?;
@@ -201,6 +213,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn finish(mut self) -> Result<usize, NoSpace> {
         while self.open_nodes != 0 {
             self.end_node()?;
@@ -228,6 +241,7 @@ impl<'b> FdtWriter<'b> {
     }
 
     /// The start of a property whose value has `length` bytes.
+    #[inline(never)]
     fn header_of(&mut self, name: &str, length: usize) -> Result<(), NoSpace> {
         let name = self.name_offset(name)?;
         self.put(&PROP.to_be_bytes())?;
@@ -251,6 +265,7 @@ impl<'b> FdtWriter<'b> {
         Ok(new)
     }
 
+    #[inline(never)]
     fn put(&mut self, bytes: &[u8]) -> Result<(), NoSpace> {
         let end = self.used.checked_add(bytes.len()).ok_or(NoSpace)?;
         let place = self.buffer.get_mut(self.used..end).ok_or(NoSpace)?;

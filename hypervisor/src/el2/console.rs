@@ -108,6 +108,7 @@ pub fn drain() {
 
 impl State {
     /// Takes a text into the ring; false when it does not fit as a whole.
+    #[inline(never)]
     fn takes(&mut self, text: &[u8]) -> bool {
         let room = RING.wrapping_sub(self.tail.wrapping_sub(self.head));
         let bytes =
@@ -132,6 +133,7 @@ impl State {
     }
 
     /// Sends what waits: what the UART has room for, or, while nobody minds waiting, all of it.
+    #[inline(never)]
     fn send(&mut self, most: usize) {
         let most = if self.buffered { most } else { RING };
         let Some(console) = self.console.as_mut() else { return };

@@ -11,13 +11,13 @@
 
 use core::ptr::with_exposed_provenance;
 use core::slice;
-use core::sync::atomic::{AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use hypervisor::devicetree::{Assigned, DomainConfig, HostGic, HostMachine, NotAssigned, PhysRange, Tree};
 use hypervisor::domain_build::{Devices, Refusal};
 use hypervisor::sched;
 use hypervisor::vcpu::Run;
-use hypervisor::vgic::{Intid, Spi};
+use hypervisor::vgic::{Intid, Spi, SpiBits};
 use platform::passthrough::WITHOUT_DMA;
 use pv_abi::{DomId, layout};
 
@@ -28,6 +28,8 @@ use super::{direct, gic, mmu};
 const FIRST: u32 = 32;
 /// For each SPI that a guest can have, the id of the domain that has it, plus 1.
 static OWNERS: [AtomicU16; 256] = [const { AtomicU16::new(0) }; 256];
+
+static ANY: AtomicBool = AtomicBool::new(false);
 
 /// Ranges that domains have been given.
 pub type Given = heapless::Vec<PhysRange, 64>;
@@ -92,6 +94,7 @@ pub fn give(host: &HostMachine<'_>, id: DomId, assigned: &Assigned, given: &mut 
     for interrupt in &assigned.interrupts {
         if let Some(owner) = owner(interrupt.intid) {
             owner.store(id.0.wrapping_add(1), Ordering::Relaxed);
+            ANY.store(true, Ordering::Relaxed);
             match &host.gic {
                 HostGic::V2 { .. } => gic::enable_shared(interrupt.intid, interrupt.edge),
                 HostGic::V3 { distributor, .. } => {
@@ -104,6 +107,21 @@ pub fn give(host: &HostMachine<'_>, id: DomId, assigned: &Assigned, given: &mut 
                 }
             }
         }
+    }
+}
+
+/// Whether any domain has an interrupt of a device.
+#[inline(always)]
+pub fn any() -> bool {
+    ANY.load(Ordering::Relaxed)
+}
+
+/// Ends physical interrupts that their guest cancelled before it took them.
+#[cold]
+#[inline(never)]
+pub fn deactivate(spis: SpiBits) {
+    for spi in spis.iter() {
+        gic::deactivate(spi.intid().into());
     }
 }
 

@@ -14,7 +14,7 @@ use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
 use super::gic::{self, HardwareLrs};
 use super::percpu::{self, PerCpu};
-use super::{console, finish, regs, report, speculation, timer, trap};
+use super::{console, finish, passthrough, regs, report, speculation, timer, trap};
 
 /// Chooses who runs next on this CPU and puts its registers into the frame. Idles until there is somebody.
 #[unsafe(no_mangle)]
@@ -195,8 +195,8 @@ pub fn attend(cpu: &'static PerCpu) {
 pub fn serviced(cpu: &'static PerCpu, arch: &'static ArchVcpu, done: &Serviced) {
     gic::request_maintenance(done.maintenance);
     gic::deactivate_all(done.deactivate);
-    for spi in done.deactivate_spis.iter() {
-        gic::deactivate(spi.intid().into());
+    if passthrough::any() {
+        passthrough::deactivate(done.deactivate_spis);
     }
     kick_vcpus(cpu, arch, done.kick);
 }
