@@ -231,12 +231,12 @@ pub fn maps_any(range: PhysRange) -> bool {
         let va = direct::virt(at) as u64;
         let l1 = Table::ROOT.get((va / BLOCK1) & 511);
         let mut entry = l1;
-        for shift in [BLOCK2, PAGE] {
+        for bits in [21, 12] {
             if entry & VALID == 0 || is_block(entry) {
                 break;
             }
             let table = Table(((entry & OUTPUT).wrapping_sub(Table::ROOT.pa()) / PAGE) as usize);
-            entry = table.get((va / shift) & 511);
+            entry = table.get(va.wrapping_shr(bits) & 511);
         }
         if entry & VALID != 0 {
             return true;
