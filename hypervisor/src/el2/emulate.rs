@@ -9,7 +9,7 @@ use super::context::{ArchVcpu, Frame};
 use super::gic::{self, HardwareLrs};
 use super::percpu::PerCpu;
 use super::regs::ESR;
-use super::run;
+use super::{passthrough, run};
 
 /// Serves an access to an emulated device; false when there is none at the address.
 pub fn access(
@@ -40,6 +40,7 @@ pub fn access(
         let done = arch.with_gic(|gic| {
             Some(gic.mmio_write(&mut state.gic, arch.domain.gic, &mut HardwareLrs, access, value))
         });
+        passthrough::release(&mut state.gic);
         drop(state);
         let Some(done) = done else { return true };
         report(arch, device, offset, done.handling);
@@ -48,6 +49,7 @@ pub fn access(
     } else {
         let done = arch
             .with_gic(|gic| Some(gic.mmio_read(&mut state.gic, arch.domain.gic, &mut HardwareLrs, access)));
+        passthrough::release(&mut state.gic);
         drop(state);
         let Some(done) = done else { return true };
         report(arch, device, offset, done.handling);

@@ -17,7 +17,7 @@ use hypervisor::devicetree::{Assigned, DomainConfig, HostGic, HostMachine, NotAs
 use hypervisor::domain_build::{Devices, Refusal};
 use hypervisor::sched;
 use hypervisor::vcpu::Run;
-use hypervisor::vgic::{Intid, Spi, SpiBits};
+use hypervisor::vgic::{DistState, Intid, Spi};
 use platform::passthrough::WITHOUT_DMA;
 use pv_abi::{DomId, layout};
 
@@ -29,6 +29,7 @@ const FIRST: u32 = 32;
 /// For each SPI that a guest can have, the id of the domain that has it, plus 1.
 static OWNERS: [AtomicU16; 256] = [const { AtomicU16::new(0) }; 256];
 
+/// Whether any domain has an interrupt of a device.
 static ANY: AtomicBool = AtomicBool::new(false);
 
 /// Ranges that domains have been given.
@@ -110,17 +111,18 @@ pub fn give(host: &HostMachine<'_>, id: DomId, assigned: &Assigned, given: &mut 
     }
 }
 
-/// Whether any domain has an interrupt of a device.
+/// Ends physical interrupts that their guest cancelled before it took them, after a service.
 #[inline(always)]
-pub fn any() -> bool {
-    ANY.load(Ordering::Relaxed)
+pub fn release(distributor: &mut DistState) {
+    if ANY.load(Ordering::Relaxed) {
+        deactivate(distributor);
+    }
 }
 
-/// Ends physical interrupts that their guest cancelled before it took them.
 #[cold]
 #[inline(never)]
-pub fn deactivate(spis: SpiBits) {
-    for spi in spis.iter() {
+fn deactivate(distributor: &mut DistState) {
+    for spi in distributor.take_released().iter() {
         gic::deactivate(spi.intid().into());
     }
 }

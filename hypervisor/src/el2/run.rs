@@ -186,6 +186,7 @@ pub fn attend(cpu: &'static PerCpu) {
     if cpu.service.replace(false) || wanted {
         let mut state = arch.domain.state.lock();
         let done = arch.with_gic(|gic| gic.service(&mut state.gic, arch.domain.gic, &mut HardwareLrs));
+        passthrough::release(&mut state.gic);
         drop(state);
         serviced(cpu, arch, &done);
     }
@@ -195,9 +196,6 @@ pub fn attend(cpu: &'static PerCpu) {
 pub fn serviced(cpu: &'static PerCpu, arch: &'static ArchVcpu, done: &Serviced) {
     gic::request_maintenance(done.maintenance);
     gic::deactivate_all(done.deactivate);
-    if passthrough::any() {
-        passthrough::deactivate(done.deactivate_spis);
-    }
     kick_vcpus(cpu, arch, done.kick);
 }
 

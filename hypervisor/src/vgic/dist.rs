@@ -43,6 +43,10 @@ pub struct DistState {
     pub(super) clear_active: SpiBits,
     /// Cancelled by the guest while latched, with a physical interrupt to deactivate: the next service reports them.
     pub(super) cancelled: SpiBits,
+    /// What services reported in `Serviced::deactivate_spis` since [`Self::take_released`].
+    released: SpiBits,
+    /// Whether any SPI has a physical interrupt behind it.
+    has_hw: bool,
     pub(super) hw: SpiBits,
     pub(super) priority: [u8; MAX_SPIS],
     route: [VcpuNumber; MAX_SPIS],
@@ -78,6 +82,8 @@ impl DistState {
             set_active: SpiBits::EMPTY,
             clear_active: SpiBits::EMPTY,
             cancelled: SpiBits::EMPTY,
+            released: SpiBits::EMPTY,
+            has_hw: false,
             hw: SpiBits::EMPTY,
             priority: [0; MAX_SPIS],
             route: [VcpuNumber::BOOT; MAX_SPIS],
@@ -108,7 +114,22 @@ impl DistState {
         if let Some(slot) = self.pintid.get_mut(usize::from(spi.index())) {
             *slot = pintid;
             self.hw.insert(spi);
+            self.has_hw = true;
         }
+    }
+
+    /// Notes physical interrupts to deactivate.
+    pub(super) fn release(&mut self, spis: &SpiBits) {
+        if self.has_hw {
+            for word in 0..SPI_WORDS {
+                self.released.insert_word(word, spis.word(word));
+            }
+        }
+    }
+
+    /// SPIs whose physical interrupts are to be deactivated: the guest cancelled them before it took them, or took their active state away.
+    pub fn take_released(&mut self) -> SpiBits {
+        core::mem::take(&mut self.released)
     }
 
     pub(super) fn pintid(&self, spi: Spi) -> u16 {

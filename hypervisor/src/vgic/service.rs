@@ -107,6 +107,7 @@ impl VcpuGic {
         }
         self.summarize();
         self.publish(shared, &work);
+        dist.release(&work.done.deactivate_spis);
         work.done
     }
 
