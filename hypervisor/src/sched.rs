@@ -605,6 +605,15 @@ pub fn wake<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcpu: &Vcp
     }
 }
 
+/// Wakes a vCPU for an interrupt of a device, which is in its mailbox, and makes the CPU that runs it look, unless that is `here`.
+pub fn wake_for_device<H: Hardware>(machine: &Machine<H>, here: CpuId, vcpu: &Vcpu) {
+    fence(SeqCst);
+    if awaken(machine, vcpu) {
+        join(machine, None, vcpu, Joins::Wakes);
+    }
+    tell(machine, here, vcpu);
+}
+
 /// Raises a private interrupt of any vCPU: at once when it is the caller's, else by its CPU.
 #[inline]
 pub fn raise<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, vcpu: &Vcpu, irq: PrivateIntid) {

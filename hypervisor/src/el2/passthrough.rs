@@ -16,7 +16,6 @@ use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use hypervisor::devicetree::{Assigned, DomainConfig, HostGic, HostMachine, NotAssigned, PhysRange, Tree};
 use hypervisor::domain_build::{Devices, Refusal};
 use hypervisor::sched;
-use hypervisor::vcpu::Run;
 use hypervisor::vgic::{DistState, Intid, Spi};
 use platform::passthrough::WITHOUT_DMA;
 use pv_abi::{DomId, layout};
@@ -143,12 +142,8 @@ pub fn take(cpu: &'static PerCpu, intid: u32) -> bool {
     let (Some(vcpu), Some(mailbox)) = (domain.vcpus.first(), domain.gic.first()) else { return true };
     // Any vCPU hands it on to the one that it is routed to.
     if mailbox.raise_remote(Intid::Shared(Spi::new(spi))) {
-        sched::wake_quietly(machine, vcpu);
-        if vcpu.home == cpu.id {
-            cpu.reschedule.set(true);
-        } else if matches!(vcpu.run.get(), Run::Running | Run::Runnable) {
-            gic::kick(vcpu.home);
-        }
+        sched::wake_for_device(machine, cpu.id, vcpu);
+        cpu.reschedule.set(true);
     }
     true
 }
