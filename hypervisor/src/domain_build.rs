@@ -189,7 +189,8 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         self.host.map_gic(self.hw, self.frames, &mut stage2)?;
         self.host.map_devices(self.hw, self.frames, &mut stage2, devices)?;
 
-        let tree = self.host.tree(config, &ram, &placement, devices.map(|devices| devices.partial), scratch)?;
+        let tree =
+            self.host.tree(config, &ram, &placement, devices.map(|devices| devices.partial), scratch)?;
         load::module(self.hw, &stage2, placement.kernel, config.kernel)?;
         if let Some(range) = config.ramdisk {
             load::module(self.hw, &stage2, placement.ramdisk, range)?;

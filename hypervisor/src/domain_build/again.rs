@@ -90,6 +90,10 @@ pub enum Build {
 /// Makes one step; true when the domain is ready to run.
 pub(crate) fn step<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<bool, Refusal> {
     let config = machine.plans.of(domain).ok_or(Refusal::NoStorage)?;
+    // Nobody resets its devices: they are as the old one left them, interrupts included.
+    if config.device_tree.is_some() {
+        return Err(Refusal::DevicesInUse);
+    }
     let mut state = domain.state.lock();
     let (hw, frames) = (&machine.hw, &machine.frames);
     let image = KernelImage::read(hw, config.kernel)?;
@@ -132,7 +136,7 @@ pub(crate) fn step<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result
         },
         Build::Tree => {
             let mut scratch = machine.plans.scratch.lock();
-            let tree = machine.plans.host.tree(config, &ram, &placement, scratch.as_mut_slice())?;
+            let tree = machine.plans.host.tree(config, &ram, &placement, None, scratch.as_mut_slice())?;
             load::bytes(hw, &state.stage2, placement.tree, tree)?;
             Build::Start
         }

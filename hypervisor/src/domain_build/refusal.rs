@@ -43,6 +43,8 @@ pub enum Refusal {
     Devices(NotAssigned),
     /// A device of its partial tree is another domain's or the hypervisor's, or is RAM.
     DeviceTaken,
+    /// It has devices, and is to be built anew.
+    DevicesInUse,
     /// Something lies at an address that cannot be.
     Misplaced,
     /// The hypervisor has no room for its tables.
@@ -108,6 +110,7 @@ impl fmt::Display for Refusal {
                 NotAssigned::Interrupts => "passthrough: the device's interrupts are not SPIs of the GIC",
                 NotAssigned::TooMany => "passthrough: too many ranges or interrupts",
             }),
+            Self::DevicesInUse => f.write_str("passthrough: a domain with devices is not built anew"),
             Self::DeviceTaken => f.write_str("passthrough: the device belongs to somebody else"),
             Self::Misplaced => f.write_str("a module lies outside of memory"),
             Self::NoStorage => f.write_str("out of memory for the hypervisor's tables of the domain"),

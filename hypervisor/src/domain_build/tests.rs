@@ -255,7 +255,10 @@ fn each_refusal_says_why_and_gives_everything_back() {
         ),
         (with_quota(2), "too few stage-2 tables: raise xen,domain-p2m-mem-mb"),
         (DomainConfig { bootargs: &long, ..ok.clone() }, "device tree too large: shorten bootargs"),
-        (DomainConfig { device_tree: Some(image), ..ok.clone() }, "multiboot,device-tree: not supported"),
+        (
+            DomainConfig { device_tree: Some(image), ..ok.clone() },
+            "multiboot,device-tree: no device tree in RAM",
+        ),
         (channel, "static channel: port beyond pavo,max-ports"),
         (
             DomainConfig { kernel: range((1 << 52) + 4, 4096), ..ok.clone() },
