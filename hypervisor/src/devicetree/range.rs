@@ -70,6 +70,7 @@ impl<const N: usize> RangeSet<N> {
     ///
     /// # Errors
     /// Gives the range back when `N` separate ranges are in the set already; the set is unchanged.
+    #[inline(never)]
     pub fn insert(&mut self, range: PhysRange) -> Result<(), PhysRange> {
         let mut merged = Vec::new();
         let mut new = Some(range);

@@ -148,6 +148,7 @@ unsafe impl Send for ArchVcpu {}
 
 impl ArchVcpu {
     /// A vCPU that is off, with every register at its reset value.
+    #[inline(never)]
     pub fn new(
         domain: &'static Domain,
         vcpu: &'static Vcpu,
