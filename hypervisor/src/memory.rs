@@ -222,6 +222,9 @@ fn add_one<H: Hardware>(
         }
         MapSpace::GrantTable => {
             let mut state = domain.state.lock();
+            // Room for the entry first: a refusal leaves no table behind that has grown.
+            let at = Gfn::new(gpfn).ok_or(Errno::Einval)?;
+            let _ = state.stage2.prepare(&machine.hw, &machine.frames, at).map_err(Errno::from)?;
             let frame = grant_frame(machine, domain, &mut state, idx, args)?;
             Ok(place(machine, &mut state, frame, gpfn)?)
         }
