@@ -49,6 +49,11 @@ pub enum Op {
         at: FrameAddr,
         len: usize,
     },
+    /// A word, if loads are recorded ([`FakeHardware::record_loads`]).
+    Load {
+        at: FrameAddr,
+        len: usize,
+    },
     Write {
         at: FrameAddr,
         len: usize,
@@ -83,6 +88,7 @@ struct Inner {
     ops: Vec<Op>,
     pages: BTreeMap<u64, (Ipa, bool)>,
     identity: bool,
+    loads: bool,
     /// Calls of atomics that still succeed before one answers [`Contended`].
     contend_after: Option<u32>,
     counter: u64,
@@ -122,6 +128,11 @@ impl FakeHardware {
     /// Every event logged so far; starts anew.
     pub fn take_events(&self) -> Vec<Event> {
         core::mem::take(&mut self.inner().events)
+    }
+
+    /// Whether loads of words are recorded too: not unless a test asks, since checks of the whole machine make millions.
+    pub fn record_loads(&self, loads: bool) {
+        self.inner().loads = loads;
     }
 
     /// Everything on the console so far; starts anew.
@@ -203,6 +214,14 @@ impl FakeHardware {
         Ok(change(&mut inner.ram))
     }
 
+    fn load(&self, at: FrameAddr, len: usize) -> MutexGuard<'_, Inner> {
+        let mut inner = self.inner();
+        if inner.loads {
+            inner.ops.push(Op::Load { at, len });
+        }
+        inner
+    }
+
     fn record(&self, op: Op) -> MutexGuard<'_, Inner> {
         let mut inner = self.inner();
         inner.ops.push(op);
@@ -282,11 +301,11 @@ impl Hardware for FakeHardware {
     }
 
     fn load_u64(&self, at: FrameAddr) -> u64 {
-        self.inner().ram.word(at)
+        self.load(at, 8).ram.word(at)
     }
 
     fn load_u32(&self, at: FrameAddr) -> u32 {
-        self.inner().ram.half(at)
+        self.load(at, 4).ram.half(at)
     }
 
     fn or_u64(&self, at: FrameAddr, bits: u64) -> Result<u64, Contended> {
