@@ -288,7 +288,7 @@ impl Storage for Few {
 }
 
 #[test]
-fn whichever_allocation_fails_everything_comes_back() {
+fn xsa_181_whichever_allocation_fails_everything_comes_back() {
     let (hw, frames) = machine(2, 12);
     let kernel = put_image(&hw, RAM, 0x1000, 0, 0);
     let config = config(kernel, 8 << 10);

@@ -365,7 +365,7 @@ impl Run {
 
 /// Invariants 1, 2, 3 and 5 over random sequences: 1 to 3 vCPUs, 1 to 5 list registers, both layouts.
 #[test]
-fn no_interrupt_is_lost_made_up_or_overtaken() {
+fn xsa_223_no_interrupt_is_lost_made_up_or_overtaken() {
     let (runs, steps) = if cfg!(miri) { (4, 60) } else { (600, 400) };
     for seed in 1..=runs {
         let mut run = Run::new(seed);
