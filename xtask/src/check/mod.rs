@@ -2,6 +2,7 @@
 
 mod a64;
 mod abi;
+mod advisories;
 mod panic_reach;
 mod planted;
 pub(crate) mod sources;
@@ -62,7 +63,7 @@ impl Run {
 }
 
 /// All checks in the order of their cost.
-pub(crate) const ALL: [Check; 12] = [
+pub(crate) const ALL: [Check; 13] = [
     Check {
         cost: Cost::Low,
         name: "format",
@@ -94,6 +95,7 @@ pub(crate) const ALL: [Check; 12] = [
         name: "ABI: every answer has a case that Xen passes",
         run: Run::Host(abi::covered),
     },
+    Check { cost: Cost::Low, name: "advisories: rows, cases, waivers", run: Run::Host(advisories::check) },
     Check { cost: Cost::Low, name: "lines/unsafe", run: Run::Host(|| Ok(sources::check())) },
 ];
 

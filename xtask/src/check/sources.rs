@@ -47,17 +47,32 @@ pub(super) fn check() -> Found {
     Found::Good(parts.collect::<Vec<_>>().join(", "))
 }
 
+/// All Rust files of a folder.
+pub(super) fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = tree(folder);
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    found
+}
+
 /// Rust and assembly files, without those that hold only tests.
 fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = tree(folder);
+    found.retain(|path| {
+        path.extension().is_some_and(|extension| extension == "rs" || extension == "S")
+            && path.file_name().is_none_or(|name| name != "tests.rs")
+    });
+    found
+}
+
+/// All files of a folder.
+fn tree(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_path_buf()];
     while let Some(folder) = open.pop() {
         for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
             if path.is_dir() {
                 open.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "S")
-                && path.file_name().is_none_or(|name| name != "tests.rs")
-            {
+            } else {
                 found.push(path);
             }
         }
