@@ -68,7 +68,7 @@ fn grants(tap: &mut Tap) {
             ended += 2;
         }
     }
-    tap.is("every grant operation ends, whatever its count", ended, 17 * 14 * 2);
+    tap.is("xsa_27: every grant operation ends, whatever its count", ended, 17 * 14 * 2);
     let map = u64::from(GrantOp::MapGrantRef.number());
     tap.is(
         "more grants than an int counts",
@@ -169,7 +169,7 @@ fn batches(tap: &mut Tap) {
             wrong = wrong.or(Some((count, answer)));
         }
     }
-    tap.is("xsa_145: a multicall of any length ends where its list does", wrong, None);
+    tap.is("a multicall of any length ends where its list does", wrong, None);
 }
 
 fn console(tap: &mut Tap) {

@@ -29,6 +29,21 @@ pub(crate) fn check(tap: &mut Tap, code: &mut Code, window: &mut Window) {
     }
     forms(tap, code);
     sgis(tap, code);
+    noise(tap, code);
+}
+
+/// What could make the hypervisor say something, again and again: whoever runs this counts its lines.
+fn noise(tap: &mut Tap, code: &mut Code) {
+    // A register that is not there, and a performance monitor.
+    for (what, op0, register) in [
+        ("xsa_118: bad accesses by the ten thousand", 3, encoding(3, 15, 15, 7)),
+        ("xsa_152: accesses to performance monitors by the ten thousand", 3, encoding(3, 9, 12, 0)),
+    ] {
+        for _ in 0..10_000 {
+            run(code, Level::El1, &[system(Direction::Read, op0, register)], &mut [0; 31]);
+        }
+        tap.that(what, true);
+    }
 }
 
 /// Reads and writes every byte of a frame with every width that fits there.

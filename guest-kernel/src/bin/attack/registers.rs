@@ -1,10 +1,13 @@
 //! Every system register and system instruction that has an encoding.
+#![expect(unsafe_code, reason = "registers that nothing here depends on")]
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::arch::asm;
 
 use guest_kernel::attempt::{Code, Level, Taken, class};
 use guest_kernel::frame::Frame;
+use guest_kernel::hypercall;
 
 use super::instruction::{Direction, SYSTEM_ENCODINGS, each, encoding, system};
 use crate::tap::Tap;
@@ -17,6 +20,8 @@ const EL2_MEMORY: core::ops::Range<u64> = 0x40_0000_0000..0x60_0000_0000;
 type Wrong = Option<(u32, u32, u64)>;
 
 pub(crate) fn check(tap: &mut Tap, code: &mut Code) {
+    vectors(tap);
+    kept(tap);
     let read = read_all(tap, code, Level::El1);
     let known = read.iter().filter(|value| value.is_some()).count();
     tap.that("some registers can be read", known > 40);
@@ -29,6 +34,83 @@ pub(crate) fn check(tap: &mut Tap, code: &mut Code) {
     tap.is("what could be read can still be read", lost, None);
     read_all(tap, code, Level::El0);
     from_user(tap, code);
+}
+
+/// The 32 vector registers and `FPCR`, `FPSR`: as they are, and then as they are given.
+fn exchange_vectors(give: &[u64; 64]) -> ([u64; 64], [u64; 2]) {
+    let (mut had, mut control) = ([0; 64], [0; 2]);
+    // SAFETY: floating point is let in; nothing else in this guest uses it (softfloat). Stores 512 and 16 bytes, loads 512.
+    unsafe {
+        asm!(
+            ".arch_extension fp", ".arch_extension simd",
+            "mrs {t}, cpacr_el1", "orr {t}, {t}, #0x300000", "msr cpacr_el1, {t}", "isb",
+            "st1 {{v0.2d-v3.2d}}, [{p}], #64", "st1 {{v4.2d-v7.2d}}, [{p}], #64",
+            "st1 {{v8.2d-v11.2d}}, [{p}], #64", "st1 {{v12.2d-v15.2d}}, [{p}], #64",
+            "st1 {{v16.2d-v19.2d}}, [{p}], #64", "st1 {{v20.2d-v23.2d}}, [{p}], #64",
+            "st1 {{v24.2d-v27.2d}}, [{p}], #64", "st1 {{v28.2d-v31.2d}}, [{p}], #64",
+            "mrs {t}, s3_3_c4_c4_0", "str {t}, [{c}]", "mrs {t}, s3_3_c4_c4_1", "str {t}, [{c}, #8]",
+            "ld1 {{v0.2d-v3.2d}}, [{q}], #64", "ld1 {{v4.2d-v7.2d}}, [{q}], #64",
+            "ld1 {{v8.2d-v11.2d}}, [{q}], #64", "ld1 {{v12.2d-v15.2d}}, [{q}], #64",
+            "ld1 {{v16.2d-v19.2d}}, [{q}], #64", "ld1 {{v20.2d-v23.2d}}, [{q}], #64",
+            "ld1 {{v24.2d-v27.2d}}, [{q}], #64", "ld1 {{v28.2d-v31.2d}}, [{q}], #64",
+            t = out(reg) _, c = in(reg) control.as_mut_ptr(),
+            p = inout(reg) had.as_mut_ptr() => _, q = inout(reg) give.as_ptr() => _,
+        );
+    }
+    (had, control)
+}
+
+/// Turns that others get between two looks.
+const TURNS: u32 = 200;
+
+/// Floating point: nothing of others at first, and one's own for ever, though others use theirs meanwhile.
+fn vectors(tap: &mut Tap) {
+    let own: [u64; 64] = core::array::from_fn(|index| 0xa77a_c000_0000_0000 | index as u64);
+    let first = exchange_vectors(&own);
+    tap.is("xsa_165: floating-point registers begin as zeros", first, ([0; 64], [0; 2]));
+    let mut lost = 0;
+    for _ in 0..TURNS {
+        let _ = hypercall::sched_yield();
+        lost += u32::from(exchange_vectors(&own).0 != own);
+    }
+    tap.is("xsa_267: floating-point registers stay its own", lost, 0);
+}
+
+/// Registers of EL1 that have no effect here keep what was written, each pattern, while others run.
+fn kept(tap: &mut Tap) {
+    let mut lost = None;
+    for turn in 0..TURNS {
+        let pattern = 0x5a5a_5a5a_0000_0000_u64.rotate_left(turn) | u64::from(turn);
+        // SAFETY: nothing of this guest depends on these registers, but for `TPIDR_EL0` at exceptions, of which there are none here.
+        unsafe {
+            asm!(
+                "msr contextidr_el1, {v}", "msr amair_el1, {v}", "msr tpidrro_el0, {v}", "msr sp_el0, {v}", "msr afsr1_el1, {v}",
+                "msr far_el1, {v}", "msr ttbr1_el1, {v}", "msr cntkctl_el1, {k}", v = in(reg) pattern, k = in(reg) u64::from(turn % 4),
+                options(nostack, preserves_flags),
+            );
+        }
+        let before = read_kept();
+        let _ = hypercall::sched_yield();
+        if read_kept() != before {
+            lost = lost.or(Some((turn, pattern)));
+        }
+    }
+    tap.is("xsa_91: registers of EL1 keep what was written", lost, None);
+}
+
+fn read_kept() -> [u64; 8] {
+    let mut values = [0; 8];
+    // SAFETY: reads registers, and stores them into `values`.
+    unsafe {
+        asm!(
+            "mrs {a}, contextidr_el1", "mrs {b}, amair_el1", "stp {a}, {b}, [{p}]",
+            "mrs {a}, tpidrro_el0", "mrs {b}, sp_el0", "stp {a}, {b}, [{p}, #16]",
+            "mrs {a}, afsr1_el1", "mrs {b}, far_el1", "stp {a}, {b}, [{p}, #32]",
+            "mrs {a}, ttbr1_el1", "mrs {b}, cntkctl_el1", "stp {a}, {b}, [{p}, #48]",
+            a = out(reg) _, b = out(reg) _, p = in(reg) values.as_mut_ptr(), options(nostack, preserves_flags),
+        );
+    }
+    values
 }
 
 /// Classes of what this guest's own EL1 has not let in: floating point, SVE, SME.

@@ -93,7 +93,7 @@ fn waits_in_32(tap: &mut Tap, code: &mut Code) {
     run(code, Level::El1, &write, &mut x);
     let ended = taken.map(|taken| (taken.vector, taken.class()));
     tap.is(
-        "xsa_103: behind a 16-bit instruction that traps comes the next one",
+        "behind a 16-bit instruction that traps comes the next one",
         (ended, in32[0]),
         (Some((12, class::SVC32)), 2),
     );

@@ -116,5 +116,5 @@ fn text(tap: &mut Tap) {
     // Time for what is left to be told.
     let _ = timer::sleep(Duration::from_millis(200));
     println!();
-    tap.that("xsa_118: a flood of text ends, and what it dropped is counted", true);
+    tap.that("a flood of text ends, and what it dropped is counted", true);
 }
