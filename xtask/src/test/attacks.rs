@@ -1,5 +1,8 @@
 //! Guests that attack, beside two that must not notice: what the victims print is compared with a run without the attacker.
 //!
+//! A control domain waits until all have ended, and prints what the hypervisor has counted then: as many frames must be free as when
+//! the third domain did nothing.
+//!
 //! `guest:attack` tries one family of cases a run and survives them; `guest:faulty` ends itself in ways that nobody survives.
 
 use std::collections::BTreeMap;
@@ -63,6 +66,8 @@ const ROUNDS: u32 = 1000;
 const FEW_ROUNDS: u32 = 100;
 /// A turn of the scheduler, microseconds.
 const TURN: u64 = 2000;
+/// Most lines of the hypervisor's log about one domain: 64 on odd accesses, and its beginning and end.
+const LINES: usize = 70;
 /// Seconds until a run is given up.
 const PATIENCE: u64 = 240;
 
@@ -91,6 +96,17 @@ fn victims(rounds: u32) -> String {
     )
 }
 
+/// Who asks what is left, in front of the others: domain 0.
+const CONTROL: &str = "[[domain]]\nname = \"control\"\nkernel = \"guest:control\"\nmemory = \"16M\"\nprivileged = true\n\
+                       cmdline = \"do=end:1,end:2,end:3,count\"\n";
+
+/// The third domain.
+fn third(kernel: &str, cmdline: &str) -> String {
+    format!(
+        "[[domain]]\nname = \"third\"\nkernel = \"guest:{kernel}\"\nmemory = \"16M\"\nvcpus = 2\ncmdline = \"{cmdline}\"\n{CONTROL}"
+    )
+}
+
 fn options(on: On, name: &str, rounds: u32, attackers: &str) -> Outcome<Options> {
     let name = format!("attack-{name}-{}-{}-{}", on.cpu, on.cpus, on.gic);
     let mut options = Options::for_file(systems::write(&name, &format!("{}{attackers}", victims(rounds)))?);
@@ -104,6 +120,18 @@ fn options(on: On, name: &str, rounds: u32, attackers: &str) -> Outcome<Options>
 
 /// What the victims say but for the time, in the order of the domains; and the longest time, microseconds.
 type Said = (Vec<String>, u64);
+
+/// Frames that are free, or will be when every CPU has passed, after all domains but the control domain have ended; and those that are
+/// the hypervisor's own.
+fn left(observed: &Observed) -> Option<(u64, u64)> {
+    let line = observed
+        .console
+        .iter()
+        .rev()
+        .find_map(|line| line.split_once("count: free=").map(|(_, rest)| rest))?;
+    let mut numbers = line.split(|c: char| !c.is_ascii_digit()).filter_map(|text| text.parse::<u64>().ok());
+    Some((numbers.next()? + numbers.next()?, numbers.next()?))
+}
 
 fn said(observed: &Observed) -> Said {
     let (mut lines, mut longest) = (Vec::new(), 0);
@@ -120,19 +148,22 @@ fn said(observed: &Observed) -> Said {
     (lines, longest)
 }
 
-/// The run without an attacker, once for each machine.
-fn alone(on: On, rounds: u32) -> Outcome<Said> {
-    static RUNS: Mutex<BTreeMap<(On, u32), Said>> = Mutex::new(BTreeMap::new());
+/// What the victims said, and what was left.
+type Alone = (Said, Option<(u64, u64)>);
+
+/// The run without an attacker, once for each machine: a domain that does nothing takes its place.
+fn alone(on: On, rounds: u32) -> Outcome<Alone> {
+    static RUNS: Mutex<BTreeMap<(On, u32), Alone>> = Mutex::new(BTreeMap::new());
     let mut runs = RUNS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(known) = runs.get(&(on, rounds)) {
         return Ok(known.clone());
     }
-    let observed = observe(&options(on, &format!("alone-{rounds}"), rounds, "")?)?;
+    let observed = observe(&options(on, &format!("alone-{rounds}"), rounds, &third("attack", "only=none"))?)?;
     if let Err(failure) = &observed.result {
         return Err(observed.failed(&format!("without an attacker: {failure}")));
     }
-    let found = said(&observed);
-    if found.0.len() != 10 {
+    let found = (said(&observed), left(&observed));
+    if found.0.0.len() != 10 {
         return Err(observed.failed("the victims do not say five things each"));
     }
     runs.insert((on, rounds), found.clone());
@@ -142,7 +173,7 @@ fn alone(on: On, rounds: u32) -> Outcome<Said> {
 /// The victims are as they were alone, and where instructions are counted they lost no more than their place in the queue costs:
 /// a turn of each attacker at each of their waits.
 fn unharmed(on: On, rounds: u32, observed: &Observed, clock: Clock, attackers: u64) -> Outcome<u64> {
-    let (expected, time) = alone(on, rounds)?;
+    let ((expected, time), _) = alone(on, rounds)?;
     let (found, attacked) = said(observed);
     if let Some((one, other)) = expected.iter().zip(&found).find(|(one, other)| one != other) {
         return Err(observed.failed(&format!("a victim said \"{other}\", alone \"{one}\"")));
@@ -168,11 +199,7 @@ fn unharmed(on: On, rounds: u32, observed: &Observed, clock: Clock, attackers: u
 
 /// One family of cases, all of which the attacker survives and finds right.
 fn survives(on: On, family: &str) -> Outcome<Found> {
-    let text = format!(
-        "[[domain]]\nname = \"attack\"\nkernel = \"guest:attack\"\nmemory = \"16M\"\nvcpus = 2\n\
-         cmdline = \"only={family} step={} peer=1\"\n",
-        on.step
-    );
+    let text = third("attack", &format!("only={family} step={} peer=1", on.step));
     let observed = observe(&options(on, family, ROUNDS, &text)?)?;
     let cases = observed.console.iter().filter(|line| line.starts_with("(d3) ok ")).count();
     if let Some(wrong) = observed.console.iter().find(|line| line.starts_with("(d3) not ok ")) {
@@ -185,6 +212,14 @@ fn survives(on: On, family: &str) -> Outcome<Found> {
     }
     if let Err(failure) = &observed.result {
         return Err(observed.failed(&failure.to_string()));
+    }
+    let (found, expected) = (left(&observed), alone(on, ROUNDS)?.1);
+    if found.is_none() || found != expected {
+        return Err(observed.failed(&format!("free and own frames at the end: {found:?}, not {expected:?}")));
+    }
+    let lines = observed.log.iter().filter(|line| line.starts_with("d3: ")).count();
+    if lines > LINES {
+        return Err(observed.failed(&format!("the hypervisor said {lines} things of the attacker")));
     }
     let times = unharmed(on, ROUNDS, &observed, on.clock(), 2)?;
     Ok(Found::Good(format!("{cases} cases; the victims took {}.{} times as long", times / 10, times % 10)))

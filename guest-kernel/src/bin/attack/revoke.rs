@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use guest_kernel::event::own_id;
 use guest_kernel::frame::Frame;
 use guest_kernel::grant::{self, Access, Grant, MappedGrant};
-use guest_kernel::{Guest, interrupt, smp};
+use guest_kernel::{Guest, hypercall, interrupt, smp};
 use pv_abi::GrantRef;
 
 use crate::tap::Tap;
@@ -79,6 +79,8 @@ pub(crate) fn check(tap: &mut Tap, guest: &Guest) {
                 Ok(page) => break page,
                 Err(still) => {
                     refused += 1;
+                    // On one CPU it takes the other a turn.
+                    let _ = hypercall::sched_yield();
                     if refused > 100_000_000 {
                         lost += 1;
                         core::mem::forget(still);
