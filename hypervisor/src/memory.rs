@@ -224,7 +224,7 @@ fn add_one<H: Hardware>(
             let mut state = domain.state.lock();
             // Room for the entry first: a refusal leaves no table behind that has grown.
             let at = Gfn::new(gpfn).ok_or(Errno::Einval)?;
-            let _ = state.stage2.prepare(&machine.hw, &machine.frames, at).map_err(Errno::from)?;
+            state.stage2.make_room(&machine.hw, &machine.frames, at).map_err(Errno::from)?;
             let frame = grant_frame(machine, domain, &mut state, idx, args)?;
             Ok(place(machine, &mut state, frame, gpfn)?)
         }

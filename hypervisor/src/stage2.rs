@@ -217,6 +217,14 @@ impl Stage2 {
         Ok(Slot { table: place.table, index: place.index, gfn, vmid: self.vmid })
     }
 
+    /// Makes the tables that a mapping of this guest frame will need, and maps nothing.
+    ///
+    /// # Errors
+    /// As [`Stage2::prepare`].
+    pub fn make_room<H: Hardware>(&mut self, hw: &H, frames: &Frames, gfn: Gfn) -> Result<(), MapError> {
+        self.descend(hw, frames, gfn, LAST_LEVEL).map(|_| ())
+    }
+
     /// Unmaps a guest frame that has an entry of its own; `None` when there was nothing. A frame inside a block has none: split the
     /// block with [`Stage2::prepare`] and use [`Slot::clear`].
     pub fn clear<H: Hardware>(&mut self, hw: &H, gfn: Gfn) -> Option<Mapping> {
