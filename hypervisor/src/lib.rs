@@ -31,6 +31,7 @@ pub mod psci;
 pub mod runstate;
 pub mod sched;
 pub mod sched_op;
+pub mod seeded;
 pub mod selfcheck;
 pub mod stage2;
 pub mod vcpu;

@@ -47,7 +47,7 @@ impl MemoryState {
     #[must_use]
     pub fn charge(&mut self, frames: u64) -> bool {
         match self.frames.checked_add(frames) {
-            Some(sum) if sum <= self.max_frames => {
+            Some(sum) if sum <= self.max_frames || crate::seeded!("xsa-385") => {
                 self.frames = sum;
                 true
             }
@@ -226,7 +226,11 @@ fn add_one<H: Hardware>(
             let at = Gfn::new(gpfn).ok_or(Errno::Einval)?;
             state.stage2.make_room(&machine.hw, &machine.frames, at).map_err(Errno::from)?;
             let frame = grant_frame(machine, domain, &mut state, idx, args)?;
-            Ok(place(machine, &mut state, frame, gpfn)?)
+            let placed = place(machine, &mut state, frame, gpfn);
+            if crate::seeded!("xsa-235") && placed.is_err() {
+                core::mem::forget(state);
+            }
+            Ok(placed?)
         }
         MapSpace::Gmfn | MapSpace::GmfnRange | MapSpace::GmfnForeign | MapSpace::DevMmio => {
             Err(Errno::Enosys.into())
@@ -274,7 +278,7 @@ fn place<H: Hardware>(
     let gfn = Gfn::new(number).ok_or(Errno::Einval)?;
     let home = machine.frames.table.home(frame);
     let mapped = home.and_then(|home| state.stage2.lookup(&machine.hw, home));
-    if mapped.is_some_and(|mapping| mapping.mfn == frame) {
+    if mapped.is_some_and(|mapping| mapping.mfn == frame) && !crate::seeded!("xsa-379") {
         return Err(Errno::Ebusy);
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
@@ -299,6 +303,7 @@ pub fn remove_from_physmap<H: Hardware>(
     let mut state = domain.state.lock();
     match state.stage2.lookup(&machine.hw, gfn).ok_or(Errno::Enoent)?.kind {
         Kind::Ram | Kind::Shared => {}
+        Kind::GrantWritable | Kind::GrantReadOnly if crate::seeded!("remove-grant") => {}
         Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device => return Err(Errno::Enoent),
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;

@@ -104,6 +104,7 @@ impl Place {
     /// The entry of level 1 for a guest frame.
     #[inline]
     fn first(root: Mfn, gfn: Gfn) -> Option<Self> {
+        let gfn = if crate::seeded!("xsa-301") { Gfn::new(gfn.get() % GFN_LIMIT)? } else { gfn };
         if gfn.get() >= GFN_LIMIT {
             return None;
         }
@@ -259,7 +260,9 @@ impl Slot {
     fn unmap<H: Hardware>(&self, hw: &H) -> Option<Mapping> {
         let mapping = self.current(hw)?;
         hw.table_write(self.table, self.index, Descriptor::INVALID.raw());
-        hw.flush_page(self.vmid, self.ipa());
+        if !crate::seeded!("xsa-241") {
+            hw.flush_page(self.vmid, self.ipa());
+        }
         Some(mapping)
     }
 

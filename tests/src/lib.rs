@@ -16,6 +16,7 @@
 
 pub mod drive;
 pub mod spec;
+pub mod tiny;
 
 use hypervisor::addr::{FrameAddr, Gfn, Mfn};
 use hypervisor::evtchn::check_channels;

@@ -10,6 +10,7 @@ mod debug;
 mod dom0less;
 mod failure;
 mod fdt;
+mod fuzz;
 mod hypervisor;
 mod image;
 mod machine;
@@ -59,6 +60,8 @@ enum Command {
     Bench(bench::Options),
     /// Write what goes on a board's SD card.
     Image(rpi4::Options),
+    /// Play random calls on the library and its specification at once.
+    Fuzz(fuzz::Options),
     /// Decode the log of a board: a serial device, a file, or standard input.
     Monitor(monitor::Options),
     /// Boot under QEMU and wait for a debugger.
@@ -90,6 +93,7 @@ fn dispatch(command: Command) -> Outcome<()> {
         Command::Conformance(options) => conformance::command(&options),
         Command::Bench(options) => bench::command(&options),
         Command::Image(options) => rpi4::command(&options),
+        Command::Fuzz(options) => fuzz::command(&options),
         Command::Monitor(options) => monitor::command(&options),
         Command::Debug(options) => debug::command(&options),
     }

@@ -46,7 +46,9 @@ pub(super) fn close<H: Hardware>(
         (PortKind::Interdomain(..), _) => return Ok(Closed::Again),
     }
     // Before anybody can make the port anew and get an event that is meant.
-    deliver::clear_pending(machine, current, domain, port);
+    if !crate::seeded!("close-pending") {
+        deliver::clear_pending(machine, current, domain, port);
+    }
     state.ports.vacate(domain, port);
     drop(peer_state);
     Ok(Closed::Done)
@@ -55,7 +57,7 @@ pub(super) fn close<H: Hardware>(
 /// Makes the other end of a channel wait for this domain again. Both domains' locks are held.
 fn disconnect(domain: &Domain, port: Port, peer: &Domain, peer_port: Port) {
     let other = port::load(peer, peer_port);
-    if other.kind == PortKind::Interdomain(domain.id, port) {
+    if other.kind == PortKind::Interdomain(domain.id, port) && !crate::seeded!("close-one-end") {
         port::store(peer, peer_port, PortWord { kind: PortKind::Unbound(domain.id), vcpu: other.vcpu });
     }
 }

@@ -148,7 +148,8 @@ pub(super) fn unmask<H: Hardware>(
     let Some(at) = bit_of(domain, port) else { return };
     match machine.hw.clear_u64(at.mask, at.flag) {
         Ok(before) => {
-            if before & at.flag != 0 && machine.hw.load_u64(at.pending) & at.flag != 0 {
+            let tells = !crate::seeded!("unmask-silent");
+            if tells && before & at.flag != 0 && machine.hw.load_u64(at.pending) & at.flag != 0 {
                 select(machine, current, domain, u32::from(vcpu), at.selector);
             }
         }
@@ -198,7 +199,7 @@ fn wake_pollers<H: Hardware>(
     port: Port,
     vcpu: u16,
 ) {
-    for poller in domain.vcpus.iter().filter(|vcpu| polls(vcpu, port)) {
+    for poller in domain.vcpus.iter().filter(|vcpu| polls(vcpu, port) && !crate::seeded!("poll-asleep")) {
         sched::wake(machine, current, poller);
     }
     if let Some(at) = bit_of(domain, port) {

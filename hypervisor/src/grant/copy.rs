@@ -31,7 +31,7 @@ pub(super) fn copy<H: Hardware>(
     current: &Current<'_>,
     op: &GrantCopy,
 ) -> Result<(), GrantStatus> {
-    if op.len == 0 {
+    if op.len == 0 && !crate::seeded!("xsa-448") {
         return Ok(());
     }
     let flags = CopyFlags::from_bits_truncate(op.flags);

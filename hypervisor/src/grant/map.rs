@@ -56,6 +56,7 @@ pub(super) fn map<H: Hardware>(
     }
     let how = if has(MapFlags::READONLY) { Use::Read } else { Use::Write };
     let kind = match how {
+        Use::Read if crate::seeded!("xsa-234") => Kind::GrantWritable,
         Use::Read => Kind::GrantReadOnly,
         Use::Write => Kind::GrantWritable,
     };
@@ -72,7 +73,9 @@ pub(super) fn map<H: Hardware>(
         is_vacant(slot.current(&machine.hw)).then_some((gfn, slot))
     });
     let Some((gfn, slot)) = slot else {
-        unpin(machine, current, granter, both.granter(), op.gref, how);
+        if !crate::seeded!("xsa-224d") {
+            unpin(machine, current, granter, both.granter(), op.gref, how);
+        }
         return Err(GrantStatus::GeneralError);
     };
 
@@ -131,6 +134,7 @@ pub(super) fn unmap<H: Hardware>(
     let there = both.mapper.stage2.lookup(&machine.hw, gfn);
     let used = both.granter().grants.active(machine, gref).and_then(|active| active.mfn());
     match there.map(|mapping| (mapping.kind, used == Some(mapping.mfn))) {
+        Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) if crate::seeded!("xsa-218c") => {}
         Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) => {
             // A grant has an entry of its own: it was mapped as a page.
             let _ = both.mapper.stage2.clear(&machine.hw, gfn);
@@ -165,6 +169,7 @@ fn unmap_orphan<H: Hardware>(
     }
     let mfn = machine.frames.table.base().checked_add(u64::from(frame)).ok_or(GrantStatus::BadHandle)?;
     match state.stage2.lookup(&machine.hw, gfn).map(|mapping| (mapping.kind, mapping.mfn == mfn)) {
+        Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) if crate::seeded!("xsa-218c") => {}
         Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) => {
             let _ = state.stage2.clear(&machine.hw, gfn);
         }

@@ -38,7 +38,8 @@ pub(super) fn pin<H: Hardware>(
     }
     let at = state.grants.entry_at(gref).ok_or(GrantStatus::BadGntref)?;
     let mut active = state.grants.active(machine, gref).ok_or(GrantStatus::BadGntref)?;
-    if active.is_pinned() && (active.domid != user || active.is_full(how)) {
+    let foreign = active.domid != user && !crate::seeded!("grant-of-another");
+    if active.is_pinned() && (foreign || active.is_full(how)) {
         return Err(GrantStatus::GeneralError);
     }
     let first = !active.is_pinned();
@@ -51,6 +52,7 @@ pub(super) fn pin<H: Hardware>(
             let taken = machine.frames.table.reference(mfn, granter.id);
             taken.map(|()| mfn).map_err(|_| GrantStatus::BadPage)
         }),
+        Some(_) if crate::seeded!("xsa-500") && purpose == Purpose::Copy => named(machine, granter, at),
         Some(held) if marks && purpose == Purpose::Copy => named(machine, granter, at)
             .and_then(|mfn| if mfn == held { Ok(held) } else { Err(GrantStatus::GeneralError) }),
         Some(held) => Ok(held),
@@ -89,7 +91,7 @@ pub(super) fn unpin<H: Hardware>(
     let (Some(mfn), Some(at)) = (active.mfn(), state.grants.entry_at(gref)) else { return };
     active.unpin(how);
     state.grants.set_active(machine, gref, active);
-    if !active.is_pinned() {
+    if !active.is_pinned() || crate::seeded!("xsa-218b") {
         // The first use took it.
         let _ = machine.frames.table.release(mfn);
     }
@@ -136,7 +138,8 @@ fn set_status<H: Hardware>(
         if first && (flags & kind_mask != EntryFlags::PERMIT_ACCESS.bits() || domid != user) {
             return Err(GrantStatus::GeneralError);
         }
-        if how == Use::Write && flags & EntryFlags::READONLY.bits() != 0 {
+        let read_only = flags & EntryFlags::READONLY.bits() != 0 && !crate::seeded!("grant-read-only");
+        if how == Use::Write && read_only {
             return Err(GrantStatus::GeneralError);
         }
         match machine.hw.compare_exchange_u32(at, header, header | u32::from(marks.bits())) {
@@ -161,7 +164,7 @@ fn reduce_status<H: Hardware>(
     how: Use,
 ) {
     let mut bits = EntryFlags::empty();
-    if !active.is_pinned() {
+    if !active.is_pinned() || crate::seeded!("xsa-230") {
         bits |= EntryFlags::READING;
     }
     if how == Use::Write && active.writes == 0 {

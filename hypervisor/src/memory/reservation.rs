@@ -151,7 +151,8 @@ fn one<H: Hardware>(
     let tables = state.stage2.tables();
     if page == 0 && change != Change::Decrease {
         let size = 1_u64.wrapping_shl(asked.extent_order);
-        if state.memory.max_frames.saturating_sub(state.memory.frames) < size {
+        let left = state.memory.max_frames.saturating_sub(state.memory.frames);
+        if left < size && !crate::seeded!("xsa-385") {
             return Err(Failure::Refused);
         }
         if machine.frames.free_frames() < size {
@@ -205,7 +206,9 @@ fn populate<H: Hardware>(
     if let Some(replaced) = slot.commit(&machine.hw, frame, Kind::Ram) {
         leave(machine, replaced);
     }
-    machine.frames.table.set_home(frame, Some(gfn));
+    if !crate::seeded!("xsa-22") {
+        machine.frames.table.set_home(frame, Some(gfn));
+    }
     Ok(())
 }
 
@@ -218,7 +221,8 @@ fn decrease<H: Hardware>(
     let there = state.stage2.lookup(&machine.hw, gfn).filter(|there| there.kind == Kind::Ram);
     let mfn = there.ok_or(Failure::Refused)?.mfn;
     // References are taken under the domain's lock: none comes from here on.
-    if machine.frames.table.state(mfn).is_none_or(|frame| frame.count != 0) {
+    let in_use = machine.frames.table.state(mfn).is_none_or(|frame| frame.count != 0);
+    if in_use && !crate::seeded!("xsa-252") {
         return Err(Failure::Refused);
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn).map_err(Errno::from)?;

@@ -1,31 +1,73 @@
 //! The driver behind `cargo xtask fuzz`: random sequences of calls, on the shipping library and on the specification at once.
 //!
-//! `fuzz random SECONDS SEED` plays sequences of seed after seed; `fuzz replay SEQUENCE` plays one and tells its steps.
+//! `random SECONDS SEED` plays the sequences of seed after seed, `replay SEQUENCE` one, as it was printed, and tells its steps; `tiny DEPTH CALLS`
+//! explores the tiny machine. Built with the feature `seeded`: `bugs` names the known bugs, `plant NAME SECONDS` puts one back and
+//! succeeds if that is found.
 #![allow(clippy::expect_used, reason = "a tool of the tests")]
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pavo_tests::drive::{Run, Sequence, shrink};
+use pavo_tests::drive::{Failure, Run, Sequence, shrink};
+use pavo_tests::tiny::explore;
 
 /// Steps of a sequence: long enough to fill tables, short enough that what fails is shrunk quickly.
 const STEPS: usize = 2000;
+/// A step that takes longer waits for a lock that nobody gives back.
+const STUCK: Duration = Duration::from_secs(10);
+
+/// Sequences that were played: what the watch looks at.
+static PLAYED: AtomicU64 = AtomicU64::new(0);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    let number = |word: &str| word.parse::<u64>().expect("a number");
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["random", seconds, seed] => {
-            let (seconds, seed) = (seconds.parse().expect("seconds"), seed.parse().expect("a number"));
-            random(Duration::from_secs(seconds), seed)
+            watch("a call never ends", ExitCode::FAILURE);
+            random(Duration::from_secs(number(seconds)), number(seed))
         }
-        ["replay", domains, sequence] => {
+        ["replay", sequence] => {
+            let (domains, sequence) = sequence.split_once(':').unwrap_or(("2", sequence));
             let sequence = Sequence::parse(sequence).expect("a sequence as it was printed");
             replay(domains.parse().expect("a number"), &sequence)
         }
+        ["tiny", depth, calls] => tiny(
+            u32::try_from(number(depth)).expect("a depth"),
+            usize::try_from(number(calls)).expect("a number of calls"),
+        ),
+        #[cfg(feature = "seeded")]
+        ["bugs"] => {
+            for (name, _) in hypervisor::seeded::BUGS {
+                println!("{name}");
+            }
+            ExitCode::SUCCESS
+        }
+        #[cfg(feature = "seeded")]
+        ["plant", name, seconds] => plant(name, Duration::from_secs(number(seconds))),
         _ => {
-            eprintln!("fuzz random SECONDS SEED | fuzz replay DOMAINS SEQUENCE");
+            eprintln!("fuzz random SECONDS SEED | replay [DOMAINS:]SEQUENCE | tiny DEPTH CALLS");
             ExitCode::from(2)
         }
     }
+}
+
+/// Ends the process when nothing has been played for long.
+fn watch(what: &'static str, code: ExitCode) {
+    let (start, failed) = (Instant::now(), code != ExitCode::SUCCESS);
+    std::thread::spawn(move || {
+        let (mut last, mut since) = (0, Instant::now());
+        loop {
+            std::thread::sleep(Duration::from_millis(200));
+            let now = PLAYED.load(Ordering::Relaxed);
+            if now != last {
+                (last, since) = (now, Instant::now());
+            } else if since.elapsed() > STUCK {
+                println!("{:6.2} s  | {what}", start.elapsed().as_secs_f64());
+                std::process::exit(i32::from(failed));
+            }
+        }
+    });
 }
 
 /// Two domains, every fourth time three.
@@ -33,34 +75,38 @@ const fn domains(seed: u64) -> u16 {
     if seed % 4 == 3 { 3 } else { 2 }
 }
 
-fn random(time: Duration, seed: u64) -> ExitCode {
+/// Plays the sequences of seed after seed; hypercalls and sequences, or the first that fails.
+fn play(time: Duration, seed: u64, steps: usize) -> Result<(u64, u64), (u16, Sequence, Failure)> {
     let start = Instant::now();
     let (mut calls, mut sequences) = (0, 0);
     while start.elapsed() < time {
         let seed = seed.wrapping_add(sequences);
-        let sequence = Sequence::of_seed(seed, STEPS);
+        let sequence = Sequence::of_seed(seed, steps);
         match Run::play(domains(seed), &sequence, false) {
             Ok(made) => calls += made,
-            Err(failure) => {
-                println!("seed {seed}, step {}: {}", failure.step, failure.what);
-                let (small, _) = shrink(domains(seed), &sequence, &failure);
-                return replay(domains(seed), &small);
-            }
+            Err(failure) => return Err((domains(seed), sequence, failure)),
         }
         sequences += 1;
+        PLAYED.fetch_add(1, Ordering::Relaxed);
     }
-    let rate = cpu_seconds().map_or(String::new(), |seconds| {
-        format!(", {:.0} a second of a CPU", f64::from(u32::try_from(calls).unwrap_or(u32::MAX)) / seconds)
-    });
-    println!("{calls} calls in {sequences} sequences agree{rate}");
-    ExitCode::SUCCESS
+    Ok((calls, sequences))
 }
 
-/// What this process has had of a CPU, where the system tells (Linux: user time, in hundredths of a second).
-fn cpu_seconds() -> Option<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    let ticks: u32 = stat.rsplit(')').next()?.split_whitespace().nth(11)?.parse().ok()?;
-    Some(f64::from(ticks) / 100.0)
+fn random(time: Duration, seed: u64) -> ExitCode {
+    match play(time, seed, STEPS) {
+        Ok((calls, sequences)) => {
+            let calls_made = f64::from(u32::try_from(calls).unwrap_or(u32::MAX));
+            let rate = cpu_seconds()
+                .map_or(String::new(), |seconds| format!(", {:.0} a second of a CPU", calls_made / seconds));
+            println!("{calls} calls in {sequences} sequences agree{rate}");
+            ExitCode::SUCCESS
+        }
+        Err((domains, sequence, failure)) => {
+            println!("step {}: {}", failure.step, failure.what);
+            let (small, _) = shrink(domains, &sequence, &failure);
+            replay(domains, &small)
+        }
+    }
 }
 
 fn replay(domains: u16, sequence: &Sequence) -> ExitCode {
@@ -74,8 +120,54 @@ fn replay(domains: u16, sequence: &Sequence) -> ExitCode {
                 println!("  {line}");
             }
             println!("  -> {}", failure.what);
-            println!("again: fuzz replay {domains} {sequence}");
+            println!("again: cargo xtask fuzz --seed {domains}:{sequence}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn tiny(depth: u32, calls: usize) -> ExitCode {
+    match explore(depth, calls) {
+        Ok(found) => {
+            println!(
+                "{} states, each call made in each to depth {}: {} calls, {} with the ways between",
+                found.states, found.depth, found.edges, found.steps
+            );
+            ExitCode::SUCCESS
+        }
+        Err(failed) => {
+            println!("step {}: {}", failed.1.step, failed.1.what);
+            let (small, _) = shrink(2, &failed.0, &failed.1);
+            replay(2, &small)
+        }
+    }
+}
+
+/// Puts a known bug back and looks for it.
+#[cfg(feature = "seeded")]
+fn plant(name: &str, time: Duration) -> ExitCode {
+    assert!(hypervisor::seeded::plant(name), "there is no bug {name}");
+    watch("a call never ends", ExitCode::SUCCESS);
+    let start = Instant::now();
+    match play(time, 1, STEPS) {
+        Ok((calls, _)) => {
+            println!("{:>7} | not caught in {calls} calls", "-");
+            ExitCode::FAILURE
+        }
+        Err((domains, sequence, failure)) => {
+            let after = start.elapsed().as_secs_f64();
+            let steps = failure.step + 1;
+            let what = failure.what.lines().last().unwrap_or_default();
+            let _ = (domains, sequence);
+            println!("{after:6.2} s  | call {steps}: {what}");
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// What this process has had of a CPU, where the system tells (Linux: user time, in hundredths of a second).
+fn cpu_seconds() -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let ticks: u32 = stat.rsplit(')').next()?.split_whitespace().nth(11)?.parse().ok()?;
+    Some(f64::from(ticks) / 100.0)
 }

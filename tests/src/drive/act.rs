@@ -181,8 +181,8 @@ impl Run {
         self.spec.upcalls.clear();
         // What guests put into shared words since the last step is not the hypervisor's doing.
         self.world.machine.hw.take_ops();
-        if from & 0xE == 0xE && kind & 7 == 7 {
-            self.bad_handle(who, &mut n)?;
+        if from & 0xE == 0xE {
+            if kind & 1 == 0 { self.bad_handle(who, &mut n)? } else { self.result_nowhere(who, &mut n)? }
         } else {
             match kind {
                 0..0x60 => self.event_step(who, kind, &mut n)?,
@@ -261,6 +261,21 @@ impl Run {
         if result == wanted { Ok(()) } else { Err(format!("a bad handle: {result}, specified {wanted}")) }
     }
 
+    /// A call whose result goes to a page that the caller may only read (XSA-98).
+    fn result_nowhere(&mut self, (id, vcpu): (u16, u32), n: &mut Numbers<'_>) -> Result<(), String> {
+        let offset = u64::from(n.next()) * 8;
+        let mut places = self.spec.of(id).places.iter();
+        let Some((gfn, _)) = places.find(|(_, place)| matches!(place, Place::Grant { writable: false, .. }))
+        else {
+            return Ok(());
+        };
+        let (gfn, efault) = (*gfn, Errno::Efault.to_result());
+        self.tell(|| format!("d{id}v{vcpu} query_size into {gfn:#x}000 + {offset:#x}, which is read-only"));
+        let args = [u64::from(GrantOp::QuerySize.number()), address(gfn) + offset, 1, 0, 0];
+        let result = self.call(id, vcpu, number::GRANT_TABLE_OP, args)?;
+        if result == efault { Ok(()) } else { Err(format!("read-only: {result}, specified {efault}")) }
+    }
+
     fn event_step(&mut self, who: (u16, u32), kind: u8, n: &mut Numbers<'_>) -> Result<(), String> {
         let (id, vcpu) = who;
         match kind {
@@ -331,10 +346,19 @@ impl Run {
                 self.event(who, EventOp::Reset, Reset { dom: DomId(dom) }, code(&wanted)).map(drop)
             }
             0x57..0x5B => {
-                let port = u32::from(n.below(12));
-                self.tell(|| format!("d{id} masks {port}"));
-                self.spec.of_mut(id).masked.insert(port);
-                self.guest(id, vcpu).mask(Port(port));
+                let (port, masks) = (u32::from(n.below(12)), n.next() < 0xC0);
+                self.tell(|| format!("d{id} {} {port}", if masks { "masks" } else { "clears the mask of" }));
+                let masked = &mut self.spec.of_mut(id).masked;
+                if masks {
+                    masked.insert(port)
+                } else {
+                    masked.remove(&port)
+                };
+                // Without a call nobody is told: who clears a mask looks at the pending bit himself.
+                let offset = crate::MASK;
+                let word = self.spec.of(id).masked.iter().filter(|port| **port < 64);
+                let word = word.fold(0_u64, |word, port| word | 1 << port);
+                self.guest(id, vcpu).set_info(offset, &word.to_le_bytes());
                 Ok(())
             }
             _ => {
@@ -394,8 +418,9 @@ impl Run {
                 };
                 self.map(who, &[args])
             }
-            0x86..0x89 => {
-                // Many, over a place of their own: batches that restart, and all the handles that there are.
+            0x86 => self.hoard(who, n),
+            0x87 | 0x88 => {
+                // Many, over places of their own: batches that restart.
                 let (gref, dom, first) = (n.gref(), n.one(&[1, 2]), u64::from(n.next()) * 4);
                 let flags = n.one(&[2, 6]);
                 let count = 1 + u64::from(n.below(20));
@@ -424,6 +449,25 @@ impl Run {
             }
             _ => self.table_step(who, kind, n),
         }
+    }
+
+    /// Both guests work together on all the handles that there are, and all the uses of a reference.
+    fn hoard(&mut self, who: (u16, u32), n: &mut Numbers<'_>) -> Result<(), String> {
+        let (dom, page, gref) = (n.one(&[1, 2]), n.below(12), 8 + u32::from(n.below(7)));
+        let (first, flags) = (u64::from(n.next()) * 4, n.one(&[2, 6]));
+        let Some(frame) = self.world.domain(dom).state.lock().grants.frame(0) else { return Ok(()) };
+        let mut entry = self.spec.of(dom).entries.get(&gref).copied().unwrap_or_default();
+        if !self.spec.of(dom).uses.contains_key(&gref) {
+            let gfn = u32::try_from(RAM_POOL[usize::from(page)]).expect("small");
+            entry = Entry { flags: 1, domid: who.0, frame: gfn };
+        }
+        self.tell(|| format!("d{dom} offers by {gref}: {entry:x?}"));
+        self.spec.of_mut(dom).entries.insert(gref, entry);
+        let written = GrantEntry { flags: entry.flags, domid: DomId(entry.domid), frame: entry.frame };
+        let at = FrameAddr::new(frame, gref as usize * 8).expect("in the frame");
+        self.world.machine.hw.write(at, written.as_bytes());
+        let element = |index| MapArgs { address: address(FIELD + first + index), flags, gref, dom };
+        self.map(who, &(0..60).map(element).collect::<Vec<_>>())
     }
 
     fn grant<T: IntoBytes + FromBytes + Immutable + Copy>(

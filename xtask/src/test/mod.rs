@@ -3,6 +3,7 @@
 //! The last line is `N passed, N failed, N skipped`; the exit status is 1 if one failed.
 
 mod attacks;
+mod calls;
 mod conformance;
 mod devices;
 mod faults;
@@ -89,6 +90,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
 /// Every step in order.
 fn all() -> Vec<Step> {
     let mut steps = step::host();
+    steps.extend(calls::all());
     steps.extend(refusals::host());
     let guests = [
         systems::all(),

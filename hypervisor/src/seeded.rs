@@ -1,0 +1,104 @@
+//! Known bugs, put back on purpose, to see that the tests would find them.
+//!
+//! Where one was, [`seeded!`](crate::seeded) stands with its name: false in every build but those with the feature `seeded`, which only the tests of
+//! the tests have, and in those true while the bug is [planted](plant). In the image nothing is left of it.
+#[cfg(feature = "seeded")]
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// Whether a known bug is planted: `seeded!("its name")`, a constant `false` in what ships.
+#[macro_export]
+macro_rules! seeded {
+    ($name:literal) => {{
+        #[cfg(feature = "seeded")]
+        let planted = {
+            const BUG: usize = $crate::seeded::index($name);
+            $crate::seeded::is_planted(BUG)
+        };
+        #[cfg(not(feature = "seeded"))]
+        let planted = false;
+        planted
+    }};
+}
+
+/// Every bug: its name (an advisory that it repeats, or what it does), and what is wrong.
+pub const BUGS: &[(&str, &str)] = &[
+    ("xsa-18", "a reference beyond the table may be granted from"),
+    ("xsa-22", "frame and guest frame disagree after a populate"),
+    ("xsa-98", "results are written to a page that the guest may only read"),
+    ("xsa-100", "memory is given to a domain uncleared"),
+    ("xsa-218b", "the second of two mappings that goes takes the frame's reference again"),
+    ("xsa-218c", "a grant is reported free while its mapping is still there"),
+    ("xsa-224d", "a map that fails late keeps its use of the reference"),
+    ("xsa-230", "a copy clears the marks of a reference that is mapped"),
+    ("xsa-234", "a mapping that was asked for reading may be written"),
+    ("xsa-235", "a lock is kept when add_to_physmap fails"),
+    ("xsa-241", "an unmapped page stays in the TLB"),
+    ("xsa-252", "memory that is in use is taken from its domain"),
+    ("xsa-301", "upper bits of a guest frame number are ignored"),
+    ("xsa-318", "a batch that restarts leaves elements out"),
+    ("xsa-327", "a vcpu_info may be misaligned"),
+    ("xsa-379", "a page of the hypervisor's is mapped at two guest frames"),
+    ("xsa-385", "a domain gets more memory than it may have"),
+    ("xsa-448", "copies of no length look at their references"),
+    ("xsa-500", "a copy from a reference in use takes the frame from the shared entry"),
+    ("grant-of-another", "a reference in use may be used by a third domain"),
+    ("grant-read-only", "a read-only grant may be mapped for writing"),
+    ("swap-in-use", "entries in use are exchanged"),
+    ("handle-quota", "a domain may hold any number of mappings"),
+    ("remove-grant", "a grant is removed from the physmap and its use stays"),
+    ("close-one-end", "the other end of a closed channel stays connected"),
+    ("close-pending", "a port keeps its event when it is closed"),
+    ("bind-for-another", "a port that waits for one domain is bound by another"),
+    ("alloc-for-another", "a domain makes ports in another"),
+    ("status-of-another", "a domain looks at the ports of another"),
+    ("vcpu-number", "a port may notify a vCPU that there is not"),
+    ("unmask-silent", "a pending port is unmasked and nobody is told"),
+    ("poll-asleep", "an event does not wake who polls for it"),
+    ("info-unreferenced", "a registered vcpu_info does not hold its frame"),
+];
+
+/// The place of a name in [`BUGS`]; a name that is not there does not compile.
+#[cfg(feature = "seeded")]
+#[doc(hidden)]
+pub const fn index(name: &str) -> usize {
+    let mut at = 0;
+    while at < BUGS.len() {
+        if equal(BUGS[at].0.as_bytes(), name.as_bytes()) {
+            return at;
+        }
+        at += 1;
+    }
+    BUGS.len() + 1 / (at - BUGS.len())
+}
+
+#[cfg(feature = "seeded")]
+const fn equal(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < a.len() {
+        if a[at] != b[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+#[cfg(feature = "seeded")]
+static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Plants the bug with this name, and no other; false when there is none.
+#[cfg(feature = "seeded")]
+pub fn plant(name: &str) -> bool {
+    let found = BUGS.iter().position(|(bug, _)| *bug == name);
+    PLANTED.store(found.unwrap_or(usize::MAX), Ordering::SeqCst);
+    found.is_some()
+}
+
+#[cfg(feature = "seeded")]
+#[doc(hidden)]
+pub fn is_planted(bug: usize) -> bool {
+    PLANTED.load(Ordering::Relaxed) == bug
+}

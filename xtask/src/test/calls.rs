@@ -1,0 +1,23 @@
+//! Random calls on the library and its specification, the tiny machine, and the tests of the tests.
+
+use super::step::{Level, Step};
+use crate::check::Found;
+use crate::fuzz;
+
+/// Steps of every kind, none long: `cargo xtask fuzz` takes the time that it is given.
+pub(super) fn all() -> Vec<Step> {
+    let said = |words: &'static [&'static str]| move || fuzz::last_line(words).map(Found::Good);
+    vec![
+        Step::new(
+            "random calls: library and specification agree",
+            Level::Default,
+            said(&["random", "20", "1"]),
+        ),
+        Step::new("tiny machine: every call in every state", Level::Default, said(&["tiny", "4", "2000000"])),
+        Step::new("random calls, ten minutes", Level::Full, said(&["random", "600", "1000000"])),
+        Step::new("tiny machine, deeper", Level::Full, said(&["tiny", "6", "20000000"])),
+        Step::new("known bugs are caught", Level::Full, || {
+            fuzz::teeth(&mut |line| println!("         | {line}")).map(Found::Good)
+        }),
+    ]
+}
