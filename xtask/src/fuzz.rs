@@ -147,9 +147,9 @@ pub(crate) fn libfuzzer(seconds: u64) -> Result<String, LibFuzzer> {
          -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
          -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing",
     );
-    let built = build.output().map_err(|error| LibFuzzer::Missing(error.to_string()))?;
-    if !built.status.success() {
-        let text = String::from_utf8_lossy(&built.stderr);
+    let compiled = build.output().map_err(|error| LibFuzzer::Missing(error.to_string()))?;
+    if !compiled.status.success() {
+        let text = String::from_utf8_lossy(&compiled.stderr);
         let line = text.lines().find(|line| line.starts_with("error")).unwrap_or("it does not build");
         return Err(LibFuzzer::Missing(line.to_owned()));
     }
