@@ -72,6 +72,8 @@ struct RunState {
     time: [AtomicU64; 4],
 }
 
+/// Index of `RUNSTATE_running` in the times.
+const RUNNING: usize = 0;
 /// Index of `RUNSTATE_blocked` in the times.
 const BLOCKED: usize = 2;
 
@@ -135,6 +137,14 @@ fn system_offset() -> u64 {
         }
         0
     })
+}
+
+/// How long the boot vCPU, which asks, has run until now, as the hypervisor publishes it; `None` if it does not.
+pub fn ran() -> Option<Duration> {
+    // What lasts, that it runs, is told by when it began.
+    let began = publish()?;
+    let before = RUN_STATE.time[RUNNING].load(Ordering::Acquire);
+    Some(Duration::from_nanos(before.saturating_add(system_time().saturating_sub(began))))
 }
 
 /// How long this vCPU has been blocked in the hypervisor, as that publishes it; zero if it does not.

@@ -35,8 +35,7 @@ use hypervisor::devicetree::HostMachine;
 use hypervisor::domain_build::{Host, Storage};
 use hypervisor::life::{Plans, Reaper};
 use hypervisor::machine::Machine;
-use hypervisor::sched::pool::{Kind, Pool};
-use hypervisor::sched::{self, MAX_CPUS, MAX_POOLS, Scheduler};
+use hypervisor::sched::{self, MAX_CPUS, Scheduler};
 use hypervisor::vcpu::VcpuIndex;
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuNumber};
 use pv_abi::layout::vcpu_affinity;
@@ -161,9 +160,9 @@ pub fn fresh_gic(vcpu: u32) -> VcpuGic {
 }
 
 /// Makes everything that was built known to all CPUs.
-pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>, cpus: u8) {
+pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
     let Memory { frames, carve, .. } = memory;
-    let Guests { domains, starts, vcpus, configs } = guests;
+    let Guests { domains, starts, vcpus, configs, plan } = guests;
     let shown = Host::of(&host);
     let first_id = domains.first().map_or(1, |first| first.id.0.min(1));
     let arch = carve.slice(vcpus.len(), |n| {
@@ -177,9 +176,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>, cpus:
         ArchVcpu::new(domain, vcpu, shared, gic, u64::from(vcpu_affinity(vcpu.number)) | MPIDR_RES1)
     });
     let Some(arch) = arch else { bug::stop("no room for the vCPUs") };
-    let mut all = 1_u32.wrapping_shl(u32::from(cpus)).wrapping_sub(1);
-    let pools = [(); MAX_POOLS].map(|()| Pool::new(Kind::Fair, core::mem::take(&mut all)));
-    let sched = Scheduler::new(&carve, usize::from(cpus), vcpus.len(), timer::frequency(), pools);
+    let sched = Scheduler::new(&carve, plan.cpus(), vcpus.len(), timer::frequency(), plan.pools());
     let Some(sched) = sched else { bug::stop("no room for the run queues") };
     let running = RUNNING.call_once(|| Running {
         machine: Machine {
@@ -233,7 +230,7 @@ pub fn run_guests() -> ! {
     let cpu = percpu::this();
     let Some(running) = RUNNING.get() else { bug::halt() };
     cpu.machine.set(Some(&running.machine));
-    context::init_cpu();
+    context::init_cpu(running.machine.sched.is_partition(cpu.id));
     if cpu.id.0 == 0 {
         console::buffer();
         defmt::info!("boot instructions {=u64}", regs::cntpct_el0::read());

@@ -41,7 +41,7 @@ extern "C" fn boot_primary(pa: u64, load: u64) -> ! {
     defmt::info!("EL2 resident {=u64} KiB", memory.resident >> 10);
     let cpus = boot::start_cpus(&host);
     let guests = boot::domains(&tree, &host, &memory, cpus);
-    el2::publish(memory, guests, host, cpus);
+    el2::publish(memory, guests, host);
     el2::release_secondaries();
     el2::run_guests()
 }

@@ -17,6 +17,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod heap;
+pub mod plan;
 pub mod pool;
 pub mod settings;
 pub mod share;
@@ -164,7 +165,12 @@ impl Scheduler {
 
     /// The pool of a vCPU.
     fn pool_of(&self, vcpu: &Vcpu) -> Option<&Pool> {
-        self.pool(vcpu.pool)
+        self.pool(vcpu.pool.load(Relaxed))
+    }
+
+    /// Whether a CPU has one vCPU for good.
+    pub fn is_partition(&self, cpu: CpuId) -> bool {
+        self.cpu(cpu).and_then(|cpu| self.pool(cpu.pool)).is_some_and(|pool| pool.kind == Kind::Partition)
     }
 
     /// Accounts for what a vCPU of this CPU has run until now; true when its request is served.

@@ -160,8 +160,8 @@ pub struct Vcpu {
     pub on: CpuCell,
     /// The CPUs that it may use.
     pub allowed: AtomicU32,
-    /// Its pool.
-    pub pool: u8,
+    /// Its pool: changed before it is started only.
+    pub pool: AtomicU8,
     /// Its account with the scheduler.
     pub share: Share,
     /// What it does.
@@ -186,7 +186,7 @@ impl Vcpu {
             home: Home(AtomicU8::new(place.home.0)),
             on: CpuCell::none(),
             allowed: AtomicU32::new(place.allowed),
-            pool: place.pool,
+            pool: AtomicU8::new(place.pool),
             share: Share::new(),
             run: RunCell(AtomicU8::new(0)),
             info: AtomicU64::new(0),

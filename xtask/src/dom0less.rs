@@ -86,6 +86,21 @@ fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &
     if domain.isolated {
         node.set("pavo,isolated", []);
     }
+    let scheduling = &domain.scheduling;
+    let (cpus, scheduler) = scheduling.pool.unzip();
+    for (name, value) in [
+        ("pavo,weight", scheduling.weight),
+        ("pavo,cap", scheduling.cap),
+        ("pavo,affinity", scheduling.affinity),
+        ("pavo,pool", cpus),
+    ] {
+        if let Some(value) = value {
+            node.set_cells(name, &[value]);
+        }
+    }
+    if let Some(scheduler) = scheduler {
+        node.set_strings("pavo,scheduler", &[scheduler]);
+    }
     match domain.paging {
         Paging::Nested => {}
         Paging::Pv => {

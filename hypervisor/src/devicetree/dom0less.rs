@@ -18,11 +18,15 @@
 //! | `pavo,privileged`: the control domain | off | ours |
 //! | `pavo,on-reboot`, `pavo,on-crash`: `destroy`, `restart`, `preserve` | `destroy` | ours, words of xl.cfg |
 //! | `pavo,max-restarts` in a minute | 5 | ours |
+//! | `pavo,weight` (1 to 65535), `pavo,cap` (per cent of a CPU) | 256, none | ours |
+//! | `pavo,affinity`, `pavo,pool`: CPUs as bits; `pavo,scheduler` of the pool (`fair`, `partition`) | all; those of no pool; `fair` | ours |
 use heapless::Vec;
 use pv_abi::DomId;
 
 use crate::domain::CONTROL;
 use crate::life::{Action, Policy};
+use crate::sched::plan::Scheduling;
+use crate::sched::pool::Kind;
 
 use super::channel::{self, MAX_CHANNELS, StaticChannel};
 use super::error::TreeError;
@@ -110,6 +114,8 @@ pub struct DomainConfig<'a> {
     pub quotas: Quotas,
     /// What becomes of it when it has ended.
     pub policy: Policy,
+    /// Its part of the CPUs.
+    pub scheduling: Scheduling,
 }
 
 /// Whether `/chosen` itself holds a kernel, that is, one for a dom0: there is none here, so it is to be refused.
@@ -223,6 +229,7 @@ impl<'t, 'a> Domains<'t, 'a> {
             channels: children.channels,
             quotas,
             policy: policy(node)?,
+            scheduling: scheduling(node)?,
         };
         Ok(config)
     }
@@ -261,6 +268,28 @@ impl<'a> Iterator for Domains<'_, 'a> {
             DomainRefusal { id: Some(id), name, reason }
         }))
     }
+}
+
+fn scheduling(node: Node<'_>) -> Result<Scheduling, Refusal> {
+    let usual = Scheduling::default();
+    let weight = match node.u32("pavo,weight")? {
+        None => usual.weight,
+        Some(weight) => {
+            u16::try_from(weight).ok().filter(|weight| *weight != 0).ok_or(Refusal::WeightOutOfRange)?
+        }
+    };
+    let kind = match node.str("pavo,scheduler")? {
+        None | Some("fair") => Kind::Fair,
+        Some("partition") => Kind::Partition,
+        Some(_) => return Err(Refusal::UnknownScheduler),
+    };
+    Ok(Scheduling {
+        weight,
+        cap: node.u32("pavo,cap")?.unwrap_or(usual.cap),
+        affinity: node.u32("pavo,affinity")?.unwrap_or(usual.affinity),
+        pool: node.u32("pavo,pool")?,
+        kind,
+    })
 }
 
 fn is_domain(path: Path<'_, '_>) -> Result<bool, TreeError> {

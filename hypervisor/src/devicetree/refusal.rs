@@ -30,6 +30,8 @@ pub enum Refusal {
     TooManyDomains,
     SecondControl,
     UnknownAction,
+    WeightOutOfRange,
+    UnknownScheduler,
 }
 
 impl From<TreeError> for Refusal {
@@ -62,6 +64,8 @@ impl fmt::Display for Refusal {
             Self::TooManyDomains => "no domain id left",
             Self::SecondControl => "there is a control domain already",
             Self::UnknownAction => "pavo,on-reboot or pavo,on-crash is neither destroy, restart nor preserve",
+            Self::WeightOutOfRange => "pavo,weight is not between 1 and 65535",
+            Self::UnknownScheduler => "pavo,scheduler is neither fair nor partition",
         })
     }
 }

@@ -69,6 +69,7 @@ fn config(kernel: PhysRange, memory_kib: u64) -> DomainConfig<'static> {
         channels: heapless::Vec::new(),
         quotas: Quotas { max_ports: 128, grant_frames: 4, maptrack_frames: 1, stage2_frames: 64 },
         policy: crate::life::Policy::NONE,
+        scheduling: crate::sched::plan::Scheduling::default(),
     }
 }
 

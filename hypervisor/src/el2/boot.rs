@@ -15,6 +15,7 @@ use hypervisor::domain_build::{BootState, Builder, Host, Shape, Storage, storage
 use hypervisor::frame::{FrameEntry, FrameTable};
 use hypervisor::frame_alloc::Frames;
 use hypervisor::hardware::CpuId;
+use hypervisor::sched::plan::{self, Plan};
 use hypervisor::sched::{MAX_CPUS, MAX_VCPUS};
 use hypervisor::vcpu::VcpuIndex;
 use platform::mailbox::Question;
@@ -329,6 +330,8 @@ pub struct Guests {
     pub vcpus: &'static [(u16, u16)],
     /// What each domain was built of, in the same order.
     pub configs: &'static [DomainConfig<'static>],
+    /// The pools of CPUs.
+    pub plan: Plan,
 }
 
 /// Builds every domain that the tree describes; each that cannot be is one line in the log.
@@ -342,6 +345,8 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
     let builder = Builder { hw: &Arm, frames: &memory.frames, host: Host::of(host), storage: &memory.carve };
     let expected = configs(tree).flatten().count();
     let Some(slots) = memory.carve.slice(expected, |_| None) else { stop("no room for the domains") };
+    let mut plan = Plan::new(cpus);
+    configs(tree).flatten().for_each(|config| plan.make_pool(&config.scheduling));
     let Some(configs) = memory.carve.slice(expected, |_| None) else { stop("no room for the domains") };
     let mut built = 0_usize;
     let mut given = passthrough::Given::new();
@@ -366,6 +371,13 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
             defmt::error!("d{=u16}: refused: more vCPUs than {=usize}", id, MAX_VCPUS);
             continue;
         }
+        let place = match plan.place(&config.scheduling, config.vcpus) {
+            Ok(place) => place,
+            Err(error) => {
+                defmt::error!("d{=u16}: refused: {}", id, defmt::Display2Format(&error));
+                continue;
+            }
+        };
         let shape = Shape {
             vmid: context::vmid(built),
             first_vcpu: VcpuIndex(vcpus.len() as u16),
@@ -383,6 +395,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
         });
         match made {
             Ok(ready) => {
+                plan::settle(&ready.domain, place, &config.scheduling, built);
                 if ready.domain.is_control() {
                     control = Some(built);
                 }
@@ -426,7 +439,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
     let vcpus = memory.carve.slice(vcpus.len(), |n| vcpus.get(n).copied().unwrap_or((0, 0)));
     let configs = configs.get_mut(..built).and_then(|configs| all_present(configs, &memory.carve));
     match (domains, vcpus, configs) {
-        (Some(domains), Some(vcpus), Some(configs)) => Guests { domains, starts, vcpus, configs },
+        (Some(domains), Some(vcpus), Some(configs)) => Guests { domains, starts, vcpus, configs, plan },
         _ => stop("no room for the domains"),
     }
 }

@@ -237,15 +237,15 @@ impl ArchVcpu {
     }
 }
 
-/// Sets this CPU's controls of EL1 as they stay for ever.
-pub fn init_cpu() {
+/// Sets this CPU's controls of EL1 as they stay for ever; a vCPU that has the CPU as its `own` waits in it.
+pub fn init_cpu(own: bool) {
     let features = regs::id_aa64mmfr0_el1::read();
     let parange = (features & 0xF).min(5);
     regs::vtcr_el2::write(regs::VTCR | regs::vtcr_ps(parange));
     // Nothing must be walked with what the firmware left in these (invariant 3).
     stop_walks();
     regs::vttbr_el2::write(0);
-    regs::hcr_el2::write(regs::HCR_GUEST);
+    regs::hcr_el2::write(if own { regs::HCR_GUEST & !regs::HCR_TWI } else { regs::HCR_GUEST });
     regs::hacr_el2::write(0);
     regs::mdcr_el2::write(regs::mdcr_guest(regs::mdcr_el2::read()));
     regs::cptr_el2::write(regs::CPTR_GUEST | regs::CPTR_TFP);

@@ -103,6 +103,8 @@ pub struct PerCpu {
     pub reschedule: Cell<bool>,
     /// Set when the running vCPU goes off: the scheduler takes it out of the CPU before others are told.
     pub going_off: Cell<bool>,
+    /// Interrupts, and traps apart from calls, that it has taken from guests.
+    pub exits: Cell<u64>,
     /// Whether the CPU has `FEAT_RAS`.
     pub has_ras: Cell<bool>,
     /// Set when the loaded vCPU's interrupts need the long way ([`hypervisor::vgic`]'s service).
@@ -132,6 +134,7 @@ const fn block(id: u8) -> PerCpu {
         id: CpuId(id),
         reschedule: Cell::new(false),
         going_off: Cell::new(false),
+        exits: Cell::new(0),
         has_ras: Cell::new(false),
         service: Cell::new(false),
         loaded: Cell::new(ptr::null()),

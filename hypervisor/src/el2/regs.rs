@@ -433,6 +433,9 @@ pub const HCR_GUEST: u64 = HCR_EL2::VM::SET.value
     | HCR_EL2::TERR::SET.value
     | HCR_EL2::RW::SET.value;
 
+/// `HCR_EL2.TWI`: a guest's WFI traps.
+pub const HCR_TWI: u64 = HCR_EL2::TWI::SET.value;
+
 /// `MDCR_EL2` while a guest runs: every debug, trace, profiling and performance-monitor register traps.
 pub const MDCR_GUEST: u64 = MDCR_EL2::TDRA::SET.value
     | MDCR_EL2::TDOSA::SET.value

@@ -75,6 +75,9 @@ fn settle(
     }
     if !arch.domain.life.is_running() {
         // Nothing of a domain that has ended stays in a CPU: what it had will be others'.
+        if machine.sched.is_partition(cpu.id) {
+            defmt::info!("CPU {=u8}: {=u64} interrupts and traps", cpu.id.0, cpu.exits.get());
+        }
         contain_serror(machine, cpu, arch);
         context::save(cpu, arch);
         context::leave_address_space();

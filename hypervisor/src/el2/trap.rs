@@ -87,6 +87,7 @@ fn other_hvc(cpu: &'static PerCpu, frame: &mut Frame, immediate: u64) -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn irq_entry(_frame: &mut Frame) -> u64 {
     let cpu = percpu::this();
+    cpu.exits.set(cpu.exits.get().wrapping_add(1));
     interrupt(cpu);
     u64::from(cpu.reschedule.get())
 }
@@ -134,6 +135,7 @@ fn interrupt_on<C: Controller>(cpu: &'static PerCpu) {
 #[unsafe(no_mangle)]
 extern "C" fn sync_entry(frame: &mut Frame, esr: u64) -> u64 {
     let cpu = percpu::this();
+    cpu.exits.set(cpu.exits.get().wrapping_add(1));
     let syndrome = Syndrome::new(esr);
     let Some(arch) = cpu.loaded() else { return 1 };
     match syndrome.read(ESR::EC) {

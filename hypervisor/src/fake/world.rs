@@ -185,5 +185,6 @@ fn config(id: DomId, kernel: PhysRange) -> DomainConfig<'static> {
         channels: heapless::Vec::new(),
         quotas: Quotas { max_ports: 1024, grant_frames: 4, maptrack_frames: 1, stage2_frames: 32 },
         policy: crate::life::Policy::NONE,
+        scheduling: crate::sched::plan::Scheduling::default(),
     }
 }

@@ -5,7 +5,7 @@
 
 mod reader;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use toml::Table;
@@ -17,7 +17,11 @@ pub(crate) use reader::parse_size;
 use reader::{Keys, Reader};
 
 /// The keys at the top.
-const TOP: Keys = Keys { known: &["machine", "domain", "expect"], later: &[] };
+const TOP: Keys = Keys { known: &["machine", "domain", "pool", "expect"], later: &[] };
+/// Those of `[[pool]]`.
+const POOL: Keys = Keys { known: &["name", "cpus", "scheduler"], later: &[] };
+/// CPUs that are used, at most.
+const MOST_USED_CPUS: u32 = 8;
 /// Those of `[machine]`.
 const MACHINE: Keys = Keys {
     known: &["board", "gic", "cpus", "cpu", "memory", "console", "dom0_module", "terrain"],
@@ -42,8 +46,12 @@ const DOMAIN: Keys = Keys {
         "on_reboot",
         "on_crash",
         "max_restarts",
+        "weight",
+        "cap",
+        "pool",
+        "affinity",
     ],
-    later: &["max_memory", "jit", "weight", "cap", "pool", "affinity"],
+    later: &["max_memory", "jit"],
 };
 /// Those of `[expect]`.
 const EXPECT: Keys = Keys { known: &["digest_of_ramdisk"], later: &[] };
@@ -130,8 +138,23 @@ pub(crate) struct Domain {
     pub(crate) privileged: bool,
     /// Whether other domains' events and grants are kept from it.
     pub(crate) isolated: bool,
+    /// Its part of the CPUs.
+    pub(crate) scheduling: Scheduling,
     /// Peers of static event channels declared here, as indices into [`System::domains`].
     pub(crate) channels: Vec<usize>,
+}
+
+/// What a domain gets of the CPUs; absent is the hypervisor's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Scheduling {
+    /// Weight of its vCPUs.
+    pub(crate) weight: Option<u32>,
+    /// Per cent of one CPU.
+    pub(crate) cap: Option<u32>,
+    /// CPUs as bits.
+    pub(crate) affinity: Option<u32>,
+    /// CPUs of its pool as bits, and the pool's scheduler.
+    pub(crate) pool: Option<(u32, &'static str)>,
 }
 
 /// A kernel.
@@ -223,16 +246,18 @@ impl System {
         let mut top = Reader::new(file, String::new(), table, &TOP)?;
         let machine = top.table("machine")?.unwrap_or_default();
         let domains = top.tables("domain")?;
+        let pools = top.tables("pool")?;
         let expect = top.table("expect")?.unwrap_or_default();
         if domains.is_empty() {
             return Err(top.error("domain", "missing: write at least one [[domain]]"));
         }
         let machine = read_machine(Reader::new(file, "machine.".into(), machine, &MACHINE)?, board)?;
+        let pools = read_pools(file, pools)?;
         let mut read = Vec::new();
         let mut channels = Vec::new();
         for (index, table) in domains.into_iter().enumerate() {
             let reader = Reader::new(file, format!("domain[{}].", index + 1), table, &DOMAIN)?;
-            let (domain, peers) = read_domain(reader, folder, checking)?;
+            let (domain, peers) = read_domain(reader, folder, checking, &pools)?;
             read.push(domain);
             channels.push(peers);
         }
@@ -406,7 +431,57 @@ pub(crate) fn board(name: &str) -> Result<Board, String> {
     }
 }
 
-fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Outcome<(Domain, Vec<String>)> {
+/// Pools by name: CPUs and scheduler.
+type Pools = BTreeMap<String, (u32, &'static str)>;
+
+fn read_pools(file: &str, tables: Vec<Table>) -> Outcome<Pools> {
+    let mut pools = Pools::new();
+    let mut taken = 0;
+    for (index, table) in tables.into_iter().enumerate() {
+        let mut reader = Reader::new(file, format!("pool[{}].", index + 1), table, &POOL)?;
+        let name = reader.required("name")?;
+        let cpus = reader.cpus("cpus", MOST_USED_CPUS)?.ok_or_else(|| reader.error("cpus", "missing"))?;
+        if cpus & taken != 0 {
+            return Err(reader.error("cpus", "another pool has one of them"));
+        }
+        taken |= cpus;
+        let scheduler = match reader.string("scheduler")?.as_deref() {
+            None | Some("fair") => "fair",
+            Some("partition") => "partition",
+            Some(other) => {
+                let text = format!("expected \"fair\" or \"partition\", found \"{other}\"");
+                return Err(reader.error("scheduler", &text));
+            }
+        };
+        if pools.insert(name, (cpus, scheduler)).is_some() {
+            return Err(reader.error("name", "is the name of another pool already"));
+        }
+    }
+    Ok(pools)
+}
+
+fn read_scheduling(reader: &mut Reader<'_>, pools: &Pools) -> Outcome<Scheduling> {
+    let pool = match reader.string("pool")? {
+        None => None,
+        Some(name) => match pools.get(&name) {
+            Some(pool) => Some(*pool),
+            None => return Err(reader.error("pool", &format!("no [[pool]] is named \"{name}\""))),
+        },
+    };
+    Ok(Scheduling {
+        weight: reader.number("weight", 1, 65535)?,
+        cap: reader.number("cap", 1, 100 * MOST_USED_CPUS)?,
+        affinity: reader.cpus("affinity", MOST_USED_CPUS)?,
+        pool,
+    })
+}
+
+fn read_domain(
+    mut reader: Reader<'_>,
+    folder: &Path,
+    checking: Checking,
+    pools: &Pools,
+) -> Outcome<(Domain, Vec<String>)> {
     let name = reader.required("name")?;
     if !is_name(&name) {
         return Err(reader.error("name", "expected 1 to 31 letters, digits, `-` or `_`"));
@@ -457,6 +532,7 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
     let on_reboot = read_action(&mut reader, "on_reboot", "restart")?;
     let on_crash = read_action(&mut reader, "on_crash", "destroy")?;
     let max_restarts = reader.number("max_restarts", 0, u32::MAX)?.unwrap_or(5);
+    let scheduling = read_scheduling(&mut reader, pools)?;
     let peers = reader.strings("channels")?;
     let domain = Domain {
         name,
@@ -474,6 +550,7 @@ fn read_domain(mut reader: Reader<'_>, folder: &Path, checking: Checking) -> Out
         max_restarts,
         privileged,
         isolated,
+        scheduling,
         channels: Vec::new(),
     };
     Ok((domain, peers))

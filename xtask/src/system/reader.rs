@@ -99,6 +99,19 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A list of CPUs below `most`, as bits.
+    pub(super) fn cpus(&mut self, key: &str, most: u32) -> Outcome<Option<u32>> {
+        let bad = || self.error(key, &format!("expected a list of CPUs, each below {most}"));
+        let Some(value) = self.table.get(key).cloned() else { return Ok(None) };
+        let cpu = |item: &Value| {
+            item.as_integer().and_then(|cpu| u32::try_from(cpu).ok()).filter(|cpu| *cpu < most)
+        };
+        let bits = value
+            .as_array()
+            .and_then(|items| items.iter().try_fold(0, |all, item| Some(all | 1 << cpu(item)?)));
+        bits.filter(|bits| *bits != 0).map(Some).ok_or_else(bad)
+    }
+
     /// A list of strings; absent is empty.
     pub(super) fn strings(&mut self, key: &str) -> Outcome<Vec<String>> {
         let bad = "expected a list of strings";

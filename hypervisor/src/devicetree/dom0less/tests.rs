@@ -116,6 +116,7 @@ fn a_domain_with_everything_is_read() {
         // 2 vCPUs, 128 MiB: 512 + 128 + 128 frames are three MiB exactly.
         quotas: Quotas { max_ports: 1024, grant_frames: 32, maptrack_frames: 1024, stage2_frames: 768 },
         policy: crate::life::Policy::NONE,
+        scheduling: crate::sched::plan::Scheduling::default(),
     };
     assert_eq!(domains[0], Ok(first));
     let second = domains[1].as_ref().unwrap();
