@@ -57,6 +57,7 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     /// [`TreeError::Damaged`] when the node's properties cannot be parsed; so for all the methods below.
+    #[inline(never)]
     pub fn bytes(self, name: &str) -> Result<Option<&'a [u8]>, TreeError> {
         Ok(self.0.raw_property(name)?.map(|property| property.value))
     }
@@ -82,6 +83,7 @@ impl<'a> Node<'a> {
     ///
     /// # Errors
     /// As [`Node::bytes`].
+    #[inline(never)]
     pub fn u64(self, name: &str) -> Result<Option<u64>, TreeError> {
         Ok(self.bytes(name)?.and_then(|value| Cells::new(value).number(2)))
     }

@@ -47,6 +47,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn begin_node(&mut self, name: &str) -> Result<(), NoSpace> {
         self.begin(name, None)
     }
@@ -55,6 +56,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn begin_node_at(&mut self, name: &str, unit: u64) -> Result<(), NoSpace> {
         self.begin(name, Some(unit))
     }
@@ -117,6 +119,7 @@ impl<'b> FdtWriter<'b> {
     ///
     /// # Errors
     /// [`NoSpace`].
+    #[inline(never)]
     pub fn property_empty(&mut self, name: &str) -> Result<(), NoSpace> {
         self.property(name, &[])
     }

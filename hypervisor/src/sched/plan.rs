@@ -175,7 +175,7 @@ mod tests {
     use crate::fake::World;
 
     fn asks(pool: Option<CpuMask>, kind: Kind, affinity: CpuMask) -> Scheduling {
-        Scheduling { pool, kind, affinity, ..Scheduling::default() }
+        Scheduling { affinity, pool, kind, ..Scheduling::default() }
     }
 
     #[test]

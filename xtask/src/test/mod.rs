@@ -15,6 +15,7 @@ mod poison;
 mod refusals;
 mod rpi4;
 mod schedule;
+mod shares;
 mod step;
 mod systems;
 
@@ -103,6 +104,7 @@ fn all() -> Vec<Step> {
         poison::all(),
         rpi4::all(),
         devices::all(),
+        shares::all(),
         figures::all(),
     ];
     steps.extend(guests.into_iter().flatten().map(|step| step.needing(Needs::Machine)));
