@@ -37,8 +37,8 @@ fn a_misspelt_key_names_file_place_and_nearest_key() {
 #[test]
 fn keys_of_later_features_are_refused_by_name() {
     assert_eq!(
-        refusal("[[domain]]\nname = \"a\"\n[[domain]]\nname = \"b\"\nweight = 3\n"),
-        "s.toml: domain[2].weight: is not supported yet"
+        refusal("[[domain]]\nname = \"a\"\n[[domain]]\nname = \"b\"\njit = true\n"),
+        "s.toml: domain[2].jit: is not supported yet"
     );
     assert_eq!(
         refusal("[machine]\nboard = \"rpi5\"\n[[domain]]\nname = \"a\"\n"),
@@ -49,6 +49,12 @@ fn keys_of_later_features_are_refused_by_name() {
 #[test]
 fn wrong_types_and_values_say_what_was_expected() {
     let with = |line: &str| refusal(&format!("[[domain]]\nname = \"a\"\n{line}\n"));
+    assert_eq!(with("pool = \"p\""), "s.toml: domain[1].pool: no [[pool]] is named \"p\"");
+    assert_eq!(with("affinity = [8]"), "s.toml: domain[1].affinity: expected a list of CPUs, each below 8");
+    assert_eq!(
+        with("[[pool]]\nname = \"p\"\ncpus = [1]\n[[pool]]\nname = \"q\"\ncpus = [1]"),
+        "s.toml: pool[2].cpus: another pool has one of them"
+    );
     assert_eq!(with("memory = 32"), "s.toml: domain[1].memory: expected a string, found a number");
     assert!(with("memory = \"32X\"").ends_with("such as \"32M\", found \"32X\""));
     assert_eq!(with("vuart = 1"), "s.toml: domain[1].vuart: expected true or false, found a number");
