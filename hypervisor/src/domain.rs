@@ -20,9 +20,10 @@ use crate::hardware::Vmid;
 use crate::hvm::Params;
 use crate::life::{Build, Fate, Undo};
 use crate::memory::MemoryState;
+use crate::pagetable;
 use crate::pause::Pauses;
 use crate::sched::share::Cap;
-use crate::stage2::Stage2;
+use crate::stage2::{Kind, Stage2};
 use crate::vcpu::Vcpu;
 use crate::vgic::{DistState, VcpuShared};
 use crate::vpl011::Vpl011;
@@ -200,6 +201,8 @@ pub struct Domain {
     pub pauses: Pauses,
     /// How much of a CPU it may use.
     pub cap: Cap,
+    /// Its page tables, if they are paravirtual: the part beside the lock.
+    pub paging: Option<pagetable::Shared>,
     /// Its watchdogs. Set under its lock.
     pub watchdogs: Watchdogs,
     /// Its event ports ([`crate::evtchn::PortWord`]), index = port.
@@ -218,6 +221,8 @@ pub struct Domain {
 pub struct DomainState {
     /// Stage-2 tables.
     pub stage2: Stage2,
+    /// Its roots and controls, if its page tables are paravirtual.
+    pub paging: Option<pagetable::Paging>,
     /// Which ports are free.
     pub ports: PortsState,
     /// Grant table and the grants it has mapped.
@@ -253,6 +258,29 @@ impl Domain {
     /// Whether it is the control domain, which may make the privileged calls.
     pub fn is_control(&self) -> bool {
         self.id == CONTROL
+    }
+
+    /// Whether a vCPU may write a value to a control of its translation. The lock-free look is enough: who writes is the vCPU that ended
+    /// the trust, or one that came on after.
+    pub fn permits(&self, control: pagetable::control::Register, value: u64) -> bool {
+        !self.paging().is_some_and(pagetable::Shared::is_installed)
+            || self
+                .state
+                .lock()
+                .paging
+                .as_ref()
+                .is_some_and(|paging| paging.controls().permit(control, value))
+    }
+
+    /// The part of its paravirtual page tables that is beside the lock. Always `None`, and known to the compiler, in an image without them.
+    #[inline(always)]
+    pub fn paging(&self) -> Option<&pagetable::Shared> {
+        if pagetable::OFFERED { self.paging.as_ref() } else { None }
+    }
+
+    /// What its RAM is to stage 2 while it is data.
+    pub fn ram_kind(&self) -> Kind {
+        if self.paging().is_some() { Kind::Data } else { Kind::Ram }
     }
 
     /// The shared part of a vCPU's virtual interrupt state.

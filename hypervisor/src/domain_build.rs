@@ -34,6 +34,7 @@ use crate::domain::Domain;
 use crate::frame::Role;
 use crate::frame_alloc::Frames;
 use crate::hardware::{Hardware, Vmid};
+use crate::pagetable;
 use crate::stage2::{Kind, ROOT_TABLES, Stage2};
 use crate::vgic::Spi;
 use image::KernelImage;
@@ -171,9 +172,8 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         if config.device_tree.is_some() && devices.is_none() {
             return Err(Refusal::PartialTree);
         }
-        match config.paging {
-            Paging::Nested => {}
-            Paging::Pv => return Err(Refusal::PvPaging),
+        if config.paging == Paging::Pv && !pagetable::OFFERED {
+            return Err(Refusal::PvPaging);
         }
         let image = KernelImage::read(self.hw, config.kernel)?;
         let ram = Ram::of_kib(config.memory_kib)?;

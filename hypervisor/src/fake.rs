@@ -30,10 +30,12 @@ use crate::frame::{FrameEntry, FrameTable};
 use crate::frame_alloc::Frames;
 use crate::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
 use crate::log::Event;
+use crate::pagetable::Half;
+use crate::pagetable::control::Controls;
 use crate::vgic::PrivateIntid;
 use memory::Ram as Memory;
 use mmu::Tlb;
-pub use mmu::{Stage2Fault, Stale};
+pub use mmu::{GuestAccess, GuestFault, Stage2Fault, Stale};
 pub use world::{MEMORY_KIB, RAM, World};
 
 /// What RAM holds that nobody has written.
@@ -75,6 +77,9 @@ pub enum Op {
     TablesWritten,
     FlushPage(Vmid, Ipa),
     FlushAll(Vmid),
+    FlushStage1(Vmid),
+    FlushStage1Address(Vmid, GuestVa),
+    SetBase(Half, u64),
     Kick(CpuId),
     Raise(PrivateIntid),
     /// The current vCPU takes interrupts from here on.
@@ -89,6 +94,9 @@ struct Inner {
     pages: BTreeMap<u64, (Ipa, bool)>,
     identity: bool,
     loads: bool,
+    /// `TTBR0_EL1` and `TTBR1_EL1` of the current vCPU.
+    bases: [u64; 2],
+    controls: Controls,
     /// Calls of atomics that still succeed before one answers [`Contended`].
     contend_after: Option<u32>,
     counter: u64,
@@ -185,6 +193,32 @@ impl FakeHardware {
         let at = inner.tlb.access(&inner.ram, vmid, root, ipa, Access::Write)?;
         inner.ram.write(at, from);
         Ok(())
+    }
+
+    /// What the current vCPU's translation is controlled by.
+    pub fn set_controls(&self, controls: Controls) {
+        self.inner().controls = controls;
+    }
+
+    /// The roots that the hypervisor gave the current vCPU, as `TTBR`s.
+    pub fn bases(&self) -> [u64; 2] {
+        self.inner().bases
+    }
+
+    /// A guest accesses an address of its own through both stages, and what the TLB remembers of either.
+    ///
+    /// # Errors
+    /// The stage whose fault the guest would take.
+    pub fn guest_access(
+        &self,
+        vmid: Vmid,
+        root: Mfn,
+        base: u64,
+        va: u64,
+        access: GuestAccess,
+    ) -> Result<FrameAddr, GuestFault> {
+        let inner = &mut *self.inner();
+        inner.tlb.access_both(&inner.ram, vmid, root, base, va, access)
     }
 
     /// The first translation that the TLB remembers and the tables do not allow any more.
@@ -365,6 +399,22 @@ impl Hardware for FakeHardware {
 
     fn flush_all(&self, vmid: Vmid) {
         self.record(Op::FlushAll(vmid)).tlb.flush_all(vmid);
+    }
+
+    fn flush_stage1(&self, vmid: Vmid) {
+        self.record(Op::FlushStage1(vmid)).tlb.flush_stage1(vmid);
+    }
+
+    fn flush_stage1_address(&self, vmid: Vmid, va: GuestVa) {
+        self.record(Op::FlushStage1Address(vmid, va)).tlb.flush_stage1_address(vmid, va.get());
+    }
+
+    fn set_base(&self, half: Half, base: u64) {
+        self.record(Op::SetBase(half, base)).bases[half as usize] = base;
+    }
+
+    fn translation_controls(&self) -> Controls {
+        self.inner().controls
     }
 
     fn translate(&self, va: GuestVa, access: Access) -> Result<Ipa, Untranslatable> {

@@ -6,19 +6,18 @@
 //! Invariants
 //! 1. A frame has exactly one owner and one role at a time. Owner and role change only between [`Role::Free`] and another role
 //!    (a domain's frame goes through [`Role::Limbo`] on its way back), only at count zero, and only under the frame allocator's lock (rank 30): [`crate::frame_alloc`] is the one that does it.
+//!    The roles of a domain's RAM ([`Role::is_ram`]) change among each other under the owner's domain lock ([`crate::pagetable`]).
 //!    One change is made with a count: data of a domain that is dying becomes an *orphan*, data of nobody ([`DomId::XEN`]), and counts the mappings
 //!    that others have of it.
-//! 2. `count` is how many references others hold: stage-2 entries of other domains, grants in use, words that the hypervisor
-//!    writes. It changes only while the role is [`Role::Data`], under the owner's domain lock (rank 20), never wraps, and a
-//!    frame with a count does not change owner or role.
-//! 3. The links of a free frame belong to the free lists (rank 30). `next` of a [`Role::Data`] or [`Role::Shared`] frame is its
+//! 2. `count` is how many references others hold: of data, stage-2 entries of other domains, grants in use, words that the hypervisor
+//!    writes; of a table, links from other tables and roots in use; of text, executable leaves. It changes only while the role is one of
+//!    these, under the owner's domain lock (rank 20), never wraps, and a frame with a count does not change owner or role.
+//! 3. The links of a free frame belong to the free lists (rank 30). `next` of a frame that its owner maps (RAM, [`Role::Shared`]) is its
 //!    *home*: the guest frame number where its owner's stage 2 was last told to map it. It is written under the owner's
 //!    lock, and only a hint: who needs the truth looks stage 2 up.
 //! 4. `order` has a meaning in the first frame of a free block only; everywhere else it is [`NO_ORDER`].
 //! 5. Frames that are not RAM have the role [`Role::NotRam`] for ever.
-//!
-//! Roles to come with paravirtual page tables, numbers reserved: 8..=11 page table of level 0 to 3, 12 kernel text, 13 user text.
-//! Those frames are counted as data is, and only at count zero do they become data again.
+//! 6. `prev` of a frame of role [`Role::Validating`] or [`Role::Releasing`] is how far that is ([`FrameTable::progress`]).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -48,11 +47,27 @@ pub enum Role {
     DomainTable = 6,
     /// Left a domain, nobody's, and not free before every CPU has left the hypervisor.
     Limbo = 7,
+    /// A domain's page table of level 0, checked (and so on to level 3).
+    Table0 = 8,
+    /// Of level 1.
+    Table1 = 9,
+    /// Of level 2.
+    Table2 = 10,
+    /// Of level 3.
+    Table3 = 11,
+    /// Executable at a domain's EL1.
+    KernelText = 12,
+    /// Executable at a domain's EL0.
+    UserText = 13,
+    /// On its way from data to a table.
+    Validating = 14,
+    /// On its way from a table to data.
+    Releasing = 15,
 }
 
 impl Role {
     /// Every role, index = number.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 16] = [
         Self::NotRam,
         Self::Free,
         Self::Hypervisor,
@@ -61,7 +76,38 @@ impl Role {
         Self::Shared,
         Self::DomainTable,
         Self::Limbo,
+        Self::Table0,
+        Self::Table1,
+        Self::Table2,
+        Self::Table3,
+        Self::KernelText,
+        Self::UserText,
+        Self::Validating,
+        Self::Releasing,
     ];
+
+    /// A domain's RAM, whatever it uses it for.
+    #[inline]
+    pub const fn is_ram(self) -> bool {
+        match self {
+            Self::Data
+            | Self::Table0
+            | Self::Table1
+            | Self::Table2
+            | Self::Table3
+            | Self::KernelText
+            | Self::UserText
+            | Self::Validating
+            | Self::Releasing => true,
+            Self::NotRam
+            | Self::Free
+            | Self::Hypervisor
+            | Self::Stage2Table
+            | Self::Shared
+            | Self::DomainTable
+            | Self::Limbo => false,
+        }
+    }
 
     const fn from_bits(bits: u8) -> Self {
         match bits {
@@ -72,6 +118,14 @@ impl Role {
             5 => Self::Shared,
             6 => Self::DomainTable,
             7 => Self::Limbo,
+            8 => Self::Table0,
+            9 => Self::Table1,
+            10 => Self::Table2,
+            11 => Self::Table3,
+            12 => Self::KernelText,
+            13 => Self::UserText,
+            14 => Self::Validating,
+            15 => Self::Releasing,
             // Nothing else is ever stored.
             _ => Self::NotRam,
         }
@@ -87,6 +141,14 @@ impl Role {
             Self::Shared => 5,
             Self::DomainTable => 6,
             Self::Limbo => 7,
+            Self::Table0 => 8,
+            Self::Table1 => 9,
+            Self::Table2 => 10,
+            Self::Table3 => 11,
+            Self::KernelText => 12,
+            Self::UserText => 13,
+            Self::Validating => 14,
+            Self::Releasing => 15,
         }
     }
 }
@@ -115,7 +177,7 @@ pub const NO_ORDER: u8 = 0xFF;
 /// No frame, no home.
 pub(crate) const NO_LINK: u32 = u32::MAX;
 /// References that an entry can count.
-pub const MAX_COUNT: u32 = 0x7FFF_FFFF;
+pub const MAX_COUNT: u32 = if cfg!(pavo_tiny_counts) { 6 } else { 0x7FFF_FFFF };
 /// Machine addresses have at most this many bits: what a stage-2 descriptor holds without `FEAT_LPA`.
 const MACHINE_BITS: u32 = 48;
 /// Tries of a compare-and-exchange that only a fault of ours can make fail (invariant 2).
@@ -279,13 +341,22 @@ impl FrameTable {
     /// The frame is no data frame of `owner`'s, or is referred to [`MAX_COUNT`] times.
     #[inline]
     pub fn reference(&self, mfn: Mfn, owner: DomId) -> Result<(), FrameError> {
+        self.reference_as(mfn, owner, Role::Data)
+    }
+
+    /// Takes a reference to a frame of `owner` that has this role. The caller holds `owner`'s lock.
+    ///
+    /// # Errors
+    /// The frame is no such frame, or is referred to [`MAX_COUNT`] times.
+    #[inline(always)]
+    pub fn reference_as(&self, mfn: Mfn, owner: DomId, role: Role) -> Result<(), FrameError> {
         let entry = self.entry(mfn).ok_or(FrameError::NoFrame)?;
         for _ in 0..TRIES {
             let state = entry.state();
             if state.owner != owner {
                 return Err(FrameError::WrongOwner);
             }
-            if state.role != Role::Data {
+            if state.role != role {
                 return Err(FrameError::WrongRole);
             }
             if state.count >= MAX_COUNT {
@@ -319,19 +390,54 @@ impl FrameTable {
     #[inline]
     pub fn home(&self, mfn: Mfn) -> Option<Gfn> {
         let entry = self.entry(mfn)?;
-        match (entry.state().role, entry.next()) {
-            (Role::Data | Role::Shared, link) if link != NO_LINK => Gfn::new(u64::from(link)),
-            (
-                Role::NotRam
-                | Role::Free
-                | Role::Hypervisor
-                | Role::Stage2Table
-                | Role::Data
-                | Role::Shared
-                | Role::DomainTable
-                | Role::Limbo,
-                _,
-            ) => None,
+        let role = entry.state().role;
+        let link = entry.next();
+        if (role.is_ram() || role == Role::Shared) && link != NO_LINK {
+            Gfn::new(u64::from(link))
+        } else {
+            None
+        }
+    }
+
+    /// Gives a frame of a domain's RAM another role among those of RAM. It has no reference, and the caller holds the owner's lock.
+    ///
+    /// # Errors
+    /// It is not `owner`'s, has not the role `from`, or has a reference.
+    pub fn retype(&self, mfn: Mfn, owner: DomId, from: Role, to: Role) -> Result<(), FrameError> {
+        if !from.is_ram() || !to.is_ram() {
+            return Err(FrameError::WrongRole);
+        }
+        self.transit(mfn, FrameState::unreferenced(owner, from), FrameState::unreferenced(owner, to))
+    }
+
+    /// Makes a table or text frame of a domain that is dying data without a count, so that it can be freed. Its vCPUs are off for good, and its
+    /// translations flushed; the counts are those of its own tables.
+    pub(crate) fn forget_role(&self, mfn: Mfn, owner: DomId) {
+        if let Some(state) = self.state(mfn)
+            && state.owner == owner
+            && state.role.is_ram()
+            && state.role != Role::Data
+        {
+            // Nobody else changes it: the domain makes no calls.
+            let _ = self.transit(mfn, state, FrameState::unreferenced(owner, Role::Data));
+        }
+    }
+
+    /// Frames of RAM that a domain has, whatever it uses them for.
+    pub fn ram_total(&self, owner: DomId) -> u64 {
+        let ram = Role::ALL.into_iter().filter(|role| role.is_ram());
+        ram.fold(0, |sum, role| sum.wrapping_add(self.total(owner, role)))
+    }
+
+    /// How far a change of roles is (invariant 6).
+    pub fn progress(&self, mfn: Mfn) -> u32 {
+        self.entry(mfn).map_or(0, FrameEntry::prev)
+    }
+
+    /// Notes how far a change of roles is; [`NO_LINK`] when it is over. The caller holds the owner's lock.
+    pub(crate) fn set_progress(&self, mfn: Mfn, progress: u32) {
+        if let Some(entry) = self.entry(mfn) {
+            entry.set_prev(progress);
         }
     }
 
@@ -339,7 +445,7 @@ impl FrameTable {
     #[inline]
     pub fn set_home(&self, mfn: Mfn, home: Option<Gfn>) {
         if let Some(entry) = self.entry(mfn)
-            && matches!(entry.state().role, Role::Data | Role::Shared)
+            && (entry.state().role.is_ram() || entry.state().role == Role::Shared)
         {
             entry.set_next(home.and_then(|gfn| u32::try_from(gfn.get()).ok()).unwrap_or(NO_LINK));
         }

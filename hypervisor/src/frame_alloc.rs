@@ -125,14 +125,8 @@ impl Frames {
                 if !(crate::seeded!("xsa-100") && role == Role::Data) {
                     hw.clear(frame);
                 }
-                match role {
-                    Role::Data | Role::Shared => hw.clean_to_memory(frame),
-                    Role::NotRam
-                    | Role::Free
-                    | Role::Hypervisor
-                    | Role::Stage2Table
-                    | Role::DomainTable
-                    | Role::Limbo => {}
+                if role.is_ram() || role == Role::Shared {
+                    hw.clean_to_memory(frame);
                 }
             }
         }
@@ -146,9 +140,8 @@ impl Frames {
     pub fn free(&self, mfn: Mfn) -> Result<(), FrameError> {
         let mut lists = self.free.lock();
         let state = self.table.state(mfn).ok_or(FrameError::NoFrame)?;
-        match state.role {
-            Role::NotRam | Role::Free | Role::Limbo => return Err(FrameError::WrongRole),
-            Role::Hypervisor | Role::Data | Role::Stage2Table | Role::Shared | Role::DomainTable => {}
+        if matches!(state.role, Role::NotRam | Role::Free | Role::Limbo) {
+            return Err(FrameError::WrongRole);
         }
         if state.count != 0 {
             return Err(FrameError::Referenced);

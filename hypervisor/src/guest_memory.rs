@@ -140,7 +140,10 @@ pub fn write_bytes<H: Hardware>(
     let mut rest = from;
     while !rest.is_empty() {
         let (part, tail) = rest.split_at_checked(rest.len().min(va.left_in_page())).ok_or(Errno::Efault)?;
+        // A page that is being made a page table is not written any more once it is read-only (crate::pagetable, invariant 3).
+        let writing = current.domain.paging().map(|paging| paging.writes.lock());
         machine.hw.write(locate(machine, current, va, Access::Write)?, part);
+        drop(writing);
         va = next_page(va, tail.is_empty())?;
         rest = tail;
     }

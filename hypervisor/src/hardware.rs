@@ -8,6 +8,8 @@
 //! 3. Stage-2 maintenance is complete on every CPU when the call returns.
 use crate::addr::{FrameAddr, GuestVa, Ipa, Mfn};
 use crate::log::Event;
+use crate::pagetable::Half;
+use crate::pagetable::control::Controls;
 use crate::vcpu::VcpuIndex;
 use crate::vgic::PrivateIntid;
 
@@ -87,6 +89,16 @@ pub trait Hardware: Sync {
     fn flush_page(&self, vmid: Vmid, ipa: Ipa);
     /// Forgets every translation of an address space.
     fn flush_all(&self, vmid: Vmid);
+
+    /// Forgets every translation of stage 1 of an address space, of all ASIDs, tables on the way included, on every CPU; the writes
+    /// before it are seen by every walk after it.
+    fn flush_stage1(&self, vmid: Vmid);
+    /// Forgets what an address is translated to, in all ASIDs, on every CPU.
+    fn flush_stage1_address(&self, vmid: Vmid, va: GuestVa);
+    /// Gives the current vCPU's half another root: the value of its `TTBR`.
+    fn set_base(&self, half: Half, base: u64);
+    /// What the current vCPU's translation is controlled by.
+    fn translation_controls(&self) -> Controls;
 
     /// Translates an address of the current vCPU with EL1's rights, ignoring PAN, through its stage 1 only.
     ///

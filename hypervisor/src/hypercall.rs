@@ -17,7 +17,9 @@ use pv_abi::{DomId, Errno, Hypercall};
 use crate::domain::Domain;
 use crate::hardware::Hardware;
 use crate::machine::{Current, Machine};
-use crate::{console, evtchn, grant, hvm, memory, multicall, privileged, sched_op, vcpu_op, version};
+use crate::{
+    console, evtchn, grant, hvm, memory, multicall, pagetable, privileged, sched_op, vcpu_op, version,
+};
 
 /// The register arguments of a call, x0 to x4.
 pub type Args = [u64; 5];
@@ -104,6 +106,12 @@ fn dispatch<H: Hardware, const NESTED: bool>(
     args: &Args,
 ) -> Answer {
     match call {
+        Hypercall::MmuUpdate | Hypercall::UpdateVaMapping | Hypercall::MmuExtOp if !pagetable::OFFERED => {
+            Err(Errno::Enosys.into())
+        }
+        Hypercall::MmuUpdate => pagetable::mmu_update(machine, current, args),
+        Hypercall::UpdateVaMapping => pagetable::update_va_mapping(machine, current, args),
+        Hypercall::MmuExtOp => pagetable::mmuext_op(machine, current, args),
         Hypercall::XenVersion => version::xen_version(machine, current, args),
         Hypercall::EventChannelOp => evtchn::event_channel_op(machine, current, args),
         Hypercall::GrantTableOp => grant::grant_table_op(machine, current, args),

@@ -25,6 +25,7 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod multicall;
+pub mod pagetable;
 pub mod pause;
 pub mod privileged;
 pub mod psci;

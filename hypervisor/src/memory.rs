@@ -6,7 +6,8 @@
 //!    first is removed or replaced.
 //! 3. A frame of RAM that is replaced or removed here stays the domain's until the domain ends; one that is given back
 //!    (`decrease_reservation`) leaves it at once, and only while nobody refers to it.
-//! 4. Every call plans first: after the first change to stage 2 it cannot fail. Calls about many pages do one after the other, and tell how
+//! 4. Where a page table or text is, of a domain with paravirtual page tables, nothing else is placed and nothing is taken away.
+//! 5. Every call plans first: after the first change to stage 2 it cannot fail. Calls about many pages do one after the other, and tell how
 //!    far they came.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 mod batch;
@@ -25,6 +26,7 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain, low_u32};
 use crate::machine::{Current, Machine};
+use crate::pagetable;
 use crate::stage2::{Kind, MapError, Mapping};
 use reservation::Change;
 
@@ -282,6 +284,9 @@ fn place<H: Hardware>(
         return Err(Errno::Ebusy);
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
+    if pagetable::OFFERED && slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place()) {
+        return Err(Errno::Ebusy);
+    }
     if let Some(replaced) = slot.commit(&machine.hw, frame, Kind::Shared) {
         leave(machine, replaced);
     }
@@ -302,8 +307,9 @@ pub fn remove_from_physmap<H: Hardware>(
     let gfn = Gfn::new(request.gpfn).ok_or(Errno::Enoent)?;
     let mut state = domain.state.lock();
     match state.stage2.lookup(&machine.hw, gfn).ok_or(Errno::Enoent)?.kind {
-        Kind::Ram | Kind::Shared => {}
+        Kind::Ram | Kind::Data | Kind::Shared => {}
         Kind::GrantWritable | Kind::GrantReadOnly if crate::seeded!("remove-grant") => {}
+        Kind::Table | Kind::Text => return Err(Errno::Ebusy),
         Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device => return Err(Errno::Enoent),
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
@@ -317,8 +323,9 @@ pub fn remove_from_physmap<H: Hardware>(
 /// know; the reference that it holds stays until the domain gives its handle back.
 fn leave<H: Hardware>(machine: &Machine<H>, was: Mapping) {
     match was.kind {
-        Kind::Ram | Kind::Shared => machine.frames.table.set_home(was.mfn, None),
-        Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device => {}
+        Kind::Ram | Kind::Data | Kind::Shared => machine.frames.table.set_home(was.mfn, None),
+        // Tables and text are not taken out.
+        Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device | Kind::Table | Kind::Text => {}
     }
 }
 

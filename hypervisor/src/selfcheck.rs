@@ -3,7 +3,8 @@
 //! 1. Every frame has one owner and one role, and the totals are what a count gives. (I1)
 //! 2. Stage 2 of a domain maps its own RAM, its own shared pages, frames that a live grant mapping permits (at least for what is
 //!    mapped), and devices, which are not RAM. (I3)
-//! 3. A frame's count is the number of grant references in use and of vCPU info and run-state areas that lie in it. (I4)
+//! 3. The count of a data frame is the number of grant references in use and of vCPU info and run-state areas that lie in it. (I4)
+//!    a table or text, that of entries and roots that name it. (I4, I5)
 //! 4. A frame of RAM that is mapped is mapped once, at its home. (I6)
 //! 5. Every stage-2 table is the domain's, is reached once, and is counted; every frame that remembers grants is the domain's.
 //!
@@ -17,6 +18,7 @@ use crate::frame::{FrameTable, NO_ORDER, Role};
 use crate::grant::{Active, Track};
 use crate::hardware::Hardware;
 use crate::machine::Machine;
+use crate::pagetable;
 use crate::stage2::{Entry, Kind, Mapping, ROOT_TABLES, walk};
 use crate::vcpu::Vcpu;
 
@@ -64,7 +66,8 @@ pub fn check_counts<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> 
         {
             let state = domain.state.lock();
             domain_tables(machine, domain, &state)?;
-            if state.memory.frames != machine.frames.table.total(domain.id, Role::Data) {
+            pagetable::check(machine, domain, &state).map_err(Violation::Count)?;
+            if state.memory.frames != machine.frames.table.ram_total(domain.id) {
                 return Err(Violation::Memory(domain.id));
             }
         }
@@ -91,7 +94,7 @@ pub fn check_mappings<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation
 /// Rows of what is counted by owner: the hypervisor's and the free, then as the list of domains.
 const ROWS: usize = MAX_DOMAINS + 2;
 
-/// Compares the totals; returns the sum of the counts of each owner's frames.
+/// Compares the totals; returns the sum of the counts of each owner's data frames.
 fn totals<H: Hardware>(machine: &Machine<H>) -> Result<[u64; ROWS], Violation> {
     let table = &machine.frames.table;
     let mut counted = [[0_u32; Role::ALL.len()]; ROWS];
@@ -106,11 +109,12 @@ fn totals<H: Hardware>(machine: &Machine<H>) -> Result<[u64; ROWS], Violation> {
         let count = counted.get_mut(last.1).and_then(|row| row.get_mut(usize::from(state.role as u8)));
         let Some(count) = count else { return Err(Violation::Entry(mfn)) };
         *count = count.wrapping_add(1);
-        if let Some(sum) = references.get_mut(last.1) {
+        if state.role == Role::Data
+            && let Some(sum) = references.get_mut(last.1)
+        {
             *sum = sum.wrapping_add(u64::from(state.count));
         }
-        if (state.role != Role::Free && state.order != NO_ORDER)
-            || (state.role != Role::Data && state.count != 0)
+        if (state.role != Role::Free && state.order != NO_ORDER) || (!state.role.is_ram() && state.count != 0)
         {
             return Err(Violation::Entry(mfn));
         }
@@ -203,13 +207,24 @@ fn leaf(table: &FrameTable, domain: &Domain, gfn: Gfn, mapping: Mapping) -> Opti
     let home = table.home(mapping.mfn) == Some(gfn);
     let wrong = Some(Violation::Mapped(domain.id, gfn, mapping));
     match mapping.kind {
-        Kind::Ram if !has(Role::Data) => wrong,
+        Kind::Ram | Kind::Data if !has(Role::Data) => wrong,
+        // Executable without a role: only while the domain is trusted with itself.
+        Kind::Ram if domain.paging().is_some_and(pagetable::Shared::is_installed) => wrong,
+        Kind::Table if !found.is_some_and(|found| found.owner == domain.id && is_table(found.role)) => wrong,
+        Kind::Text if !has(Role::KernelText) && !has(Role::UserText) => wrong,
         Kind::Shared if !has(Role::Shared) => wrong,
-        Kind::Ram | Kind::Shared => (!home).then_some(Violation::Home(domain.id, gfn)),
+        Kind::Ram | Kind::Data | Kind::Shared | Kind::Table | Kind::Text => {
+            (!home).then_some(Violation::Home(domain.id, gfn))
+        }
         Kind::Device => found.is_some_and(|found| found.role != Role::NotRam).then_some(wrong).flatten(),
         // Looked at without the lock (`grants`).
         Kind::GrantWritable | Kind::GrantReadOnly => None,
     }
+}
+
+/// Roles that the guest may read and nobody else may write.
+fn is_table(role: Role) -> bool {
+    pagetable::Level::of(role).is_some() || matches!(role, Role::Validating | Role::Releasing)
 }
 
 /// Every mapping that the domain tracks has a reference in use that permits it.

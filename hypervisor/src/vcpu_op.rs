@@ -15,7 +15,7 @@ use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, low_u32};
 use crate::machine::{Current, Machine};
 use crate::runstate;
-use crate::stage2::{self, Kind};
+use crate::stage2;
 use crate::vcpu::Vcpu;
 
 /// `vm_assist`: the one assistance there is marks updates of run-state areas.
@@ -80,7 +80,7 @@ fn register_vcpu_info<H: Hardware>(
         return Err(Errno::Enxio);
     }
     let mapping = stage2::lookup(&machine.hw, domain.stage2_root, gfn).ok_or(Errno::Einval)?;
-    if mapping.kind != Kind::Ram {
+    if !mapping.kind.is_own_data() {
         return Err(Errno::Einval);
     }
     let at = FrameAddr::new(mapping.mfn, offset).ok_or(Errno::Einval)?;

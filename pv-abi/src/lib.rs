@@ -23,6 +23,7 @@ pub mod ids;
 pub mod layout;
 pub mod memory;
 pub mod multicall;
+pub mod paging;
 pub mod sched;
 pub mod shared;
 pub mod vcpu;

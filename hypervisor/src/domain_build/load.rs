@@ -4,7 +4,7 @@ use super::refusal::Refusal;
 use crate::addr::{FrameAddr, Ipa, Mfn, Pa};
 use crate::devicetree::PhysRange;
 use crate::hardware::Hardware;
-use crate::stage2::{Kind, Stage2};
+use crate::stage2::Stage2;
 
 /// Copies a module from the machine's memory, both at any address. At most two turns a frame.
 pub(super) fn module<H: Hardware>(
@@ -60,7 +60,7 @@ pub(super) fn bytes<H: Hardware>(hw: &H, stage2: &Stage2, to: Ipa, from: &[u8]) 
 fn target<H: Hardware>(hw: &H, stage2: &Stage2, to: Ipa, offset: u64) -> Result<FrameAddr, Refusal> {
     let ipa = to.checked_add(offset).ok_or(Refusal::Misplaced)?;
     let mapping =
-        stage2.lookup(hw, ipa.frame()).filter(|found| found.kind == Kind::Ram).ok_or(Refusal::Misplaced)?;
+        stage2.lookup(hw, ipa.frame()).filter(|found| found.kind.is_own_data()).ok_or(Refusal::Misplaced)?;
     FrameAddr::new(mapping.mfn, ipa.page_offset()).ok_or(Refusal::Misplaced)
 }
 

@@ -10,7 +10,7 @@ use super::refusal::Refusal;
 use super::{Builder, Contents, Devices};
 use crate::addr::Mfn;
 use crate::console::LineBuffer;
-use crate::devicetree::{DomainConfig, Enhanced, Quotas};
+use crate::devicetree::{DomainConfig, Enhanced, Paging, Quotas};
 use crate::domain::{Domain, DomainState, LifeCell};
 use crate::evtchn::{PortsState, bind_static};
 use crate::grant::{GREF_LIMIT, GrantState, GrantTables, TRACKS_PER_FRAME, TableFrame};
@@ -18,6 +18,7 @@ use crate::hardware::{CpuId, Hardware, Vmid};
 use crate::hvm::Params;
 use crate::life::{Build, Fate, Undo};
 use crate::memory::MemoryState;
+use crate::pagetable;
 use crate::pause::Pauses;
 use crate::sched::pool::CpuMask;
 use crate::sched::share::Cap;
@@ -131,6 +132,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             stage2: contents.stage2,
             undo: Undo::Stop,
             build: Build::Begin,
+            paging: (config.paging == Paging::Pv).then(pagetable::Paging::new),
         };
         let domain = Domain {
             id: config.id,
@@ -144,6 +146,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             fate: Fate::new(config.policy),
             pauses: Pauses::new(),
             cap: Cap::new(),
+            paging: (config.paging == Paging::Pv).then(pagetable::Shared::new),
             watchdogs: Watchdogs::new(),
             ports,
             vcpus: all,

@@ -7,6 +7,8 @@ use aarch64_cpu::asm::barrier::{SY, isb};
 use hypervisor::addr::{FrameAddr, GuestVa, Ipa, Mfn, Pa};
 use hypervisor::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
 use hypervisor::log::Event;
+use hypervisor::pagetable::Half;
+use hypervisor::pagetable::control::Controls;
 use hypervisor::vcpu::VcpuIndex;
 use hypervisor::vgic::PrivateIntid;
 use tock_registers::LocalRegisterCopy;
@@ -19,6 +21,9 @@ pub struct Arm;
 
 /// `PAR_EL1.ATTR` of Normal memory, write-back, allocating, inner and outer.
 const NORMAL_WRITE_BACK: u64 = 0xFF;
+
+/// `VA[55:12]` in the operand of a TLB invalidation by address.
+const TLBI_VA: u64 = (1 << 44) - 1;
 
 /// Runs `AT S1E1R` or `AT S1E1W` and gives the guest its `PAR_EL1` back.
 #[inline(always)]
@@ -174,6 +179,40 @@ impl Hardware for Arm {
                 asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack, preserves_flags));
             }
         });
+    }
+
+    fn flush_stage1(&self, vmid: Vmid) {
+        with_vmid(vmid, || {
+            // SAFETY: TLB maintenance of the address space that VTTBR_EL2 names.
+            unsafe {
+                asm!("dsb ishst", "tlbi vmalle1is", "dsb ish", "isb", options(nostack, preserves_flags));
+            }
+        });
+    }
+
+    /// `TLBI VAAE1IS`: VA[55:12] in bits 43:0, whatever the guest said; the bits above are a hint of levels (none) and RES0.
+    fn flush_stage1_address(&self, vmid: Vmid, va: GuestVa) {
+        let page = va.get() >> 12 & TLBI_VA;
+        with_vmid(vmid, || {
+            // SAFETY: as above.
+            unsafe {
+                asm!("dsb ishst", "tlbi vaae1is, {page}", "dsb ish", "isb", page = in(reg) page,
+                    options(nostack, preserves_flags));
+            }
+        });
+    }
+
+    /// The caller's own registers, which are in this CPU while it makes its call. The ISB is for translations of handles.
+    fn set_base(&self, half: Half, base: u64) {
+        match half {
+            Half::Lower => regs::ttbr0_el1::write(base),
+            Half::Upper => regs::ttbr1_el1::write(base),
+        }
+        isb(SY);
+    }
+
+    fn translation_controls(&self) -> Controls {
+        Controls { sctlr: regs::sctlr_el1::read(), tcr: regs::tcr_el1::read(), mair: regs::mair_el1::read() }
     }
 
     /// `AT S1E1*` walks the guest's stage 1 with EL1's rights, without PAN. `PAR_EL1` is the guest's register and is given back:

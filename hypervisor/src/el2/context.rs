@@ -18,8 +18,9 @@ use core::arch::{asm, global_asm};
 use core::cell::{Cell, UnsafeCell};
 use core::sync::atomic::{AtomicU16, Ordering};
 
-use hypervisor::domain::Domain;
+use hypervisor::domain::{Domain, DomainState};
 use hypervisor::hardware::{CpuId, Vmid};
+use hypervisor::pagetable::{self, Bases};
 use hypervisor::sched::MAX_CPUS;
 use hypervisor::vcpu::{Run, Vcpu, VcpuIndex};
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuShared};
@@ -132,6 +133,7 @@ pub struct ArchVcpu {
     /// The shared part of its interrupt state.
     pub shared: &'static VcpuShared,
     vttbr: u64,
+    hcr: u64,
     vmpidr: u64,
     saved: UnsafeCell<Saved>,
     fp: UnsafeCell<Fp>,
@@ -161,6 +163,7 @@ impl ArchVcpu {
             vcpu,
             shared,
             vttbr: super::arm::vttbr(domain.stage2_root, domain.vmid),
+            hcr: if domain.paging().is_some() { regs::HCR_PAGING } else { regs::HCR_GUEST },
             vmpidr,
             saved: UnsafeCell::new(Saved {
                 frame: Frame::default(),
@@ -209,15 +212,36 @@ impl ArchVcpu {
         self.vcpu.on.get().is_none()
     }
 
+    /// Says what its translation starts with. It is off (invariant 1).
+    fn set_bases(&self, bases: &Bases) {
+        // SAFETY: invariant 1: off, so nobody else looks.
+        let saved = unsafe { &mut *self.saved.get() };
+        saved.el1.ttbr0_el1 = bases.lower;
+        saved.el1.ttbr1_el1 = bases.upper;
+        saved.el1.mair_el1 = bases.controls.mair;
+        saved.tcr = bases.controls.tcr;
+        saved.sctlr = bases.controls.sctlr;
+    }
+
     /// [`Self::set_entry`] by another vCPU, followed by `start`: only if this one is off and its registers have left the CPU. Callers take
     /// turns by the domain's lock, until `start` has said that it is off no more (invariant 1).
-    pub fn start_at(&self, pc: u64, x0: u64, start: impl FnOnce() -> bool) -> bool {
-        let state = self.domain.state.lock();
+    /// With paravirtual page tables it may start with the MMU on, by `bases`.
+    pub fn start_at(
+        &self,
+        pc: u64,
+        x0: u64,
+        bases: impl FnOnce(&mut DomainState) -> Option<Bases>,
+        start: impl FnOnce() -> bool,
+    ) -> bool {
+        let mut state = self.domain.state.lock();
         let off = self.vcpu.run.get() == Run::Offline && self.vcpu.on.get().is_none();
         if off {
             // Nothing pending from before, as in Xen.
             self.with_gic(|gic| gic.forget(self.shared));
             self.set_entry(pc, x0);
+            if let Some(bases) = bases(&mut state) {
+                self.set_bases(&bases);
+            }
         }
         let started = off && start();
         drop(state);
@@ -385,6 +409,10 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     // Invariant 3.
     stop_walks();
     regs::vttbr_el2::write(arch.vttbr);
+    if pagetable::OFFERED {
+        // Whether WFI traps is the CPU's (`init_cpu`), the rest the vCPU's.
+        regs::hcr_el2::write(arch.hcr & !regs::HCR_TWI | regs::hcr_el2::read() & regs::HCR_TWI);
+    }
     regs::vmpidr_el2::write(arch.vmpidr);
     saved.el1.load();
     if cpu.has_ras.get() {

@@ -436,6 +436,9 @@ pub const HCR_GUEST: u64 = HCR_EL2::VM::SET.value
 /// `HCR_EL2.TWI`: a guest's WFI traps.
 pub const HCR_TWI: u64 = HCR_EL2::TWI::SET.value;
 
+/// [`HCR_GUEST`] for a vCPU of a domain with paravirtual page tables: writes to EL1's translation controls trap too (`TVM`).
+pub const HCR_PAGING: u64 = HCR_GUEST | HCR_EL2::TVM::SET.value;
+
 /// `MDCR_EL2` while a guest runs: every debug, trace, profiling and performance-monitor register traps.
 pub const MDCR_GUEST: u64 = MDCR_EL2::TDRA::SET.value
     | MDCR_EL2::TDOSA::SET.value

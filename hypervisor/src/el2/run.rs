@@ -245,5 +245,7 @@ pub fn note_timer(cpu: &PerCpu, vcpu: &Vcpu, ctl: u64, cval: u64) {
         && let (Some(at), Some(machine)) = (timer::guest_deadline(ctl, cval), cpu.machine.get())
     {
         sched::note_deadline(machine, vcpu, at);
+        // The scheduler has chosen already, and has not counted with this one.
+        timer::interrupt_by(at);
     }
 }

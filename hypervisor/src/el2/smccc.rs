@@ -1,7 +1,7 @@
 //! Calls of guests by the SMC calling convention (`hvc #0`, `smc #0`): PSCI, as the portable half decodes it.
 use hypervisor::psci::{self, Request};
 use hypervisor::vgic::VcpuShared;
-use hypervisor::{sched, sched_op};
+use hypervisor::{pagetable, sched, sched_op};
 
 use super::context::Frame;
 use super::percpu::PerCpu;
@@ -17,8 +17,9 @@ pub fn call(cpu: &'static PerCpu, frame: &mut Frame) {
         Request::Untrain => speculation::forget(),
         Request::CpuOn { vcpu, entry, context } => {
             let started = current.domain.vcpu(vcpu).is_some_and(|vcpu| {
+                let bases = |state: &mut _| pagetable::start(machine, current.domain, state, vcpu);
                 super::arch_vcpu(vcpu.index)
-                    .is_some_and(|arch| arch.start_at(entry, context, || sched::start(machine, vcpu)))
+                    .is_some_and(|arch| arch.start_at(entry, context, bases, || sched::start(machine, vcpu)))
             });
             let value = if started { psci::SUCCESS } else { psci::ALREADY_ON };
             frame.set(0, value.cast_unsigned());

@@ -1,15 +1,16 @@
 //! System registers that trap: identification (what guests may know), debug and performance monitors (nothing there), software-generated
-//! interrupts, auxiliary control, set/way maintenance.
+//! interrupts, auxiliary control, set/way maintenance, and with paravirtual page tables the translation controls of EL1.
 #![expect(unsafe_code, reason = "reads identification registers")]
 
 use core::arch::asm;
 
+use hypervisor::pagetable::control::Register;
 use hypervisor::vgic;
 use tock_registers::LocalRegisterCopy;
 
 use super::context::{ArchVcpu, Frame};
 use super::percpu::PerCpu;
-use super::regs::ESR;
+use super::regs::{self, ESR};
 use super::{gic, inject, run, trap};
 
 /// A system register's or instruction's encoding as a syndrome spells it: bits 21:1 without the register field.
@@ -26,6 +27,18 @@ const ICC_ASGI1R_EL1: u64 = encoding(3, 0, 12, 11, 6);
 const ICC_SGI0R_EL1: u64 = encoding(3, 0, 12, 11, 7);
 const ICC_SRE_EL1: u64 = encoding(3, 0, 12, 12, 5);
 const ACTLR_EL1: u64 = encoding(3, 0, 1, 0, 1);
+const ID_AA64MMFR1_EL1: u64 = encoding(3, 0, 0, 7, 1);
+const SCTLR_EL1: u64 = encoding(3, 0, 1, 0, 0);
+const TTBR0_EL1: u64 = encoding(3, 0, 2, 0, 0);
+const TTBR1_EL1: u64 = encoding(3, 0, 2, 0, 1);
+const TCR_EL1: u64 = encoding(3, 0, 2, 0, 2);
+const AFSR0_EL1: u64 = encoding(3, 0, 5, 1, 0);
+const AFSR1_EL1: u64 = encoding(3, 0, 5, 1, 1);
+const ESR_EL1: u64 = encoding(3, 0, 5, 2, 0);
+const FAR_EL1: u64 = encoding(3, 0, 6, 0, 0);
+const MAIR_EL1: u64 = encoding(3, 0, 10, 2, 0);
+const AMAIR_EL1: u64 = encoding(3, 0, 10, 3, 0);
+const CONTEXTIDR_EL1: u64 = encoding(3, 0, 13, 0, 1);
 const DC_ISW: u64 = encoding(1, 0, 7, 6, 2);
 const DC_CSW: u64 = encoding(1, 0, 7, 10, 2);
 const DC_CISW: u64 = encoding(1, 0, 7, 14, 2);
@@ -46,6 +59,8 @@ enum What {
     Fixed(u64),
     /// Sends interrupts.
     Sgi,
+    /// Controls EL1's translation; traps on writing, with paravirtual page tables.
+    Translation(Register),
     /// Is not there.
     Absent,
 }
@@ -58,6 +73,13 @@ fn what(register: u64) -> What {
     let op2 = register >> 16 & 7;
     match register {
         ICC_SGI1R_EL1 => What::Sgi,
+        SCTLR_EL1 => What::Translation(Register::Sctlr),
+        TCR_EL1 => What::Translation(Register::Tcr),
+        MAIR_EL1 => What::Translation(Register::Mair),
+        TTBR0_EL1 | TTBR1_EL1 => What::Translation(Register::Base),
+        AFSR0_EL1 | AFSR1_EL1 | ESR_EL1 | FAR_EL1 | AMAIR_EL1 | CONTEXTIDR_EL1 => {
+            What::Translation(Register::Harmless)
+        }
         ICC_SRE_EL1 => What::Fixed(ICC_SRE_ALWAYS),
         ICC_ASGI1R_EL1 | ICC_SGI0R_EL1 | ACTLR_EL1 | DC_ISW | DC_CSW | DC_CISW | PMINTENSET_EL1
         | PMINTENCLR_EL1 | PMMIR_EL1
@@ -83,6 +105,10 @@ pub fn access(
     let read = syndrome.is_set(ESR::DIRECTION);
     let rt = syndrome.read(ESR::RT);
     match what(register) {
+        // Hardware access flag and dirty state would write tables, hierarchical permissions change what entries mean.
+        What::Identity(value) if read && register == ID_AA64MMFR1_EL1 && arch.domain.paging().is_some() => {
+            frame.set(rt, value & !(field(0) | field(3)));
+        }
         What::Identity(value) if read => frame.set(rt, value),
         What::Fixed(value) if read => frame.set(rt, value),
         What::Nothing if read => frame.set(rt, 0),
@@ -94,7 +120,23 @@ pub fn access(
                 run::send_sgi(cpu, arch, sgi.intid, sgi.targets);
             }
         }
-        What::Identity(_) | What::Sgi | What::Absent => {
+        What::Translation(control) if !read && arch.domain.paging().is_some() => {
+            let value = frame.get(rt);
+            if !arch.domain.permits(control, value) {
+                if gic::worth_a_line() {
+                    defmt::warn!(
+                        "d{=u16}: refused: {=u64:#x} written to translation control {=u64:#x}",
+                        arch.domain.id.0,
+                        value,
+                        register
+                    );
+                }
+                inject::undefined();
+                return;
+            }
+            write_control(register, value);
+        }
+        What::Identity(_) | What::Sgi | What::Translation(_) | What::Absent => {
             if gic::worth_a_line() {
                 defmt::debug!("d{=u16}: undefined system register {=u64:#x}", arch.domain.id.0, register);
             }
@@ -103,6 +145,25 @@ pub fn access(
         }
     }
     trap::skip(syndrome);
+}
+
+/// Writes a register of EL1's translation; the guest's `ISB` is the return to it.
+fn write_control(register: u64, value: u64) {
+    match register {
+        SCTLR_EL1 => regs::sctlr_el1::write(value),
+        TTBR0_EL1 => regs::ttbr0_el1::write(value),
+        TTBR1_EL1 => regs::ttbr1_el1::write(value),
+        TCR_EL1 => regs::tcr_el1::write(value),
+        AFSR0_EL1 => regs::afsr0_el1::write(value),
+        AFSR1_EL1 => regs::afsr1_el1::write(value),
+        ESR_EL1 => regs::esr_el1::write(value),
+        FAR_EL1 => regs::far_el1::write(value),
+        MAIR_EL1 => regs::mair_el1::write(value),
+        AMAIR_EL1 => regs::amair_el1::write(value),
+        CONTEXTIDR_EL1 => regs::contextidr_el1::write(value),
+        // `what` names no other.
+        _ => {}
+    }
 }
 
 macro_rules! read_register {

@@ -62,6 +62,14 @@ pub fn interrupt_at(deadline: u64) {
     regs::cnthp_ctl_el2::write(CNT_CTL::ENABLE::SET.value);
 }
 
+/// Asks for EL2's timer interrupt at this time, unless one comes earlier.
+pub fn interrupt_by(deadline: u64) {
+    let set = LocalRegisterCopy::<u64, CNT_CTL::Register>::new(regs::cnthp_ctl_el2::read());
+    if !set.is_set(CNT_CTL::ENABLE) || regs::cnthp_cval_el2::read().wrapping_sub(offset()) > deadline {
+        interrupt_at(deadline);
+    }
+}
+
 /// Whether the loaded vCPU's timer asks for its interrupt now.
 pub fn guest_timer_fires() -> bool {
     let ctl = LocalRegisterCopy::<u64, CNT_CTL::Register>::new(regs::cntv_ctl_el0::read());

@@ -47,6 +47,14 @@ impl World {
         Self::numbered(1, domains, u64::from(domains) * 1100 + 400, None)
     }
 
+    /// [`World::tight`], with the first domain's page tables of this kind.
+    ///
+    /// # Panics
+    /// There are too many domains.
+    pub fn with_paging(domains: u16, paging: Paging) -> Self {
+        Self::built(1, domains, u64::from(domains) * 1100 + 400, None, paging)
+    }
+
     /// A machine with a control domain and so many others, ids from 1.
     ///
     /// # Panics
@@ -64,6 +72,10 @@ impl World {
     }
 
     fn numbered(first: u16, domains: u16, free: u64, isolated: Option<u16>) -> Self {
+        Self::built(first, domains, free, isolated, Paging::Nested)
+    }
+
+    fn built(first: u16, domains: u16, free: u64, isolated: Option<u16>, paging: Paging) -> Self {
         let image_base = Mfn::new(0x4_0000).unwrap();
         let free_base = Mfn::new(0x4_0001).unwrap();
         let hw = FakeHardware::new(image_base, free + 1);
@@ -87,7 +99,9 @@ impl World {
                 spis: 32,
             };
             let kernel = PhysRange::new(image_base.base().get(), 4096).unwrap();
-            let config = DomainConfig { isolated: isolated == Some(id), ..config(DomId(id), kernel) };
+            let paging = if id == 1 { paging } else { Paging::Nested };
+            let isolated = isolated == Some(id);
+            let config = DomainConfig { paging, isolated, ..config(DomId(id), kernel) };
             builder.build(&config, &shape, &mut [0; 8192]).expect("a small domain").domain
         };
         let domains: Vec<Domain> = (first..first + domains).map(build).collect();

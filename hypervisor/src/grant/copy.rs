@@ -25,6 +25,13 @@ struct Side<'a> {
     how: Use,
 }
 
+impl Side<'_> {
+    /// Whether one's own frame is referred to while it is written, so that it does not become a page table meanwhile.
+    fn is_held(&self) -> bool {
+        self.how == Use::Write && self.domain.paging().is_some()
+    }
+}
+
 /// Does one copy.
 pub(super) fn copy<H: Hardware>(
     machine: &Machine<H>,
@@ -43,10 +50,10 @@ pub(super) fn copy<H: Hardware>(
     let source = claim(machine, current, from)?;
     let result = claim(machine, current, to).and_then(|dest| {
         let copied = transfer(machine, op, source, dest);
-        give_back(machine, current, to);
+        give_back(machine, current, to, dest);
         copied
     });
-    give_back(machine, current, from);
+    give_back(machine, current, from, source);
     result
 }
 
@@ -77,13 +84,23 @@ fn claim<H: Hardware>(
             let state = &mut *side.domain.state.lock();
             pin(machine, current, side.domain, state, gref, side.how, Purpose::Copy)
         }
+        None if side.is_held() => {
+            let _state = side.domain.state.lock();
+            let mfn = own_ram(machine, side.domain, side.gfn).ok_or(GrantStatus::BadPage)?;
+            machine.frames.table.reference(mfn, side.domain.id).map_err(|_| GrantStatus::BadPage)?;
+            Ok(mfn)
+        }
         None => own_ram(machine, side.domain, side.gfn).ok_or(GrantStatus::BadPage),
     }
 }
 
-fn give_back<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, side: Side<'_>) {
+fn give_back<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, side: Side<'_>, mfn: Mfn) {
     if let Some(gref) = side.gref {
         unpin(machine, current, side.domain, &mut side.domain.state.lock(), gref, side.how);
+    } else if side.is_held() {
+        let _state = side.domain.state.lock();
+        // `claim` took it.
+        let _ = machine.frames.table.release(mfn);
     }
 }
 

@@ -95,8 +95,8 @@ pub(super) fn map<H: Hardware>(
 /// replaces them too, and their handles can then not be given back).
 fn is_vacant(there: Option<Mapping>) -> bool {
     match there.map(|mapping| mapping.kind) {
-        None | Some(Kind::Ram | Kind::Shared) => true,
-        Some(Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device) => false,
+        None | Some(Kind::Ram | Kind::Data | Kind::Shared) => true,
+        Some(Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device | Kind::Table | Kind::Text) => false,
     }
 }
 
@@ -140,7 +140,17 @@ pub(super) fn unmap<H: Hardware>(
             let _ = both.mapper.stage2.clear(&machine.hw, gfn);
         }
         // Something else is there by now.
-        Some((Kind::GrantWritable | Kind::GrantReadOnly | Kind::Ram | Kind::Shared | Kind::Device, _)) => {
+        Some((
+            Kind::GrantWritable
+            | Kind::GrantReadOnly
+            | Kind::Ram
+            | Kind::Shared
+            | Kind::Device
+            | Kind::Data
+            | Kind::Table
+            | Kind::Text,
+            _,
+        )) => {
             return Err(GrantStatus::GeneralError);
         }
         None => {}
@@ -173,7 +183,17 @@ fn unmap_orphan<H: Hardware>(
         Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) => {
             let _ = state.stage2.clear(&machine.hw, gfn);
         }
-        Some((Kind::GrantWritable | Kind::GrantReadOnly | Kind::Ram | Kind::Shared | Kind::Device, _)) => {
+        Some((
+            Kind::GrantWritable
+            | Kind::GrantReadOnly
+            | Kind::Ram
+            | Kind::Shared
+            | Kind::Device
+            | Kind::Data
+            | Kind::Table
+            | Kind::Text,
+            _,
+        )) => {
             return Err(GrantStatus::GeneralError);
         }
         None => {}

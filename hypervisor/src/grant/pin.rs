@@ -10,7 +10,7 @@ use crate::domain::{Domain, DomainState};
 use crate::evtchn::word_contended;
 use crate::hardware::{Contended, Hardware};
 use crate::machine::{Current, Machine};
-use crate::stage2::{self, Kind};
+use crate::stage2;
 
 /// Times that a guest may change an entry's flags while they are being set.
 const TRIES: u32 = 5;
@@ -107,7 +107,7 @@ fn named<H: Hardware>(machine: &Machine<H>, granter: &Domain, at: FrameAddr) -> 
 /// A domain's frame of RAM at a guest frame number.
 pub(super) fn own_ram<H: Hardware>(machine: &Machine<H>, domain: &Domain, gfn: u64) -> Option<Mfn> {
     let mapping = stage2::lookup(&machine.hw, domain.stage2_root, Gfn::new(gfn)?)?;
-    (mapping.kind == Kind::Ram).then_some(mapping.mfn)
+    mapping.kind.is_own_data().then_some(mapping.mfn)
 }
 
 /// Sets `GTF_reading`, and `GTF_writing` for writing, in an entry that grants it to `user`; a few changes by the granter meanwhile are

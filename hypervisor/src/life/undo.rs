@@ -13,7 +13,7 @@ use crate::machine::{Current, Machine};
 use crate::sched::MAX_CPUS;
 use crate::stage2::ROOT_TABLES;
 use crate::vcpu::{NOT_POLLING, Run};
-use crate::{console, evtchn, grant, runstate};
+use crate::{console, evtchn, grant, pagetable, runstate};
 
 /// Frames that one step looks at, and those that it frees at most.
 const LOOKED_AT: u64 = 512;
@@ -168,6 +168,7 @@ fn areas<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
 fn forget<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &mut DomainState) {
     state.stage2.forget(&machine.hw);
     state.grants.forget();
+    pagetable::forget(domain, state);
     evtchn::forget_all(domain, &mut state.ports);
 }
 
@@ -186,6 +187,10 @@ fn frames<H: Hardware>(machine: &Machine<H>, domain: &Domain, from: u64) -> Opti
             Some(rest) => left = rest,
             None => return Some(number),
         }
+        // Its tables refer to each other: none is used any more, by anybody.
+        if domain.paging().is_some() {
+            frames.table.forget_role(mfn, domain.id);
+        }
         // Nobody refers to it any more: what others had mapped is not its own by now.
         let _ = frames.free(mfn);
     }
@@ -199,14 +204,27 @@ fn stays(domain: &Domain, mfn: Mfn, state: FrameState) -> bool {
     match state.role {
         Role::Shared => mfn == domain.shared_info,
         Role::Stage2Table => (root..root.saturating_add(u64::from(ROOT_TABLES))).contains(&mfn.get()),
-        Role::NotRam | Role::Free | Role::Hypervisor | Role::Data | Role::DomainTable | Role::Limbo => false,
+        Role::NotRam
+        | Role::Free
+        | Role::Hypervisor
+        | Role::DomainTable
+        | Role::Limbo
+        | Role::Data
+        | Role::Table0
+        | Role::Table1
+        | Role::Table2
+        | Role::Table3
+        | Role::KernelText
+        | Role::UserText
+        | Role::Validating
+        | Role::Releasing => false,
     }
 }
 
 /// What is left when all frames are free.
 fn finish<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
     let mut state = domain.state.lock();
-    state.memory.frames = machine.frames.table.total(domain.id, Role::Data);
+    state.memory.frames = machine.frames.table.ram_total(domain.id);
     state.params = Params::new();
     state.undo = Undo::Stop;
     drop(state);

@@ -78,9 +78,15 @@ fn first_page<H: Hardware>(
     let there = Gfn::new(gfn).and_then(|gfn| domain.state.lock().stage2.lookup(&machine.hw, gfn));
     match there.map(|mapping| mapping.kind) {
         None | Some(Kind::Device) => Err((Errno::Einval, first)),
-        Some(Kind::Ram | Kind::Shared | Kind::GrantWritable | Kind::GrantReadOnly) => {
-            Err((Errno::Eopnotsupp, first))
-        }
+        Some(
+            Kind::Ram
+            | Kind::Shared
+            | Kind::GrantWritable
+            | Kind::GrantReadOnly
+            | Kind::Data
+            | Kind::Table
+            | Kind::Text,
+        ) => Err((Errno::Eopnotsupp, first)),
     }
 }
 

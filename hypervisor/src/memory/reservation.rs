@@ -19,8 +19,8 @@ use crate::guest_memory;
 use crate::hardware::{CpuId, Hardware};
 use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
+use crate::pagetable;
 use crate::sched::MAX_CPUS;
-use crate::stage2::Kind;
 
 /// Which way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -197,13 +197,17 @@ fn populate<H: Hardware>(
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn);
     let found = slot.map_err(|error| Failure::from(Errno::from(error))).and_then(|slot| {
+        if pagetable::OFFERED && slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place())
+        {
+            return Err(Failure::Refused);
+        }
         let frame = machine.frames.allocate_clear(&machine.hw, 0, domain.id, Role::Data);
         frame.map(|frame| (slot, frame)).ok_or_else(|| short_of_frames(machine))
     });
     let (slot, frame) = found.inspect_err(|_| state.memory.discharge(1))?;
     // Nothing of what was executed there before.
     machine.hw.sync_instructions(frame);
-    if let Some(replaced) = slot.commit(&machine.hw, frame, Kind::Ram) {
+    if let Some(replaced) = slot.commit(&machine.hw, frame, domain.ram_kind()) {
         leave(machine, replaced);
     }
     if !crate::seeded!("xsa-22") {
@@ -218,7 +222,7 @@ fn decrease<H: Hardware>(
     state: &mut DomainState,
     gfn: Gfn,
 ) -> Result<(), Failure> {
-    let there = state.stage2.lookup(&machine.hw, gfn).filter(|there| there.kind == Kind::Ram);
+    let there = state.stage2.lookup(&machine.hw, gfn).filter(|there| there.kind.is_own_data());
     let mfn = there.ok_or(Failure::Refused)?.mfn;
     // References are taken under the domain's lock: none comes from here on.
     let in_use = machine.frames.table.state(mfn).is_none_or(|frame| frame.count != 0);

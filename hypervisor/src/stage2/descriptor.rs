@@ -54,6 +54,12 @@ pub enum Kind {
     GrantReadOnly = 4,
     /// Device registers: read, write.
     Device = 5,
+    /// RAM of a domain with paravirtual page tables: read, write.
+    Data = 6,
+    /// A page table of such a domain: read.
+    Table = 7,
+    /// Its text, for EL1 or EL0: read, execute. Stage 1, which is checked, says for which.
+    Text = 8,
 }
 
 impl Kind {
@@ -61,8 +67,42 @@ impl Kind {
     #[inline]
     pub const fn is_readable_memory(self) -> bool {
         match self {
-            Self::Ram | Self::Shared | Self::GrantWritable | Self::GrantReadOnly => true,
+            Self::Ram
+            | Self::Shared
+            | Self::GrantWritable
+            | Self::GrantReadOnly
+            | Self::Data
+            | Self::Table
+            | Self::Text => true,
             Self::Device => false,
+        }
+    }
+
+    /// Whether this is the domain's own RAM, used as data: what it may grant, give back, and have written to.
+    #[inline]
+    pub const fn is_own_data(self) -> bool {
+        match self {
+            Self::Ram | Self::Data => true,
+            Self::Shared
+            | Self::GrantWritable
+            | Self::GrantReadOnly
+            | Self::Device
+            | Self::Table
+            | Self::Text => false,
+        }
+    }
+
+    /// Whether nothing may take the place of this: entries of checked page tables rely on it.
+    #[inline]
+    pub const fn is_held_in_place(self) -> bool {
+        match self {
+            Self::Table | Self::Text => crate::pagetable::OFFERED,
+            Self::Ram
+            | Self::Data
+            | Self::Shared
+            | Self::GrantWritable
+            | Self::GrantReadOnly
+            | Self::Device => false,
         }
     }
 
@@ -70,8 +110,8 @@ impl Kind {
     #[inline]
     pub const fn is_writable_memory(self) -> bool {
         match self {
-            Self::Ram | Self::Shared | Self::GrantWritable => true,
-            Self::GrantReadOnly | Self::Device => false,
+            Self::Ram | Self::Shared | Self::GrantWritable | Self::Data => true,
+            Self::GrantReadOnly | Self::Device | Self::Table | Self::Text => false,
         }
     }
 
@@ -83,6 +123,9 @@ impl Kind {
             3 => Some(Self::GrantWritable),
             4 => Some(Self::GrantReadOnly),
             5 => Some(Self::Device),
+            6 if crate::pagetable::OFFERED => Some(Self::Data),
+            7 if crate::pagetable::OFFERED => Some(Self::Table),
+            8 if crate::pagetable::OFFERED => Some(Self::Text),
             _ => None,
         }
     }
@@ -95,6 +138,9 @@ impl Kind {
             Self::GrantWritable => MEMORY | WRITE | EXECUTE_NEVER | 3 << KIND_SHIFT,
             Self::GrantReadOnly => MEMORY | EXECUTE_NEVER | 4 << KIND_SHIFT,
             Self::Device => DEVICE_NGNRE | ACCESSED | READ | WRITE | EXECUTE_NEVER | 5 << KIND_SHIFT,
+            Self::Data => MEMORY | WRITE | EXECUTE_NEVER | 6 << KIND_SHIFT,
+            Self::Table => MEMORY | EXECUTE_NEVER | 7 << KIND_SHIFT,
+            Self::Text => MEMORY | 8 << KIND_SHIFT,
         }
     }
 }
@@ -213,14 +259,33 @@ mod tests {
             leaf(Kind::Device, 3),
             (5 << 55) | (1 << 54) | 0x1_2345_6000 | bits(0b00, 0b11, 0b0001, 0b11)
         );
+        assert_eq!(
+            leaf(Kind::Data, 3),
+            (6 << 55) | (1 << 54) | 0x1_2345_6000 | bits(0b11, 0b11, 0b1111, 0b11)
+        );
+        assert_eq!(
+            leaf(Kind::Table, 3),
+            (7 << 55) | (1 << 54) | 0x1_2345_6000 | bits(0b11, 0b01, 0b1111, 0b11)
+        );
+        assert_eq!(leaf(Kind::Text, 3), (8 << 55) | 0x1_2345_6000 | bits(0b11, 0b01, 0b1111, 0b11));
         assert_eq!(Descriptor::table(Mfn::new(0x12_3456).unwrap()).raw(), 0x1_2345_6000 | 0b11);
     }
 
     #[test]
-    fn only_ram_can_be_executed_and_only_read_only_grants_cannot_be_written() {
-        for kind in [Kind::Ram, Kind::Shared, Kind::GrantWritable, Kind::GrantReadOnly, Kind::Device] {
-            assert_eq!(leaf(kind, 3) & EXECUTE_NEVER == 0, kind == Kind::Ram);
-            assert_eq!(leaf(kind, 3) & WRITE == 0, kind == Kind::GrantReadOnly);
+    fn only_ram_and_text_can_be_executed_and_what_cannot_be_written_is_listed() {
+        for kind in [
+            Kind::Ram,
+            Kind::Shared,
+            Kind::GrantWritable,
+            Kind::GrantReadOnly,
+            Kind::Device,
+            Kind::Data,
+            Kind::Table,
+            Kind::Text,
+        ] {
+            assert_eq!(leaf(kind, 3) & EXECUTE_NEVER == 0, matches!(kind, Kind::Ram | Kind::Text));
+            let read_only = matches!(kind, Kind::GrantReadOnly | Kind::Table | Kind::Text);
+            assert_eq!(leaf(kind, 3) & WRITE == 0, read_only);
             assert_eq!(Descriptor::from_raw(leaf(kind, 2)).kind(), Some(kind));
         }
     }

@@ -102,7 +102,7 @@ fn each_place(world: &World, domain: &Domain, mut visit: impl FnMut(u64, Place) 
         (0..1 << order).all(|offset| {
             let frame = mapping.mfn.get() + offset;
             let place = match mapping.kind {
-                Kind::Ram => Place::Ram(frame),
+                Kind::Ram | Kind::Data | Kind::Table | Kind::Text => Place::Ram(frame),
                 Kind::Shared => Place::Shared(shared(mapping.mfn)),
                 Kind::GrantWritable => Place::Grant { frame, writable: true },
                 Kind::GrantReadOnly => Place::Grant { frame, writable: false },

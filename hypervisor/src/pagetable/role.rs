@@ -1,0 +1,289 @@
+//! Roles of a pv domain's frames: pin, unpin, and what comes between.
+//!
+//! 1. Checking a table and giving back what its entries hold go in steps of [`STEP`] entries; between them the frame is
+//!    [`Role::Validating`] or [`Role::Releasing`], the entries before its progress are held, and nobody can link, change or write it. Any vCPU may go
+//!    on with it, from where it is.
+//! 2. A table that fails its check is released again, and is data when the call that says so returns.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+use pv_abi::Errno;
+
+use super::entry::{self, Level};
+use crate::addr::{Gfn, Mfn};
+use crate::domain::{Domain, DomainState};
+use crate::frame::{FrameError, NO_LINK, Role};
+use crate::hardware::Hardware;
+use crate::machine::Machine;
+use crate::stage2::{ENTRIES, Kind};
+
+/// Entries that one run checks or releases.
+const STEP: u32 = 128;
+const ALL: u32 = 512;
+const _: () = assert!(ALL as usize == ENTRIES);
+/// Progress has the level above the entries done.
+const LEVEL_SHIFT: u32 = 16;
+const DONE_MASK: u32 = 0xFFFF;
+
+/// How far a pin or unpin came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Step {
+    /// To its end.
+    Done,
+    /// To be called again.
+    More,
+}
+
+impl From<FrameError> for Errno {
+    /// What a role refuses.
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::TooManyReferences | FrameError::Referenced | FrameError::Contended => Self::Ebusy,
+            FrameError::NoFrame
+            | FrameError::WrongOwner
+            | FrameError::WrongRole
+            | FrameError::NotReferenced => Self::Einval,
+        }
+    }
+}
+
+/// Takes a reference to a frame that must have a role.
+#[inline(never)]
+pub(super) fn refer<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    mfn: Mfn,
+    role: Role,
+) -> Result<(), Errno> {
+    machine.frames.table.reference_as(mfn, domain.id, role).map_err(Errno::from)
+}
+
+/// The frame at a guest frame, and its role, if it is RAM of the domain's own.
+///
+/// # Errors
+/// `-EINVAL`
+#[inline(never)]
+fn own<H: Hardware>(machine: &Machine<H>, domain: &Domain, gfn: Gfn) -> Result<(Mfn, Role), Errno> {
+    let mfn = entry::at(machine, domain, gfn)?;
+    let state = machine.frames.table.state(mfn).ok_or(Errno::Einval)?;
+    // A grant of its own that it mapped is no place for a role: the frame's home is.
+    if state.owner != domain.id || !state.role.is_ram() || machine.frames.table.home(mfn) != Some(gfn) {
+        return Err(Errno::Einval);
+    }
+    Ok((mfn, state.role))
+}
+
+/// The role of the page at a guest frame, if it is RAM of the domain's own.
+///
+/// # Errors
+/// `-EINVAL`
+pub(super) fn check_own<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    gfn: Gfn,
+) -> Result<(Mfn, Role), Errno> {
+    own(machine, domain, gfn)
+}
+
+/// Invariant 3 of [`super`]: from data to a role that the guest cannot write.
+#[inline(never)]
+fn promote<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    gfn: Gfn,
+    mfn: Mfn,
+    role: Role,
+    kind: Kind,
+) -> Result<(), Errno> {
+    let shared = domain.paging().ok_or(Errno::Enosys)?;
+    let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
+    if !slot.current(&machine.hw).is_some_and(|there| there.kind.is_own_data() && there.mfn == mfn) {
+        return Err(Errno::Einval);
+    }
+    machine.frames.table.retype(mfn, domain.id, Role::Data, role).map_err(|_| Errno::Ebusy)?;
+    {
+        let _writes = shared.writes.lock();
+        slot.protect(&machine.hw, kind);
+    }
+    machine.hw.clean_to_memory(mfn);
+    Ok(())
+}
+
+/// Invariant 4 of [`super`]: back to data. The frame has no count.
+#[inline(never)]
+fn demote<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    gfn: Gfn,
+    mfn: Mfn,
+    from: Role,
+) -> Result<(), Errno> {
+    let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
+    machine.frames.table.retype(mfn, domain.id, from, Role::Data).map_err(Errno::from)?;
+    machine.frames.table.set_progress(mfn, NO_LINK);
+    machine.hw.flush_stage1(domain.vmid);
+    slot.protect(&machine.hw, Kind::Data);
+    Ok(())
+}
+
+/// Makes a page a table of a level.
+///
+/// # Errors
+/// `-EINVAL`: no page of the domain's own, or an entry that is not allowed; `-EBUSY`: it has references or another role; `-ENOMEM`: no frame for
+/// a stage-2 table. It is data afterwards as before.
+#[inline(never)]
+pub(super) fn pin<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    gfn: Gfn,
+    level: Level,
+) -> Result<Step, Errno> {
+    let (mfn, role) = own(machine, domain, gfn)?;
+    let table = &machine.frames.table;
+    let first = match role {
+        Role::Data => {
+            promote(machine, domain, state, gfn, mfn, Role::Validating, Kind::Table)?;
+            note(machine, mfn, level, 0);
+            0
+        }
+        // Another vCPU began, or this one before it was interrupted.
+        Role::Validating => {
+            let (of, done) = noted(machine, mfn);
+            if of != Some(level) {
+                return Err(Errno::Ebusy);
+            }
+            done
+        }
+        Role::Releasing => return failed(machine, domain, state, gfn, mfn),
+        // Done already, perhaps by another vCPU that went on with it.
+        role if role == level.role() => return Ok(Step::Done),
+        _ => return Err(Errno::Ebusy),
+    };
+    let end = first.saturating_add(STEP).min(ALL);
+    for index in first..end {
+        let raw = machine.hw.table_read(mfn, index as usize);
+        let held = entry::decode(raw, level)
+            .ok_or(Errno::Einval)
+            .and_then(|target| entry::hold(machine, domain, target));
+        if held.is_err() {
+            table.retype(mfn, domain.id, Role::Validating, Role::Releasing).map_err(Errno::from)?;
+            note(machine, mfn, level, index);
+            return failed(machine, domain, state, gfn, mfn);
+        }
+    }
+    note(machine, mfn, level, end);
+    if end < ALL {
+        return Ok(Step::More);
+    }
+    table.retype(mfn, domain.id, Role::Validating, level.role()).map_err(Errno::from)?;
+    table.set_progress(mfn, NO_LINK);
+    Ok(Step::Done)
+}
+
+/// Goes on releasing a table that failed its check, and says so at the end.
+fn failed<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    gfn: Gfn,
+    mfn: Mfn,
+) -> Result<Step, Errno> {
+    match release(machine, domain, state, gfn, mfn)? {
+        Step::More => Ok(Step::More),
+        Step::Done => Err(Errno::Einval),
+    }
+}
+
+/// Makes a page text.
+///
+/// # Errors
+/// As [`pin`].
+pub(super) fn pin_text<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    gfn: Gfn,
+    to: Role,
+) -> Result<Step, Errno> {
+    let (mfn, role) = own(machine, domain, gfn)?;
+    match role {
+        Role::Data => {
+            promote(machine, domain, state, gfn, mfn, to, Kind::Text)?;
+            machine.hw.sync_instructions(mfn);
+            Ok(Step::Done)
+        }
+        role if role == to => Ok(Step::Done),
+        _ => Err(Errno::Ebusy),
+    }
+}
+
+/// Makes a table or text page data.
+///
+/// # Errors
+/// `-EINVAL`: it is none; `-EBUSY`: it has references.
+#[inline(never)]
+pub(super) fn unpin<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    gfn: Gfn,
+) -> Result<Step, Errno> {
+    let (mfn, role) = own(machine, domain, gfn)?;
+    match (role, Level::of(role)) {
+        (_, Some(level)) => {
+            machine.frames.table.retype(mfn, domain.id, role, Role::Releasing).map_err(|_| Errno::Ebusy)?;
+            note(machine, mfn, level, ALL);
+        }
+        (Role::Validating, None) => {
+            let retyped = machine.frames.table.retype(mfn, domain.id, role, Role::Releasing);
+            retyped.map_err(Errno::from)?;
+        }
+        (Role::Releasing, None) => {}
+        (Role::KernelText | Role::UserText, None) => {
+            demote(machine, domain, state, gfn, mfn, role).map_err(|error| match error {
+                Errno::Einval => Errno::Ebusy,
+                other => other,
+            })?;
+            return Ok(Step::Done);
+        }
+        (_, None) => return Err(Errno::Einval),
+    }
+    release(machine, domain, state, gfn, mfn)
+}
+
+/// Gives back what the entries of a [`Role::Releasing`] frame hold, from its progress down.
+#[inline(never)]
+fn release<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    state: &mut DomainState,
+    gfn: Gfn,
+    mfn: Mfn,
+) -> Result<Step, Errno> {
+    let (level, done) = noted(machine, mfn);
+    let level = level.ok_or(Errno::Einval)?;
+    let rest = done.saturating_sub(STEP);
+    for index in rest..done {
+        let raw = machine.hw.table_read(mfn, index as usize);
+        if let Some(target) = entry::decode(raw, level) {
+            entry::release(machine, domain, target);
+        }
+    }
+    note(machine, mfn, level, rest);
+    if rest != 0 {
+        return Ok(Step::More);
+    }
+    demote(machine, domain, state, gfn, mfn, Role::Releasing)?;
+    Ok(Step::Done)
+}
+
+fn note<H: Hardware>(machine: &Machine<H>, mfn: Mfn, level: Level, done: u32) {
+    machine.frames.table.set_progress(mfn, (level as u32).wrapping_shl(LEVEL_SHIFT) | done);
+}
+
+pub(super) fn noted<H: Hardware>(machine: &Machine<H>, mfn: Mfn) -> (Option<Level>, u32) {
+    let progress = machine.frames.table.progress(mfn);
+    let level = usize::try_from(progress >> LEVEL_SHIFT).ok().and_then(|level| Level::ALL.get(level));
+    (level.copied(), (progress & DONE_MASK).min(ALL))
+}
