@@ -187,7 +187,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             stage2.ok_or(if limit < ROOT_TABLES { Refusal::TooFewTables } else { out_of_memory })?;
         ram.allocate(self.hw, self.frames, config.id, &mut stage2, out_of_memory)?;
         self.host.map_gic(self.hw, self.frames, &mut stage2)?;
-        self.host.map_devices(self.hw, self.frames, &mut stage2, devices)?;
+        Host::map_devices(self.hw, self.frames, &mut stage2, devices)?;
 
         let tree =
             self.host.tree(config, &ram, &placement, devices.map(|devices| devices.partial), scratch)?;
@@ -242,7 +242,6 @@ impl Host<'_> {
 
     /// Shows its own devices to the guest, where their tree says.
     fn map_devices<H: Hardware>(
-        &self,
         hw: &H,
         frames: &Frames,
         stage2: &mut Stage2,

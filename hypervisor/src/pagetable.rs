@@ -9,7 +9,7 @@
 //!
 //! Invariants
 //! 1. Roles, counts, roots and the entries of tables change under the domain's lock (rank 20) only. The guest cannot write a table: stage 2.
-//! 2. Every entry of a table is empty or passed [`entry::decode`] and [`entry::hold`], and holds what it names for as long as it is there. Entries
+//! 2. Every entry of a table is empty or passed `entry::decode` and `entry::hold`, and holds what it names for as long as it is there. Entries
 //!    hold guest frame numbers, and what has a role other than data is never moved, replaced or taken away
 //!    ([`Kind::is_held_in_place`]).
 //! 3. *To become table or text*: count zero; stage 2 to read-only; flushed on all CPUs, so that no vCPU writes by an older

@@ -1,7 +1,7 @@
 //! Known bugs, put back on purpose, to see that the tests would find them.
 //!
-//! Where one was, [`seeded!`](crate::seeded) stands with its name: false in every build but those with the feature `seeded`, which only the tests of
-//! the tests have, and in those true while the bug is [planted](plant). In the image nothing is left of it.
+//! Where one was, `seeded!` stands with its name: false in every build but those with the feature `seeded`, which only the tests of
+//! the tests have, and in those true while the bug is planted (`plant`). In the image nothing is left of it.
 #[cfg(feature = "seeded")]
 use core::sync::atomic::{AtomicUsize, Ordering};
 

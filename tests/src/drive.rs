@@ -1,8 +1,8 @@
 //! Random calls on the shipping library and on the [specification](crate::spec) at once, compared after each.
 //!
-//! A sequence is steps of [`STEP`] bytes; what a step does is a function of its bytes and of nothing else ([`act`]), so that any bytes are a
-//! sequence: those of a seed, of a fuzzer, or of a failure that was shrunk ([`shrink`]). After each step result, outputs and
-//! state must be the specification's ([`compare`]), [`hypervisor::selfcheck`] must find nothing, and the fake machine must have seen no
+//! A sequence is steps of [`STEP`] bytes; what a step does is a function of its bytes and of nothing else (`act`), so that any bytes are a
+//! sequence: those of a seed, of a fuzzer, or of a failure that was shrunk ([`shrink()`]). After each step result, outputs and
+//! state must be the specification's (`compare`), [`hypervisor::selfcheck`] must find nothing, and the fake machine must have seen no
 //! misuse.
 mod act;
 mod compare;

@@ -1,6 +1,6 @@
 //! A tiny machine, explored: two domains, two pages of RAM and one place without RAM each, a reference each, two ports each.
 //!
-//! The states are the specification's, up to the names of frames and handles; each call of [`alphabet`] is made in each state, on the library and
+//! The states are the specification's, up to the names of frames and handles; each call of `alphabet` is made in each state, on the library and
 //! on the specification, compared as always. One machine does it all: it goes from state to state by calls that are known already, to the
 //! nearest state where one has not been made, or gives everything back and begins anew; then it must be as it was.
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};

@@ -422,18 +422,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
         }
     }
     if let Some(control) = control {
-        // Ids ascend: it comes first, wherever the tree has it.
-        if let Some((slots, starts)) = slots.get_mut(..=control).zip(starts.get_mut(..=control)) {
-            slots.rotate_right(1);
-            if let Some(configs) = configs.get_mut(..=control) {
-                configs.rotate_right(1);
-            }
-            starts.rotate_right(1);
-        }
-        for (domain, _) in &mut vcpus {
-            let at = usize::from(*domain);
-            *domain = if at == control { 0 } else { domain.wrapping_add(u16::from(at < control)) };
-        }
+        put_first(control, slots, configs, &mut starts, &mut vcpus);
     }
     let domains = slots.get_mut(..built).and_then(|slots| all_present(slots, &memory.carve));
     let vcpus = memory.carve.slice(vcpus.len(), |n| vcpus.get(n).copied().unwrap_or((0, 0)));
@@ -441,6 +430,27 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
     match (domains, vcpus, configs) {
         (Some(domains), Some(vcpus), Some(configs)) => Guests { domains, starts, vcpus, configs, plan },
         _ => stop("no room for the domains"),
+    }
+}
+
+/// Ids ascend: the control domain comes first, wherever the tree has it.
+fn put_first<D, C>(
+    control: usize,
+    slots: &mut [D],
+    configs: &mut [C],
+    starts: &mut [BootState],
+    vcpus: &mut [(u16, u16)],
+) {
+    if let Some((slots, starts)) = slots.get_mut(..=control).zip(starts.get_mut(..=control)) {
+        slots.rotate_right(1);
+        if let Some(configs) = configs.get_mut(..=control) {
+            configs.rotate_right(1);
+        }
+        starts.rotate_right(1);
+    }
+    for (domain, _) in vcpus {
+        let at = usize::from(*domain);
+        *domain = if at == control { 0 } else { domain.wrapping_add(u16::from(at < control)) };
     }
 }
 

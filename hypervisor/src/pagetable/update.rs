@@ -115,7 +115,7 @@ impl<'a, H: Hardware> Editor<'a, H> {
 /// `mmu_update`.
 ///
 /// # Errors
-/// [`Batch::begin`]'s; `-EFAULT`; for a request `-ENOSYS`: another command than a write, `-EINVAL`: no entry of a table of the caller's, or
+/// `Batch::begin`'s; `-EFAULT`; for a request `-ENOSYS`: another command than a write, `-EINVAL`: no entry of a table of the caller's, or
 /// one that is not allowed there, `-EBUSY`: what it names is referred to as often as can be counted. Restarts.
 #[inline(never)]
 pub fn mmu_update<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {

@@ -107,6 +107,7 @@ pub(crate) enum Board {
 
 /// `[[domain]]`.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "the keys of the file")]
 pub(crate) struct Domain {
     /// For people and for `channels`.
     pub(crate) name: String,
