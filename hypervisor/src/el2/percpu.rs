@@ -40,7 +40,7 @@ pub static STACKS: Stacks = Stacks(UnsafeCell::new(
 ));
 
 /// Bytes of the first CPU's stack during boot: device-tree walks and building domains need more than guests ever make EL2 use.
-const BOOT_STACK_SIZE: usize = 128 * 1024;
+const BOOT_STACK_SIZE: usize = 256 * 1024;
 
 /// The stack of the boot, with its guard page.
 #[repr(C, align(4096))]
