@@ -224,9 +224,11 @@ fn add_one<H: Hardware>(
         }
         MapSpace::GrantTable => {
             let mut state = domain.state.lock();
-            // Room for the entry first: a refusal leaves no table behind that has grown.
-            let at = Gfn::new(gpfn).ok_or(Errno::Einval)?;
-            state.stage2.make_room(&machine.hw, &machine.frames, at).map_err(Errno::from)?;
+            // Room for the entry of a new frame first: a refusal leaves no table behind that has grown.
+            if state.grants.frame(low_u32(idx)).is_none() {
+                let at = Gfn::new(gpfn).ok_or(Errno::Einval)?;
+                state.stage2.make_room(&machine.hw, &machine.frames, at).map_err(Errno::from)?;
+            }
             let frame = grant_frame(machine, domain, &mut state, idx, args)?;
             let placed = place(machine, &mut state, frame, gpfn);
             if crate::seeded!("xsa-235") && placed.is_err() {
@@ -270,19 +272,20 @@ fn grant_frame<H: Hardware>(
     }
 }
 
-/// Maps a page of the hypervisor's at a guest frame (invariant 2).
+/// Maps a page of the hypervisor's at a guest frame (invariant 2). As Xen does, a page that is mapped already is refused before its new
+/// place is looked at.
 fn place<H: Hardware>(
     machine: &Machine<H>,
     state: &mut DomainState,
     frame: Mfn,
     number: u64,
 ) -> Result<(), Errno> {
-    let gfn = Gfn::new(number).ok_or(Errno::Einval)?;
     let home = machine.frames.table.home(frame);
     let mapped = home.and_then(|home| state.stage2.lookup(&machine.hw, home));
     if mapped.is_some_and(|mapping| mapping.mfn == frame) && !crate::seeded!("xsa-379") {
         return Err(Errno::Ebusy);
     }
+    let gfn = Gfn::new(number).ok_or(Errno::Einval)?;
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
     if pagetable::OFFERED && slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place()) {
         return Err(Errno::Ebusy);

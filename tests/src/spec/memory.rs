@@ -79,7 +79,8 @@ impl Spec {
         true
     }
 
-    /// `XENMEM_add_to_physmap` of the shared-info page (space 0) or of a frame of the grant table (1), which grows up to there.
+    /// `XENMEM_add_to_physmap` of the shared-info page (space 0) or of a frame of the grant table (1), which grows up to there
+    /// when the page can be placed.
     ///
     /// # Errors
     /// As the call.
@@ -102,18 +103,15 @@ impl Spec {
             (0 | 1, _) => return Err(Errno::Einval),
             _ => return Err(Errno::Enosys),
         };
-        if let SharedPage::Grant(index) = page {
-            let domain = self.of_mut(who);
-            domain.grant_frames = domain.grant_frames.max(index + 1);
-        }
-        if gfn >= 1 << 40 {
-            return Err(Errno::Einval);
-        }
         if self.of(who).places.values().any(|place| *place == Place::Shared(page)) {
             return Err(Errno::Ebusy);
         }
         if gfn >= GFN_LIMIT {
             return Err(Errno::Einval);
+        }
+        if let SharedPage::Grant(index) = page {
+            let domain = self.of_mut(who);
+            domain.grant_frames = domain.grant_frames.max(index + 1);
         }
         self.put(who, gfn, Place::Shared(page));
         Ok(())
