@@ -100,13 +100,13 @@ macro_rules! hypercalls {
 
 hypercalls! {
     #[doc = "Changes entries of the caller's page tables, in domains with paravirtual ones."]
-    1 MmuUpdate mmu_update(requests, count, done, domain) Restartable;
+    1 MmuUpdate mmu_update(requests, count, done, domain) Restartable &[], &[Errno::Enosys];
     #[doc = "Changes the memory of a domain: places shared frames, grows and shrinks it."]
     12 MemoryOp memory_op(cmd, arg) Restartable MemoryOp::TABLE, &[Errno::Enosys];
     #[doc = "Makes several calls in one."]
     13 Multicall multicall(calls, count) Restartable MULTICALL, &[];
     #[doc = "Changes the mapping of one address, in domains with paravirtual page tables."]
-    14 UpdateVaMapping update_va_mapping(va, entry, flags) Constant;
+    14 UpdateVaMapping update_va_mapping(va, entry, flags) Constant &[], &[Errno::Enosys];
     #[doc = "Tells versions, features and build facts."]
     17 XenVersion xen_version(cmd, arg) Constant VersionOp::TABLE, &[Errno::Enosys];
     #[doc = "Writes to and reads from the hypervisor's console."]
@@ -118,7 +118,7 @@ hypercalls! {
     #[doc = "Registers a vCPU's shared areas."]
     24 VcpuOp vcpu_op(cmd, vcpu, arg) Constant VcpuOp::TABLE, &[Errno::Enoent, Errno::Einval];
     #[doc = "Pins and unpins page tables and text, takes roots, flushes, in domains with paravirtual page tables."]
-    26 MmuExtOp mmuext_op(operations, count, done, domain) Restartable;
+    26 MmuExtOp mmuext_op(operations, count, done, domain) Restartable &[], &[Errno::Enosys];
     #[doc = "Yields, blocks, waits for events, shuts the domain down."]
     29 SchedOp sched_op(cmd, arg) Constant SchedOp::TABLE, &[Errno::Enosys];
     #[doc = "Binds, signals and closes event channels."]
