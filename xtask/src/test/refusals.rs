@@ -28,8 +28,8 @@ const MISTAKES: [Mistake; 8] = [
     },
     Mistake {
         name: "later-key",
-        text: "[[domain]]\nname = \"a\"\nkernel = \"guest:hello\"\nmemory = \"32M\"\npassthrough = true\n",
-        line: "domain[1].passthrough: is not supported yet",
+        text: "[[domain]]\nname = \"a\"\nkernel = \"guest:hello\"\nmemory = \"32M\"\njit = true\n",
+        line: "domain[1].jit: is not supported yet",
     },
     Mistake {
         name: "no-kernel-file",
