@@ -67,7 +67,13 @@ fn others<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, cmd: u32, ar
             if info.submap_idx != 0 {
                 return Err(Errno::Einval.into());
             }
-            tell(machine, current, arg, &FeatureInfo { submap: FEATURES.bits(), ..info })
+            // Whose page tables are checked learns it here.
+            let writable = if current.domain.paging().is_some() {
+                Features::WRITABLE_PAGE_TABLES
+            } else {
+                Features::empty()
+            };
+            tell(machine, current, arg, &FeatureInfo { submap: FEATURES.difference(writable).bits(), ..info })
         }
         VersionOp::Pagesize if arg.is_null() => Ok(u64::try_from(PAGE_SIZE).map_err(|_| Errno::Einval)?),
         VersionOp::Pagesize => Err(Errno::Einval.into()),

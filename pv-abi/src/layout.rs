@@ -44,6 +44,8 @@ pub const MAGIC_SIZE: u64 = 0x0100_0000;
 
 /// Low RAM, filled first (`GUEST_RAM0_BASE`).
 pub const RAM0_BASE: u64 = 0x4000_0000;
+/// Emulated devices and room for grants; nothing of it is RAM.
+pub const BELOW_RAM: core::ops::Range<u64> = GICV2_GICD_BASE..RAM0_BASE;
 /// Room for low RAM, 3 GiB (`GUEST_RAM0_SIZE`).
 pub const RAM0_SIZE: u64 = 0xc000_0000;
 /// High RAM, for what the low bank does not hold (`GUEST_RAM1_BASE`).

@@ -44,7 +44,7 @@ bitflags::bitflags! {
     /// Features of submap 0 (`XENFEAT_*`).
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Features: u32 {
-        /// Page tables need no hypercalls.
+        /// Page tables need no hypercalls. Clear in a domain with paravirtual page tables ([`crate::paging`]).
         const WRITABLE_PAGE_TABLES = 1 << 0;
         /// Guest frame numbers are translated by stage 2.
         const AUTO_TRANSLATED_PHYSMAP = 1 << 2;

@@ -4,7 +4,7 @@
 //! 2. A bit that is not allowed by list refuses the entry: contiguous hint, DBM, guarded pages, non-secure, attributes of tables, and
 //!    whatever an extension calls its own.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use pv_abi::{Errno, PAGE_SHIFT};
+use pv_abi::{Errno, PAGE_SHIFT, layout};
 
 use crate::addr::{Gfn, Mfn};
 use crate::domain::Domain;
@@ -160,6 +160,8 @@ pub(super) fn decode(entry: u64, level: Level) -> Option<Target> {
 pub(super) fn hold<H: Hardware>(machine: &Machine<H>, domain: &Domain, target: Target) -> Result<(), Errno> {
     match target {
         Target::Nothing => Ok(()),
+        // What EL2 emulates is nothing to stage 2, and where grants come later there may be nothing yet.
+        Target::Data(gfn) if layout::BELOW_RAM.contains(&gfn.base().get()) => Ok(()),
         Target::Data(gfn) => at(machine, domain, gfn).map(|_| ()),
         Target::Counted(gfn, role) => {
             let mfn = at(machine, domain, gfn)?;
