@@ -5,14 +5,15 @@ use std::io::IsTerminal as _;
 use crate::console::{Colour, Lines};
 use crate::failure::{Doing, Failure, Outcome};
 use crate::hypervisor::Hypervisor;
-use crate::{build, process, run, setup, workspace};
+use crate::{build, process, run, setup};
 
 /// Starts QEMU with its gdb server on port 1234 and shows the console until it ends.
 pub(crate) fn command(options: &run::Options) -> Outcome<()> {
     let system = options.load()?;
     let (toolchain, qemu) = (setup::toolchain()?, setup::qemu()?);
     build::some(&toolchain, &system.guests())?;
-    let (elf, pavo) = (workspace::pavo_elf(), Hypervisor::pavo());
+    let pavo = Hypervisor::of(&system)?;
+    let elf = pavo.image.with_extension("elf");
     let decoder = pavo.decoder()?;
     let mut prepared = run::prepare(&qemu, &pavo, &system, options.checking(), options.clock())?;
     let debugger = if process::exists("gdb-multiarch") { "gdb-multiarch" } else { "gdb" };

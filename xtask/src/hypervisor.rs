@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use crate::console::Decoder;
 use crate::failure::Outcome;
-use crate::setup::Xen;
-use crate::workspace;
+use crate::setup::{self, Xen};
+use crate::system::{Paging, System};
+use crate::{build, workspace};
 
 /// What Xen's own command line must say: its console is the board's, it shows what guests print, and domains may signal
 /// and grant to each other, as under Pavo. Source: Xen `docs/misc/xen-command-line.pandoc`.
@@ -46,6 +47,16 @@ impl Hypervisor {
     /// The image that `build` makes.
     pub(crate) fn pavo() -> Self {
         Self::changed(workspace::pavo_img())
+    }
+
+    /// What a system needs: that image, or the one with paravirtual page tables, which is built then.
+    pub(crate) fn of(system: &System) -> Outcome<Self> {
+        if system.domains.iter().all(|domain| domain.paging == Paging::Nested) {
+            return Ok(Self::pavo());
+        }
+        build::paging(&setup::toolchain()?)?;
+        let elf = workspace::paging_elf();
+        Ok(Self { image: elf.with_extension("img"), bootargs: None, strings: Some(elf) })
     }
 
     /// A changed copy of that image.

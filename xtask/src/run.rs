@@ -122,7 +122,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
         show(&line.render(colour));
         ControlFlow::Continue(())
     };
-    let report = boot(&qemu, &Hypervisor::pavo(), &system, options, &mut each)?;
+    let report = boot(&qemu, &Hypervisor::of(&system)?, &system, options, &mut each)?;
     report.result().map(|summary| println!("{summary}"))
 }
 

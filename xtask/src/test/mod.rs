@@ -10,6 +10,7 @@ mod faults;
 mod figures;
 mod linux;
 mod matrix;
+mod paging;
 mod pairs;
 mod poison;
 mod refusals;
@@ -105,6 +106,7 @@ fn all() -> Vec<Step> {
         rpi4::all(),
         devices::all(),
         shares::all(),
+        paging::all(),
         figures::all(),
     ];
     steps.extend(guests.into_iter().flatten().map(|step| step.needing(Needs::Machine)));

@@ -60,7 +60,7 @@ impl Observed {
 
 /// Boots a system and keeps what it prints.
 pub(super) fn observe(options: &Options) -> Outcome<Observed> {
-    observe_on(&Hypervisor::pavo(), options)
+    observe_on(&Hypervisor::of(&options.load()?)?, options)
 }
 
 /// Boots a system and keeps what it prints until `enough` has seen the text of the log that it waits for.
@@ -68,7 +68,7 @@ pub(super) fn observe_until(
     options: &Options,
     enough: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Outcome<Observed> {
-    observe_with(&Hypervisor::pavo(), options, enough)
+    observe_with(&Hypervisor::of(&options.load()?)?, options, enough)
 }
 
 /// Boots a system with a changed image.
