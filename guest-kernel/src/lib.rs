@@ -87,6 +87,8 @@ pub mod power;
 #[cfg(target_os = "none")]
 pub mod psci;
 #[cfg(target_os = "none")]
+pub mod pv;
+#[cfg(target_os = "none")]
 pub mod smp;
 #[cfg(target_os = "none")]
 pub mod time;

@@ -1,16 +1,20 @@
 //! The guest's own page tables: an identity map, writable or executable but never both.
 //!
-//! 39-bit addresses, 4 KiB granule, three levels. RAM is mapped in blocks as large as fit, the image in pages with the permissions
+//! 48-bit addresses, 4 KiB granule; the image and RAM lie in what the first entry of the root maps. RAM is mapped in blocks as large as fit, the image in pages with the permissions
 //! of its sections, one guard page under each stack not at all.
 //!
-//! 1. Tables are written only here and only before the register that names them is set.
+//! 1. Tables are written only here and only before the register that names them is set. Where the hypervisor checks page tables
+//!    ([`pv`]), it writes them from then on.
 //! 2. The final tables are used under ASID 1; the boot tables under 0: their entries never meet in the TLB.
 #![expect(unsafe_code, reason = "addresses of linker symbols")]
-use aarch64_cpu::registers::{ReadWriteable, Readable, SCTLR_EL1, TTBR0_EL1, Writeable};
+use aarch64_cpu::registers::{ReadWriteable, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, Writeable};
 use bitflags::bitflags;
+use pv_abi::Errno;
+use pv_abi::paging::{ExtOp, MmuUpdate};
 
 use crate::frame::Frame;
 use crate::lock::Lock;
+use crate::pv::{self, Page};
 use crate::tree::Region;
 use crate::{cpu, smp};
 
@@ -77,23 +81,31 @@ const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 const PAGE: u64 = 1 << 12;
 /// Bytes that one entry of level 1, 2, 3 covers.
 const SPAN: [u64; 3] = [1 << 30, 1 << 21, PAGE];
-/// First address beyond the map.
+/// First address beyond the map: that of one entry of the root.
 pub(crate) const LIMIT: u64 = 1 << 39;
-/// Tables: the root, and what the ends of RAM, the image and the devices need.
+/// Tables: that of level 1, and what the ends of RAM, the image and the devices need.
 const TABLES: usize = 24;
 const ASID: u64 = 1;
 
 #[repr(C, align(4096))]
 struct Table([u64; ENTRIES]);
 
-/// The pool; the first table is the root, so that all zeros is the empty map (and needs no room in the image).
+/// The pool; the first table is that of level 1, so that all zeros is the empty map (and needs no room in the image).
 struct Tables {
     pool: [Table; TABLES],
-    used_beyond_root: usize,
+    used_beyond_first: usize,
+    /// The roots of both halves; the upper one is there for paravirtual page tables only.
+    roots: [Table; 2],
+    /// Whether the hypervisor writes them.
+    checked: bool,
 }
 
-static TABLES_LOCK: Lock<Tables> =
-    Lock::new(Tables { pool: [const { Table([0; ENTRIES]) }; TABLES], used_beyond_root: 0 });
+static TABLES_LOCK: Lock<Tables> = Lock::new(Tables {
+    pool: [const { Table([0; ENTRIES]) }; TABLES],
+    used_beyond_first: 0,
+    roots: [const { Table([0; ENTRIES]) }; 2],
+    checked: false,
+});
 
 /// Why a range cannot be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -102,6 +114,19 @@ pub(crate) enum MapError {
     OutOfTables,
     /// Beyond the map, or not page-aligned.
     BadRange,
+    /// The hypervisor, which checks them.
+    Refused(Errno),
+}
+
+impl From<Errno> for MapError {
+    fn from(errno: Errno) -> Self {
+        Self::Refused(errno)
+    }
+}
+
+/// Where a table is.
+fn address(table: &Table) -> u64 {
+    core::ptr::from_ref(table).addr() as u64
 }
 
 impl Tables {
@@ -121,33 +146,50 @@ impl Tables {
             let mut table = 0;
             for (level, span) in SPAN.iter().enumerate() {
                 let index = usize::try_from(at / span).map_err(|_| MapError::BadRange)? % ENTRIES;
-                let empty_or_leaf = self.pool[table].0[index] & Entry::TABLE.bits() == 0;
+                let empty_or_leaf = self.get(table, index) & Entry::TABLE.bits() == 0;
                 let output = to + (at - start);
                 let fits = at.is_multiple_of(*span) && output.is_multiple_of(*span) && end - at >= *span;
                 if level == 2 || (empty_or_leaf && fits) {
                     let page = if level == 2 { Entry::TABLE } else { Entry::empty() };
-                    self.pool[table].0[index] = output | access.leaf().union(page).bits();
+                    self.set(table, index, output | access.leaf().union(page).bits())?;
                     at += span;
                     break;
                 }
-                table = self.next(table, index)?;
+                table = self.next(table, index, level)?;
             }
         }
         Ok(())
     }
 
-    /// The table that entry `index` of `table` points at, made if the entry is empty.
-    fn next(&mut self, table: usize, index: usize) -> Result<usize, MapError> {
-        let entry = self.pool[table].0[index];
+    /// Writes an entry, or has it written.
+    fn set(&mut self, table: usize, index: usize, entry: u64) -> Result<(), MapError> {
+        let table = self.pool.get_mut(table).ok_or(MapError::BadRange)?;
+        if !self.checked {
+            table.0[index] = entry;
+            return Ok(());
+        }
+        let ptr = address(table) + 8 * index as u64;
+        // SAFETY: what is mapped is what the caller maps otherwise.
+        unsafe { pv::update(&[MmuUpdate { ptr, val: entry }]) }.map_err(|(errno, _)| errno.into())
+    }
+
+    /// What an entry says; the hypervisor may have written it.
+    fn get(&self, table: usize, index: usize) -> u64 {
+        // SAFETY: it is in the pool, or the indices would be refused here.
+        unsafe { (&raw const self.pool[table].0[index]).read_volatile() }
+    }
+
+    /// The table that entry `index` of `table`, whose place in [`SPAN`] is `level`, points at, made if the entry is empty.
+    fn next(&mut self, table: usize, index: usize, level: usize) -> Result<usize, MapError> {
+        let entry = self.get(table, index);
         if entry == 0 {
-            let fresh = self.used_beyond_root + 1;
-            let address = self
-                .pool
-                .get(fresh)
-                .map(|table| core::ptr::from_ref(table).addr() as u64)
-                .ok_or(MapError::OutOfTables)?;
-            self.used_beyond_root += 1;
-            self.pool[table].0[index] = address | Entry::VALID.union(Entry::TABLE).bits();
+            let fresh = self.used_beyond_first + 1;
+            let address = self.pool.get(fresh).map(address).ok_or(MapError::OutOfTables)?;
+            if self.checked {
+                pv::pin(Page::Table(level + 2), address)?;
+            }
+            self.used_beyond_first += 1;
+            self.set(table, index, address | Entry::VALID.union(Entry::TABLE).bits())?;
             return Ok(fresh);
         }
         let base = core::ptr::from_ref(&self.pool).addr() as u64;
@@ -160,14 +202,14 @@ impl Tables {
 const WINDOW: u64 = LIMIT - (1 << 30);
 
 impl Tables {
-    /// The entry of the page at `address`, with the tables above it.
-    fn entry(&mut self, address: u64) -> Result<&mut u64, MapError> {
+    /// The table and entry of the page at `address`, with the tables above it.
+    fn entry(&mut self, address: u64) -> Result<(usize, usize), MapError> {
         let index = |level: usize| usize::try_from(address / SPAN[level]).map(|n| n % ENTRIES);
         let mut table = 0;
         for level in 0..2 {
-            table = self.next(table, index(level).map_err(|_| MapError::BadRange)?)?;
+            table = self.next(table, index(level).map_err(|_| MapError::BadRange)?, level)?;
         }
-        Ok(&mut self.pool[table].0[index(2).map_err(|_| MapError::BadRange)?])
+        Ok((table, index(2).map_err(|_| MapError::BadRange)?))
     }
 }
 
@@ -176,12 +218,12 @@ impl Tables {
 pub fn show_page(page: Option<&'static Frame>) -> Option<usize> {
     cpu::without_interrupts(|| {
         let mut tables = TABLES_LOCK.lock();
-        let entry = tables.entry(WINDOW).ok()?;
-        *entry = 0;
+        let (table, index) = tables.entry(WINDOW).ok()?;
+        tables.set(table, index, 0).ok()?;
         cpu::flush_page(WINDOW);
         if let Some(page) = page {
             let at = core::ptr::from_ref(page).addr() as u64;
-            *entry = at | Access::Data.leaf().union(Entry::TABLE).bits();
+            tables.set(table, index, at | Access::Data.leaf().union(Entry::TABLE).bits()).ok()?;
         }
         cpu::synchronize();
         usize::try_from(WINDOW).ok()
@@ -221,7 +263,7 @@ pub(crate) fn show(window: u64, address: u64, access: Access) -> Result<(), MapE
     cpu::without_interrupts(|| {
         let mut tables = TABLES_LOCK.lock();
         // Break before make.
-        tables.pool[0].0[index] = 0;
+        tables.set(0, index, 0)?;
         cpu::flush_tlb();
         tables.map_to(window, window + gib, address & !(gib - 1), access)
     })?;
@@ -281,13 +323,56 @@ pub(crate) fn start(memory: &[Region]) -> Result<(), MapError> {
             let start = if bank.start <= image.start && image.end <= end { image.end } else { bank.start };
             tables.map(start, end, Access::Data)?;
         }
-        let root = core::ptr::from_ref(&tables.pool[0]).addr() as u64;
+        tables.roots[0].0[0] = address(&tables.pool[0]) | Entry::VALID.union(Entry::TABLE).bits();
+        let root = address(&tables.roots[0]);
         cpu::synchronize();
+        if pv::ask() {
+            return start_checked(&mut tables, image);
+        }
         TTBR0_EL1.write(TTBR0_EL1::ASID.val(ASID) + TTBR0_EL1::BADDR.val(root >> 1));
         smp::share_translation(TTBR0_EL1.get());
     }
     cpu::flush_tlb();
     SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
     cpu::synchronize();
+    Ok(())
+}
+
+/// Has the map checked, and ends the hypervisor's trust in this domain: what is executed is text, tables are written by calls, and the controls of
+/// translation stay as they are.
+fn start_checked(tables: &mut Tables, image: Image) -> Result<(), MapError> {
+    for page in (image.start..image.text_end).step_by(1 << 12) {
+        pv::pin(Page::KernelText, page)?;
+    }
+    // From the bottom. A table of the pool is of level 3 if a table links it that the first one links.
+    let links = |table: usize, tables: &Tables| {
+        let base = address(&tables.pool[0]);
+        let entries = tables.pool[table].0;
+        entries
+            .into_iter()
+            .filter(|entry| entry & 3 == 3)
+            .map(move |entry| usize::try_from(((entry & ADDRESS) - base) / PAGE).unwrap_or(0))
+    };
+    for middle in links(0, tables) {
+        for last in links(middle, tables) {
+            pv::pin(Page::Table(3), address(&tables.pool[last]))?;
+        }
+        pv::pin(Page::Table(2), address(&tables.pool[middle]))?;
+    }
+    let [lower, upper] = [address(&tables.roots[0]), address(&tables.roots[1])];
+    tables.checked = true;
+    for (level, table) in [(1, address(&tables.pool[0])), (0, lower), (0, upper)] {
+        pv::pin(Page::Table(level), table)?;
+    }
+    let take = |operation| {
+        // SAFETY: the roots map what this code runs in, with the rights of its sections.
+        unsafe { pv::extended(&[operation]) }.map_err(|(errno, _)| errno)
+    };
+    take(pv::op(ExtOp::NewUserBase, lower / PAGE, ASID))?;
+    TCR_EL1.modify(TCR_EL1::EPD1::EnableTTBR1Walks);
+    SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
+    cpu::synchronize();
+    smp::share_translation(TTBR0_EL1.get());
+    take(pv::op(ExtOp::NewBase, upper / PAGE, 0))?;
     Ok(())
 }

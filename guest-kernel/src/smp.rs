@@ -16,7 +16,7 @@ use spin::Once;
 use crate::interrupt::{self, Intid};
 use crate::lock::Lock;
 use crate::psci::{self, CpuOnError, Power};
-use crate::{cpu, hypercall};
+use crate::{cpu, hypercall, pv};
 
 /// Most vCPUs that are used.
 pub const MAX_CPUS: usize = 8;
@@ -224,8 +224,10 @@ pub fn start(cpu: Cpu, work: impl FnOnce() + Send + 'static) -> Result<Started, 
 pub fn switch_on(cpu: Cpu) -> Result<(), CpuOnError> {
     unsafe extern "C" {
         static secondary_start: u8;
+        static secondary_start_checked: u8;
     }
-    let entry = (&raw const secondary_start).addr() as u64;
+    let entry = if pv::is_on() { &raw const secondary_start_checked } else { &raw const secondary_start };
+    let entry = entry.addr() as u64;
     let context = core::ptr::from_ref(cpu.block()).expose_provenance() as u64;
     // SAFETY: the entry sets the vCPU up from its own block (invariants 1 and 2).
     unsafe { psci::cpu_on(psci::affinity(cpu.0), entry, context) }

@@ -11,13 +11,15 @@
 .equ SCTLR_WXN,    1 << 19              // what is writable is never executable
 .equ MAIR_NORMAL,  0xff << 0            // index 0: Normal, write-back, read- and write-allocate
 .equ MAIR_DEVICE,  0x04 << 8            // index 1: Device-nGnRE
-.equ TCR_T0SZ,     25 << 0              // 39-bit addresses, walks start at level 1
+.equ TCR_T0SZ,     16 << 0              // 48-bit addresses, walks start at level 0
 .equ TCR_IRGN0,    1 << 8               // walks: inner write-back
 .equ TCR_ORGN0,    1 << 10              // walks: outer write-back
 .equ TCR_SH0,      3 << 12              // walks: inner shareable
-.equ TCR_EPD1,     1 << 23              // no upper half
+.equ TCR_EPD1,     1 << 23              // no upper half yet; the rest of it as for the lower half
+.equ TCR_UPPER,    16 << 16 | 1 << 24 | 1 << 26 | 3 << 28 | 2 << 30
 .equ TCR_IPS_40,   2 << 32              // 40-bit output addresses
 .equ BLOCK,        1                    // a valid block
+.equ TABLE,        3                    // a valid link
 .equ ATTR_NORMAL,  0 << 2
 .equ ATTR_DEVICE,  1 << 2
 .equ INNER_SHARED, 3 << 8
@@ -33,9 +35,9 @@
 .macro mmu_on
     ldr     x1, =MAIR_NORMAL | MAIR_DEVICE
     msr     mair_el1, x1
-    ldr     x1, =TCR_T0SZ | TCR_IRGN0 | TCR_ORGN0 | TCR_SH0 | TCR_EPD1 | TCR_IPS_40
+    ldr     x1, =TCR_T0SZ | TCR_IRGN0 | TCR_ORGN0 | TCR_SH0 | TCR_EPD1 | TCR_UPPER | TCR_IPS_40
     msr     tcr_el1, x1
-    ldr     x1, =boot_tables
+    ldr     x1, =boot_root
     msr     ttbr0_el1, x1
     isb
     tlbi    vmalle1
@@ -117,12 +119,23 @@ secondary_start:
     tlbi    vmalle1
     dsb     nsh
     isb
-    ldr     x1, [x19, #BLOCK_STACK]
+1:  ldr     x1, [x19, #BLOCK_STACK]
     mov     sp, x1
     mov     x29, xzr
     mov     x30, xzr
     bl      guest_kernel_secondary
     b       park
+
+// The same with paravirtual page tables: entered with the MMU on, by the first vCPU's tables and controls.
+.global secondary_start_checked
+secondary_start_checked:
+    msr     daifset, #0xf
+    mov     x19, x0
+    msr     tpidr_el1, x19
+    ldr     x1, =vectors
+    msr     vbar_el1, x1
+    isb
+    b       1b
 
 // The image runs elsewhere than where it was linked: say so and crash. console_io(write), then sched_op(shutdown).
 misplaced:
@@ -147,6 +160,9 @@ misplaced_text_end:
 // Identity map of the first 4 GiB until Rust has built the final one: devices below RAM, memory above. Level 1, 1 GiB a block.
 .section .rodata.boot, "a"
 .balign 4096
+boot_root:
+    .quad   boot_tables + TABLE
+    .fill   511, 8, 0
 boot_tables:
     .quad   0x00000000 | BLOCK | ATTR_DEVICE | ACCESSED | NOT_GLOBAL | XN
     .quad   0x40000000 | BLOCK | ATTR_NORMAL | INNER_SHARED | ACCESSED | NOT_GLOBAL

@@ -1,6 +1,6 @@
 //! Several vCPUs of one domain: starts all, has them count under a lock, pass interrupts and events around a ring, sleep, go off and on
 //! again, and powers off from the last one. Prints an `ok` line for each; ends as crashed when one fails. `rounds=` on the command
-//! line says how often the ring and the counting go round (default 50).
+//! line says how often the ring and the counting go round (default 50), `pv` that its page tables are checked.
 #![no_std]
 #![no_main]
 extern crate alloc;
@@ -15,7 +15,7 @@ use guest_kernel::interrupt::{self, Intid};
 use guest_kernel::lock::Lock;
 use guest_kernel::psci::{CpuOnError, Power};
 use guest_kernel::smp::{self, Cpu, MAX_CPUS, StartError, Started};
-use guest_kernel::{Guest, hypercall, power, println, time, timer};
+use guest_kernel::{Guest, hypercall, power, println, pv, time, timer};
 
 guest_kernel::main!(main);
 
@@ -53,6 +53,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     let rounds = guest.args().number("rounds").and_then(|n| u32::try_from(n).ok()).unwrap_or(50);
     let others: Vec<Cpu> = smp::all().skip(1).collect();
     println!("smp: {} vCPUs, {rounds} rounds", smp::count());
+    ok("whose page tables they are is as configured", pv::is_on() == guest.args().has("pv"))?;
     ok("the interrupt controller starts", interrupt::start(guest.tree.gic).is_ok())?;
     ok("this is the first vCPU, and on", smp::this() == Cpu::FIRST && Cpu::FIRST.power() == Power::On)?;
     ok("the others are off", others.iter().all(|cpu| cpu.power() == Power::Off))?;
