@@ -138,6 +138,11 @@ impl FakeHardware {
         core::mem::take(&mut self.inner().events)
     }
 
+    /// Shows every frame that anybody has written or cleared since the last time, each once.
+    pub fn take_written(&self, mut visit: impl FnMut(Mfn)) {
+        self.inner().ram.take_written(|frame| visit(Mfn::new(frame).unwrap()));
+    }
+
     /// Whether loads of words are recorded too: not unless a test asks, since checks of the whole machine make millions.
     pub fn record_loads(&self, loads: bool) {
         self.inner().loads = loads;
@@ -225,6 +230,11 @@ impl FakeHardware {
     pub fn stale_translation(&self) -> Option<Stale> {
         let inner = &*self.inner();
         inner.tlb.stale(&inner.ram)
+    }
+
+    /// Bytes of RAM as they are, unrecorded.
+    pub fn peek(&self, at: FrameAddr, into: &mut [u8]) {
+        self.inner().ram.read(at, into);
     }
 
     /// The bytes of a frame, as they are, unrecorded.

@@ -335,6 +335,12 @@ impl FrameTable {
         frames.zip(self.entries.iter().map(FrameEntry::state))
     }
 
+    /// Every frame's word, to be compared with what it was at another time; for tests.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn words(&self) -> impl Iterator<Item = u64> + '_ {
+        self.entries.iter().map(|entry| entry.word.load(Ordering::Acquire))
+    }
+
     /// Takes a reference to a data frame of `owner`. The caller holds `owner`'s lock.
     ///
     /// # Errors

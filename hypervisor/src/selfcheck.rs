@@ -82,13 +82,16 @@ pub fn check_counts<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> 
 /// # Errors
 /// The first violation.
 pub fn check_mappings<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
-    for domain in machine.domains {
-        let granted = stage2(machine, domain, &domain.state.lock())?;
-        if granted {
-            recorded(machine, domain)?;
-        }
-    }
-    Ok(())
+    machine.domains.iter().try_for_each(|domain| check_mappings_of(machine, domain))
+}
+
+/// [`check_mappings`] of one domain.
+///
+/// # Errors
+/// The first violation.
+pub fn check_mappings_of<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
+    let granted = stage2(machine, domain, &domain.state.lock())?;
+    if granted { recorded(machine, domain) } else { Ok(()) }
 }
 
 /// Rows of what is counted by owner: the hypervisor's and the free, then as the list of domains.
@@ -244,15 +247,25 @@ fn permitted<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), V
 /// grant included.
 fn recorded<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
     let mut violation = Ok(());
+    // What it tracks. Those that the list has no room for are looked for each time.
+    let mut list = heapless::Vec::<(Gfn, bool, Option<Mfn>), 256>::new();
+    let mut fits = true;
+    tracked(machine, domain, None, |gfn, writable, active| {
+        fits &= list.push((gfn, writable, active.and_then(|active| active.mfn()))).is_ok();
+    });
     walk(&machine.hw, domain.stage2_root, |entry| {
         if let Entry::Leaf { gfn, mapping, .. } = entry
             && matches!(mapping.kind, Kind::GrantWritable | Kind::GrantReadOnly)
         {
-            let mut recorded = false;
-            tracked(machine, domain, Some(gfn), |_, writable, active| {
-                recorded |= (writable || mapping.kind == Kind::GrantReadOnly)
-                    && active.and_then(|active| active.mfn()) == Some(mapping.mfn);
-            });
+            let permits = |writable: bool, mfn: Option<Mfn>| {
+                (writable || mapping.kind == Kind::GrantReadOnly) && mfn == Some(mapping.mfn)
+            };
+            let mut recorded = list.iter().any(|(at, writable, mfn)| *at == gfn && permits(*writable, *mfn));
+            if !recorded && !fits {
+                tracked(machine, domain, Some(gfn), |_, writable, active| {
+                    recorded |= permits(writable, active.and_then(|active| active.mfn()));
+                });
+            }
             if !recorded {
                 violation = Err(Violation::Mapped(domain.id, gfn, mapping));
             }
@@ -269,21 +282,31 @@ fn tracked<H: Hardware>(
     only: Option<Gfn>,
     mut visit: impl FnMut(Gfn, bool, Option<Active>),
 ) {
-    let mut from = 0;
-    loop {
-        // One at a time, since the granter may be the domain itself and locks are not taken twice.
-        let next = domain.state.lock().grants.mapping_from(&machine.hw, from, only);
-        let Some((handle, track)) = next else { break };
-        from = handle.saturating_add(1);
-        if let Track::Orphan { frame, gfn, writable } = track {
-            let base = machine.frames.table.base();
-            if let Some(mfn) = base.checked_add(u64::from(frame)) {
-                visit(gfn, writable, Some(Active::orphan(mfn, domain.id)));
+    let is_asked = |gfn: Gfn| only.is_none_or(|only| only == gfn);
+    let mut next = Some(0);
+    while let Some(from) = next {
+        // Looked at without the lock, since the granter may be the domain itself and locks are not taken twice.
+        let mut tracks = heapless::Vec::<Track, 64>::new();
+        next = domain.state.lock().grants.mappings(&machine.hw, from, |_, track| {
+            // There is room for all of a piece.
+            let _ = tracks.push(track);
+        });
+        for track in tracks {
+            match track {
+                Track::Orphan { frame, gfn, writable } if is_asked(gfn) => {
+                    let base = machine.frames.table.base();
+                    if let Some(mfn) = base.checked_add(u64::from(frame)) {
+                        visit(gfn, writable, Some(Active::orphan(mfn, domain.id)));
+                    }
+                }
+                Track::Mapped { granter, gref, gfn, writable } if is_asked(gfn) => {
+                    let granter = machine.domain(granter);
+                    let active =
+                        granter.and_then(|granter| granter.state.lock().grants.active(machine, gref));
+                    visit(gfn, writable, active);
+                }
+                Track::Orphan { .. } | Track::Mapped { .. } | Track::Free(_) => {}
             }
-        } else if let Track::Mapped { granter, gref, gfn, writable } = track {
-            let granter = machine.domain(granter);
-            let active = granter.and_then(|granter| granter.state.lock().grants.active(machine, gref));
-            visit(gfn, writable, active);
         }
     }
 }

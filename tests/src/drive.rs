@@ -80,13 +80,13 @@ pub struct Run {
     pub world: World,
     /// What it must be like.
     pub spec: Spec,
-    /// Hypercalls made, restarts included.
+    /// Hypercalls made to their ends; the runs that a restart takes count once.
     pub calls: u64,
     /// What the last step did, if anybody asks.
     pub(crate) told: Option<String>,
     pub(crate) tells: bool,
-    /// A table was written since the last comparison.
-    tables: bool,
+    /// The frame table when it was compared last.
+    states: Vec<u64>,
     steps: usize,
 }
 
@@ -120,7 +120,7 @@ impl Run {
             }
         }
         let spec = compare::observe(&world, domains);
-        Self { world, spec, calls: 0, told: None, tells: false, tables: false, steps: 0 }
+        Self { world, spec, calls: 0, told: None, tells: false, states: Vec::new(), steps: 0 }
     }
 
     /// Does a step and compares.

@@ -19,12 +19,14 @@
 mod event;
 mod grant;
 mod memory;
+mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use event::{InfoAt, Polls, Port, PortFacts, Vcpu};
 pub use grant::{Entry, Held, MapArgs, Side, Use};
 pub use memory::{Place, SharedPage};
+pub use watched::Watched;
 
 /// A domain's number.
 pub type Dom = u16;
@@ -59,17 +61,17 @@ pub struct Domain {
     /// Its RAM, mapped or not.
     pub ram: BTreeSet<Frame>,
     /// What its guest frames show.
-    pub places: BTreeMap<Gfn, Place>,
+    pub places: Watched<BTreeMap<Gfn, Place>>,
     /// The highest guest frame that was ever mapped.
     pub highest: Gfn,
     /// Frames of its grant table.
     pub grant_frames: u32,
     /// Entries of its grant table that are not zero.
-    pub entries: BTreeMap<u32, Entry>,
+    pub entries: Watched<BTreeMap<u32, Entry>>,
     /// References of its table that are in use.
-    pub uses: BTreeMap<u32, Use>,
+    pub uses: Watched<BTreeMap<u32, Use>>,
     /// Mappings of others' grants, by handle.
-    pub held: BTreeMap<u32, Held>,
+    pub held: Watched<BTreeMap<u32, Held>>,
     /// Ports that are not free: what for, and the vCPU they notify.
     pub ports: BTreeMap<u32, (Port, u32)>,
     /// Ports below this one may be named by operations.
@@ -128,37 +130,44 @@ impl Spec {
     /// # Errors
     /// The first that does not hold.
     pub fn check(&self) -> Result<(), String> {
+        // I7: by granter, reference and user, the handles for reading and for writing; each use takes its own away.
+        let mut handles: BTreeMap<(Dom, u32, Dom), (usize, usize)> = BTreeMap::new();
+        for (user, domain) in &self.domains {
+            for held in domain.held.values() {
+                let (reads, writes) = handles.entry((held.granter, held.gref, *user)).or_default();
+                *(if held.writable { writes } else { reads }) += 1;
+            }
+        }
         for (id, domain) in &self.domains {
             let says = |what: &str| Err(format!("specification: domain {id}: {what}"));
-            for (gfn, place) in &domain.places {
+            let permits = |held: &Held, frame: Frame, writable: bool| {
+                let used = self.of(held.granter).uses.get(&held.gref);
+                (held.writable || !writable) && used.is_some_and(|used| used.frame == frame)
+            };
+            let at: BTreeSet<(Gfn, &Held)> = domain.held.values().map(|held| (held.gfn, held)).collect();
+            let mut placed = Vec::new();
+            for (gfn, place) in domain.places.iter() {
                 match place {
-                    Place::Ram(frame) if !domain.ram.contains(frame) => {
-                        return says("I3: maps RAM that is not its own");
-                    }
+                    Place::Ram(frame) => placed.push(*frame),
                     Place::Grant { frame, writable } => {
-                        let permits = |held: &Held| {
-                            held.gfn == *gfn
-                                && (held.writable || !writable)
-                                && self
-                                    .of(held.granter)
-                                    .uses
-                                    .get(&held.gref)
-                                    .is_some_and(|used| used.frame == *frame)
-                        };
-                        if !domain.held.values().any(permits) {
+                        let here = at.range((*gfn, &Held::LEAST)..).take_while(|(at, _)| at == gfn);
+                        if !here.into_iter().any(|(_, held)| permits(held, *frame, *writable)) {
                             return says("I3: maps a grant without a handle");
                         }
                     }
-                    Place::Ram(_) | Place::Shared(_) => {}
+                    Place::Shared(_) => {}
                 }
             }
-            for (gref, used) in &domain.uses {
-                let held = || {
-                    let user = self.of(used.user);
-                    user.held.values().filter(|held| held.granter == *id && held.gref == *gref)
-                };
-                let writes = held().filter(|held| held.writable).count();
-                if used.writes != writes || used.reads + writes != held().count() || held().count() == 0 {
+            placed.sort_unstable();
+            if placed.windows(2).any(|two| two[0] == two[1]) {
+                return says("I6: RAM is in two places");
+            }
+            let mut own = domain.ram.iter();
+            if !placed.iter().all(|frame| own.any(|own| own == frame)) {
+                return says("I3: maps RAM that is not its own");
+            }
+            for (gref, used) in domain.uses.iter() {
+                if handles.remove(&(*id, *gref, used.user)) != Some((used.reads, used.writes)) {
                     return says("I7: a reference is used by others than its handles");
                 }
                 if !domain.ram.contains(&used.frame) {
@@ -188,6 +197,9 @@ impl Spec {
                 return says("I11: more than it may have");
             }
         }
-        Ok(())
+        match handles.keys().next() {
+            Some(left) => Err(format!("specification: I7: a handle names what is not in use: {left:?}")),
+            None => Ok(()),
+        }
     }
 }

@@ -119,7 +119,7 @@ fn name(spec: &Spec) -> String {
                 other => write!(text, "{other:?} "),
             };
         }
-        for (gref, used) in &domain.uses {
+        for (gref, used) in domain.uses.iter() {
             let _ =
                 write!(text, "u{gref}:{}:{}:{}:{} ", number(used.frame), used.user, used.reads, used.writes);
         }

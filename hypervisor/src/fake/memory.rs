@@ -19,12 +19,32 @@ pub(super) struct Ram {
     frames: Range<u64>,
     /// Index = frame in `frames`.
     bytes: Vec<Bytes>,
+    /// Frames that were written since they were last asked for, each once; index = frame in `frames` for `is_written`.
+    written: Vec<u64>,
+    is_written: Vec<bool>,
 }
 
 impl Ram {
     pub(super) fn new(frames: Range<u64>) -> Self {
         let count = usize::try_from(frames.end - frames.start).expect("fewer frames than addresses");
-        Self { frames, bytes: std::vec![Bytes::Garbage; count] }
+        let (bytes, is_written) = (std::vec![Bytes::Garbage; count], std::vec![false; count]);
+        Self { frames, bytes, written: Vec::new(), is_written }
+    }
+
+    /// Shows the frames that were written since the last time.
+    pub(super) fn take_written(&mut self, mut visit: impl FnMut(u64)) {
+        for frame in self.written.drain(..) {
+            let index = usize::try_from(frame - self.frames.start).expect("it is in the vector");
+            self.is_written[index] = false;
+            visit(frame);
+        }
+    }
+
+    fn mark(&mut self, index: usize, frame: Mfn) {
+        if !self.is_written[index] {
+            self.is_written[index] = true;
+            self.written.push(frame.get());
+        }
     }
 
     pub(super) fn check(&self, frame: Mfn) {
@@ -49,6 +69,7 @@ impl Ram {
     pub(super) fn write(&mut self, at: FrameAddr, from: &[u8]) {
         let len = from.len().min(at.left());
         let index = self.index(at.frame());
+        self.mark(index, at.frame());
         let held = &mut self.bytes[index];
         match held {
             Bytes::These(_) => {}
@@ -62,6 +83,7 @@ impl Ram {
 
     pub(super) fn clear(&mut self, frame: Mfn) {
         let index = self.index(frame);
+        self.mark(index, frame);
         self.bytes[index] = Bytes::Zeroes;
     }
 

@@ -209,7 +209,7 @@ pub(super) fn has_mapped<H: Hardware>(hw: &H, state: &DomainState, mfn: Mfn) -> 
     let mut from = 0;
     // One turn a mapping.
     while let Some((handle, Track::Mapped { gfn, .. } | Track::Orphan { gfn, .. })) =
-        state.grants.mapping_from(hw, from, None)
+        state.grants.mapping_from(hw, from)
     {
         let there = state.stage2.lookup(hw, gfn).filter(|there| there.mfn == mfn);
         if there.is_some_and(|there| matches!(there.kind, Kind::GrantWritable | Kind::GrantReadOnly)) {

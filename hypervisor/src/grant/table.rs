@@ -10,7 +10,7 @@ use pv_abi::{DomId, Errno, GrantHandle, GrantRef, PAGE_SIZE};
 use zerocopy::IntoBytes;
 
 use super::active::{Active, Track};
-use crate::addr::{FrameAddr, Gfn, Mfn};
+use crate::addr::{FrameAddr, Mfn};
 use crate::frame::Role;
 use crate::frame_alloc::Frames;
 use crate::hardware::Hardware;
@@ -193,8 +193,27 @@ impl GrantState {
         Some(Track::unpack(hw.load_u64(self.track_at(handle)?)))
     }
 
-    /// The first mapping that the domain holds from handle `from` on, at `at` if that is given.
-    pub fn mapping_from<H: Hardware>(&self, hw: &H, from: u32, at: Option<Gfn>) -> Option<(u32, Track)> {
+    /// The mappings among the next 64 handles from `from` on, and the handle behind them, if any was ever used; for the self-check.
+    pub fn mappings<H: Hardware>(&self, hw: &H, from: u32, mut visit: impl FnMut(u32, Track)) -> Option<u32> {
+        const CHUNK: usize = 64;
+        let handles = (from..self.used_tracks).take(CHUNK);
+        let mut words = [0_u64; CHUNK];
+        let words = words.get_mut(..handles.len())?;
+        let at = self.track_at(GrantHandle(handles.clone().next()?))?;
+        hw.read(at, words.as_mut_bytes());
+        let mut next = from;
+        for (handle, word) in handles.zip(words) {
+            next = handle.wrapping_add(1);
+            match Track::unpack(*word) {
+                track @ (Track::Mapped { .. } | Track::Orphan { .. }) => visit(handle, track),
+                Track::Free(_) => {}
+            }
+        }
+        Some(next)
+    }
+
+    /// The first mapping that the domain holds from handle `from` on.
+    pub fn mapping_from<H: Hardware>(&self, hw: &H, from: u32) -> Option<(u32, Track)> {
         const CHUNK: u32 = 64;
         let first = from & !(CHUNK - 1);
         for first in (first..self.used_tracks).step_by(64) {
@@ -202,12 +221,8 @@ impl GrantState {
             hw.read(self.track_at(GrantHandle(first))?, words.as_mut_bytes());
             for (handle, word) in (first..self.used_tracks).zip(words).filter(|(handle, _)| *handle >= from) {
                 match Track::unpack(word) {
-                    track @ (Track::Mapped { gfn, .. } | Track::Orphan { gfn, .. })
-                        if at.is_none_or(|at| at == gfn) =>
-                    {
-                        return Some((handle, track));
-                    }
-                    Track::Mapped { .. } | Track::Orphan { .. } | Track::Free(_) => {}
+                    track @ (Track::Mapped { .. } | Track::Orphan { .. }) => return Some((handle, track)),
+                    Track::Free(_) => {}
                 }
             }
         }

@@ -13,8 +13,11 @@ use pavo_tests::tiny::explore;
 
 /// Steps of a sequence: long enough to fill tables, short enough that what fails is shrunk quickly.
 const STEPS: usize = 2000;
-/// A step that takes longer waits for a lock that nobody gives back.
-const STUCK: Duration = Duration::from_secs(10);
+/// A sequence that has had so much of a CPU waits for a lock that nobody gives back. On a machine that does other things too a sequence may
+/// take long without.
+const STUCK: f64 = 3.0;
+/// And this long it takes nowhere, where the system does not tell what a process has had of a CPU, or where it sleeps.
+const DEAD: Duration = Duration::from_secs(300);
 
 /// Sequences that were played: what the watch looks at.
 static PLAYED: AtomicU64 = AtomicU64::new(0);
@@ -56,14 +59,17 @@ fn main() -> ExitCode {
 fn watch(what: &'static str, code: ExitCode) {
     let (start, failed) = (Instant::now(), code != ExitCode::SUCCESS);
     std::thread::spawn(move || {
-        let (mut last, mut since) = (0, Instant::now());
+        let (mut last, mut since, mut had) = (0, start, 0.0);
         loop {
             std::thread::sleep(Duration::from_millis(200));
-            let now = PLAYED.load(Ordering::Relaxed);
+            let (now, has) = (PLAYED.load(Ordering::Relaxed), cpu_seconds().unwrap_or(0.0));
             if now != last {
-                (last, since) = (now, Instant::now());
-            } else if since.elapsed() > STUCK {
-                println!("{:6.2} s  | {what}", start.elapsed().as_secs_f64());
+                (last, since, had) = (now, Instant::now(), has);
+            } else if has - had > STUCK || since.elapsed() > DEAD {
+                println!(
+                    "{:6.2} s  | {what}, in the sequence after {now} others",
+                    start.elapsed().as_secs_f64()
+                );
                 std::process::exit(i32::from(failed));
             }
         }
@@ -96,8 +102,9 @@ fn random(time: Duration, seed: u64) -> ExitCode {
     match play(time, seed, STEPS) {
         Ok((calls, sequences)) => {
             let calls_made = f64::from(u32::try_from(calls).unwrap_or(u32::MAX));
-            let rate = cpu_seconds()
-                .map_or(String::new(), |seconds| format!(", {:.0} a second of a CPU", calls_made / seconds));
+            let rate = cpu_seconds().map_or(String::new(), |seconds| {
+                format!(", {:.0} checked calls a second of a CPU", calls_made / seconds)
+            });
             println!("{calls} calls in {sequences} sequences agree{rate}");
             ExitCode::SUCCESS
         }

@@ -134,8 +134,8 @@ impl Run {
     /// Makes a call to its end, other CPUs passing in between.
     fn call(&mut self, id: u16, vcpu: u32, number: u64, args: [u64; 5]) -> Result<i64, String> {
         let mut args = args;
+        self.calls += 1;
         for _ in 0..PATIENCE {
-            self.calls += 1;
             match hypercall(&self.world.machine, &self.world.current(id, vcpu), number, args) {
                 Outcome::Done(result) => return Ok(result),
                 Outcome::Restart(left) => args = left,
@@ -229,8 +229,6 @@ impl Run {
         if ops.contains(&Op::Raise(PrivateIntid::EVENT_UPCALL)) {
             found.push(who);
         }
-        // Table writes are asked for later.
-        self.tables |= ops.iter().any(|op| matches!(op, Op::TableWrite { .. }));
         found.sort_unstable();
         self.spec.upcalls.sort_unstable();
         if found == self.spec.upcalls {

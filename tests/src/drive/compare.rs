@@ -7,16 +7,17 @@ use hypervisor::evtchn::{PortKind, check_channels, find};
 use hypervisor::fake::World;
 use hypervisor::frame::Role;
 use hypervisor::grant::Track;
-use hypervisor::hardware::Hardware;
-use hypervisor::selfcheck::{check_counts, check_mappings};
+use hypervisor::selfcheck::{check_counts, check_mappings_of};
 use hypervisor::stage2::{Entry as TableEntry, Kind, walk};
 use hypervisor::vcpu::Run as RunState;
 use pv_abi::grant::GrantEntry;
 use pv_abi::{DomId, Port as PortNumber};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::Run;
-use crate::spec::{Domain as Wanted, Held, InfoAt, Place, Polls, Port, Quota, SharedPage, Spec, Use, Vcpu};
+use crate::spec::{
+    Domain as Wanted, Entry, Held, InfoAt, Place, Polls, Port, Quota, SharedPage, Spec, Use, Vcpu, Watched,
+};
 
 /// Mappings that a domain of a [`World`] may hold: one frame of 16-byte entries, as Xen counts.
 const HANDLES: u32 = 256;
@@ -60,12 +61,12 @@ pub(super) fn observe(world: &World, domains: u16) -> Spec {
         let wanted = Wanted {
             quota,
             ram,
-            places,
+            places: Watched::new(places),
             highest: state.stage2.highest_gfn().get(),
             grant_frames: 1,
-            entries: BTreeMap::new(),
-            uses: BTreeMap::new(),
-            held: BTreeMap::new(),
+            entries: Watched::new(BTreeMap::new()),
+            uses: Watched::new(BTreeMap::new()),
+            held: Watched::new(BTreeMap::new()),
             ports: BTreeMap::new(),
             known_ports: FIRST_PORTS,
             pending: BTreeSet::new(),
@@ -135,25 +136,82 @@ fn same<T: PartialEq + std::fmt::Debug>(
     if found == wanted { Ok(()) } else { Err(format!("{}: {found:x?}, specified {wanted:x?}", what())) }
 }
 
+/// What a step may have changed on the machine.
+#[derive(Default)]
+struct Traces {
+    /// The frame table, and what the hypervisor remembers of grants: what counts depend on.
+    counts: bool,
+    /// By domain: stage-2 tables; and frames of the grant table, shared or not.
+    domains: [(bool, bool); MOST_DOMAINS],
+}
+
+/// Domains of a machine, and one: ids begin with 1.
+const MOST_DOMAINS: usize = 5;
+
 impl Run {
-    /// Compares everything; what never changes without a trace on the machine only when there is one, or `thoroughly`.
+    /// What was written since the last time. Guests' own data is not looked at: it is compared where a call writes it.
+    fn traces(&mut self) -> Traces {
+        let (machine, states, mut traces) = (&self.world.machine, &mut self.states, Traces::default());
+        let table = &machine.frames.table;
+        let mut everything = false;
+        machine.hw.take_written(|mfn| {
+            let Some(state) = table.state(mfn) else { return };
+            let of_owner = traces.domains.get_mut(usize::from(state.owner.0));
+            match (state.role, of_owner) {
+                (Role::Stage2Table, Some((tables, _))) => *tables = true,
+                (Role::DomainTable, Some((_, grants))) => (traces.counts, *grants) = (true, true),
+                (Role::Shared, Some((_, grants))) => {
+                    // The shared-info page is compared after every step.
+                    *grants |= self.world.domain(state.owner.0).shared_info != mfn;
+                }
+                (role, _) if role.is_ram() || role == Role::Hypervisor => {}
+                // It was something else when it was written.
+                _ => everything = true,
+            }
+        });
+        if !table.words().eq(states.iter().copied()) {
+            states.clear();
+            states.extend(table.words());
+            traces.counts = true;
+        }
+        if everything { Traces { counts: true, domains: [(true, true); MOST_DOMAINS] } } else { traces }
+    }
+
+    /// Compares everything; what has not changed, neither on the machine nor in the specification, only `thoroughly`.
     pub(crate) fn agree(&mut self, thoroughly: bool) -> Result<(), String> {
+        let traces = self.traces();
         if thoroughly {
             self.spec.check()?;
+            check_channels(&self.world.machine).map_err(|one| format!("self-check: {one:?}"))?;
         }
-        let tables = core::mem::take(&mut self.tables) || thoroughly;
         let machine = &self.world.machine;
-        check_counts(machine)
-            .and_then(|()| if tables { check_mappings(machine) } else { Ok(()) })
+        let any_table = thoroughly || traces.domains.iter().any(|(tables, _)| *tables);
+        let checked = if traces.counts || thoroughly { check_counts(machine) } else { Ok(()) };
+        checked
+            .and_then(|()| {
+                let mut written = machine.domains.iter().filter(|domain| {
+                    let traces = traces.domains.get(usize::from(domain.id.0));
+                    thoroughly || traces.is_none_or(|(tables, _)| *tables)
+                });
+                written.try_for_each(|domain| check_mappings_of(machine, domain))
+            })
             .map_err(|violation| format!("self-check: {violation:x?}"))?;
-        check_channels(&self.world.machine).map_err(|one| format!("self-check: {one:?}"))?;
-        if let Some(stale) = self.world.machine.hw.stale_translation() {
+        // What a TLB remembers was there when it looked: only who changes tables makes it stale.
+        if any_table && let Some(stale) = machine.hw.stale_translation() {
             return Err(format!("the TLB remembers what is not there: {stale:x?}"));
         }
-        self.world.machine.hw.take_ops();
-        for (id, wanted) in &self.spec.domains {
-            let in_domain = |error: String| format!("domain {id}: {error}");
-            self.domain(*id, wanted, tables, thoroughly).map_err(in_domain)?;
+        machine.hw.take_ops();
+        for id in self.spec.domains.keys().copied().collect::<Vec<_>>() {
+            let (mut tables, mut grants) = traces.domains.get(usize::from(id)).copied().unwrap_or_default();
+            let wanted = self.spec.of_mut(id);
+            tables |= wanted.places.take_touched() || thoroughly;
+            for touched in
+                [wanted.uses.take_touched(), wanted.held.take_touched(), wanted.entries.take_touched()]
+            {
+                grants |= touched || thoroughly;
+            }
+            let compared = self.domain(id, self.spec.of(id), (tables, grants), thoroughly);
+            compared.map_err(|error| format!("domain {id}: {error}"))?;
         }
         if thoroughly {
             for frame in self.spec.bytes.keys() {
@@ -176,11 +234,21 @@ impl Run {
         }
     }
 
-    fn domain(&self, id: u16, wanted: &Wanted, tables: bool, thoroughly: bool) -> Result<(), String> {
+    fn domain(
+        &self,
+        id: u16,
+        wanted: &Wanted,
+        (tables, grants): (bool, bool),
+        thoroughly: bool,
+    ) -> Result<(), String> {
         let domain = self.world.domain(id);
         same(|| "life".into(), &domain.life.get(), &Life::Running)?;
         self.events(domain, wanted)?;
-        self.grants(domain, wanted)?;
+        let frames = domain.state.lock().grants.frames();
+        same(|| "frames of the grant table".into(), &frames, &wanted.grant_frames)?;
+        if grants {
+            self.grants(domain, wanted)?;
+        }
         self.frames(id, domain, wanted, thoroughly)?;
         if tables {
             let mut all = wanted.places.iter();
@@ -197,35 +265,44 @@ impl Run {
     }
 
     fn events(&self, domain: &Domain, wanted: &Wanted) -> Result<(), String> {
-        let mut ports = BTreeMap::new();
-        for number in 0..wanted.known_ports {
-            let word =
-                find(domain, PortNumber(number)).map_err(|_| format!("port {number} cannot be named"))?;
+        let port = |number: u32| {
+            let word = find(domain, PortNumber(number)).ok()?;
             let kind = match word.kind {
-                PortKind::Free => continue,
+                PortKind::Free => return None,
                 PortKind::Unbound(by) => Port::Unbound { by: by.0 },
                 PortKind::Interdomain(dom, port) => Port::Channel { dom: dom.0, port: port.0 },
                 PortKind::Virq(virq) => Port::Virq(u32::from(virq)),
                 PortKind::Ipi => Port::Ipi,
             };
-            ports.insert(number, (kind, u32::from(word.vcpu)));
-        }
-        differ("port", &ports, &wanted.ports)?;
-        if find(domain, PortNumber(wanted.known_ports)).is_ok() {
-            return Err(format!("port {} can be named", wanted.known_ports));
-        }
-        let page = self.world.machine.hw.frame_bytes(domain.shared_info);
-        let bits = |at: usize| {
-            let (words, _) = page[at..at + 512].as_chunks::<8>();
-            let set =
-                words.iter().enumerate().filter(|(_, word)| **word != [0; 8]).flat_map(|(index, word)| {
-                    let word = u64::from_le_bytes(*word);
-                    (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index as u32 * 64 + bit)
-                });
-            set.collect::<BTreeSet<u32>>()
+            Some((number, (kind, u32::from(word.vcpu))))
         };
-        same(|| "pending".into(), &bits(crate::PENDING), &wanted.pending)?;
-        same(|| "masked".into(), &bits(crate::MASK), &wanted.masked)?;
+        let ports = || (0..wanted.known_ports).filter_map(port);
+        if !ports().eq(wanted.ports.iter().map(|(number, port)| (*number, *port))) {
+            differ("port", &ports().collect(), &wanted.ports)?;
+        }
+        let known = wanted.known_ports;
+        if known != 0 && find(domain, PortNumber(known - 1)).is_err() {
+            return Err(format!("port {} cannot be named", known - 1));
+        }
+        if find(domain, PortNumber(known)).is_ok() {
+            return Err(format!("port {known} can be named"));
+        }
+        let mut words = [0_u64; 128];
+        let at = FrameAddr::new(domain.shared_info, crate::PENDING).expect("in the page");
+        self.world.machine.hw.peek(at, words.as_mut_bytes());
+        let (pending, masked) = words.split_at(64);
+        for (what, words, wanted) in
+            [("pending", pending, &wanted.pending), ("masked", masked, &wanted.masked)]
+        {
+            let set = || {
+                (0_u32..).zip(words).filter(|(_, word)| **word != 0).flat_map(|(index, word)| {
+                    (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+                })
+            };
+            if !set().eq(wanted.iter().copied()) {
+                return Err(format!("{what}: {:x?}, specified {wanted:x?}", set().collect::<Vec<_>>()));
+            }
+        }
         for (vcpu, wanted) in domain.vcpus.iter().zip(&wanted.vcpus) {
             let number = vcpu.number;
             let at = vcpu.info_at();
@@ -241,8 +318,14 @@ impl Run {
                 same(|| format!("upcall of {number}"), &upcall, &wanted.upcall)?;
             }
             same(|| format!("{number} waits"), &(vcpu.run.get() == RunState::Blocked), &wanted.blocked)?;
-            let areas = vcpu.runstate.area().into_iter().flatten().map(|at| at.frame().get());
-            same(|| format!("run-state area of {number}"), &areas.collect::<Vec<_>>(), &wanted.runstate)?;
+            let areas = || vcpu.runstate.area().into_iter().flatten().map(|at| at.frame().get());
+            if !areas().eq(wanted.runstate.iter().copied()) {
+                let found = areas().collect::<Vec<_>>();
+                return Err(format!(
+                    "run-state area of {number}: {found:x?}, specified {:x?}",
+                    wanted.runstate
+                ));
+            }
         }
         Ok(())
     }
@@ -250,14 +333,13 @@ impl Run {
     /// Selector and upcall byte of a `vcpu_info`.
     pub(super) fn words(&self, at: FrameAddr) -> (u64, bool) {
         let mut bytes = [0; 16];
-        self.world.machine.hw.read(at, &mut bytes);
+        self.world.machine.hw.peek(at, &mut bytes);
         let selector: [u8; 8] = std::array::from_fn(|index| bytes[8 + index]);
         (u64::from_le_bytes(selector), bytes[0] != 0)
     }
 
     fn grants(&self, domain: &Domain, wanted: &Wanted) -> Result<(), String> {
         let (machine, state) = (&self.world.machine, domain.state.lock());
-        same(|| "frames of the grant table".into(), &state.grants.frames(), &wanted.grant_frames)?;
         let mut uses = BTreeMap::new();
         state.grants.pinned(machine, |gref, active| {
             let (reads, writes) = active.pins();
@@ -267,22 +349,34 @@ impl Run {
             }
         });
         differ("use of reference", &uses, &wanted.uses)?;
-        let (mut held, mut from) = (BTreeMap::new(), 0);
-        while let Some((handle, track)) = state.grants.mapping_from(&machine.hw, from, None) {
-            from = handle + 1;
-            if let Track::Mapped { granter, gref, gfn, writable } = track {
-                held.insert(handle, Held { granter: granter.0, gref: gref.0, gfn: gfn.get(), writable });
-            }
+        let (mut held, mut next) = (BTreeMap::new(), Some(0));
+        while let Some(from) = next {
+            next = state.grants.mappings(&machine.hw, from, |handle, track| {
+                if let Track::Mapped { granter, gref, gfn, writable } = track {
+                    held.insert(handle, Held { granter: granter.0, gref: gref.0, gfn: gfn.get(), writable });
+                }
+            });
         }
         differ("handle", &held, &wanted.held)?;
-        for gref in wanted.entries.keys().copied().chain(0..24) {
-            let Some(frame) = state.grants.frame(gref / 512) else { continue };
-            let at = FrameAddr::new(frame, gref as usize % 512 * 8).expect("in the frame");
-            let found = GrantEntry::read_from_bytes(&machine.hw.load_u64(at).to_le_bytes()).expect("8 bytes");
-            let wanted = wanted.entries.get(&gref).copied().unwrap_or_default();
-            let found = crate::spec::Entry { flags: found.flags, domid: found.domid.0, frame: found.frame };
-            same(|| format!("entry {gref}"), &found, &wanted)?;
+        let mut wanted = wanted
+            .entries
+            .iter()
+            .map(|(gref, entry)| (*gref, *entry))
+            .filter(|(_, entry)| *entry != Entry::default());
+        for (first, frame) in (0..state.grants.frames()).map(|index| (index * 512, state.grants.frame(index)))
+        {
+            let mut words = [0_u64; 512];
+            machine.hw.peek(
+                FrameAddr::start(frame.ok_or("a frame of the grant table is missing")?),
+                words.as_mut_bytes(),
+            );
+            for (gref, word) in (first..).zip(words).filter(|(_, word)| *word != 0) {
+                let found = GrantEntry::read_from_bytes(&word.to_le_bytes()).expect("8 bytes");
+                let found = Entry { flags: found.flags, domid: found.domid.0, frame: found.frame };
+                same(|| format!("entry {gref}"), &Some((gref, found)), &wanted.next())?;
+            }
         }
+        same(|| "an entry".into(), &None, &wanted.next())?;
         Ok(())
     }
 
@@ -296,26 +390,27 @@ impl Run {
         };
         same(|| "RAM that is counted".into(), &memory, &count)?;
         same(|| "the highest guest frame".into(), &Some(highest), &Gfn::new(wanted.highest))?;
-        let mut references = BTreeMap::new();
-        for used in wanted.uses.values() {
-            *references.entry(used.frame).or_insert(0) += 1;
-        }
-        for frame in wanted.vcpus.iter().flat_map(Vcpu::areas) {
-            *references.entry(frame).or_insert(0) += 1;
+        let held: Vec<u64> = wanted
+            .uses
+            .values()
+            .map(|used| used.frame)
+            .chain(wanted.vcpus.iter().flat_map(Vcpu::areas))
+            .collect();
+        let agrees = |frame: u64| {
+            let found = Mfn::new(frame).and_then(|mfn| table.state(mfn));
+            let found = found.map(|found| (found.owner.0, found.role, found.count));
+            let count = held.iter().filter(|held| **held == frame).count();
+            same(|| format!("frame {frame:#x}"), &found, &Some((id, Role::Data, count as u32)))
+        };
+        if thoroughly {
+            return wanted.ram.iter().copied().try_for_each(agrees);
         }
         // The self-check compares every count with the holders that the machine itself knows.
-        let few = references.keys().copied().chain(super::act::RAM_POOL.iter().filter_map(|gfn| {
-            match wanted.places.get(gfn) {
-                Some(Place::Ram(frame)) => Some(*frame),
-                Some(Place::Shared(_) | Place::Grant { .. }) | None => None,
+        held.iter().copied().try_for_each(agrees)?;
+        for gfn in super::act::RAM_POOL {
+            if let Some(Place::Ram(frame)) = wanted.places.get(&gfn) {
+                agrees(*frame)?;
             }
-        }));
-        let asked: Vec<u64> = if thoroughly { wanted.ram.iter().copied().collect() } else { few.collect() };
-        for frame in &asked {
-            let found = Mfn::new(*frame).and_then(|mfn| table.state(mfn));
-            let found = found.map(|found| (found.owner.0, found.role, found.count));
-            let wanted = (id, Role::Data, references.get(frame).copied().unwrap_or(0));
-            same(|| format!("frame {frame:#x}"), &found, &Some(wanted))?;
         }
         Ok(())
     }

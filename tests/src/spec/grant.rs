@@ -60,6 +60,11 @@ pub struct Held {
     pub writable: bool,
 }
 
+impl Held {
+    /// Not above any other, in their order.
+    pub(super) const LEAST: Self = Self { granter: 0, gref: 0, gfn: 0, writable: false };
+}
+
 /// An element of `GNTTABOP_map_grant_ref`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MapArgs {
