@@ -160,6 +160,8 @@ fn undo_step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> 
         if domain.fate.takes_again() {
             domain.life.go(Stage::Building);
         } else {
+            // Who is paused while it is built anew begins paused.
+            domain.pauses.forget();
             domain.life.go(Stage::Dead);
             machine.reaper.dying.fetch_sub(1, Ordering::AcqRel);
         }

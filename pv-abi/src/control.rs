@@ -159,7 +159,7 @@ abi_struct! {
 
 /// Bits of [`DomainInfo::flags`] (`XEN_DOMINF_*`).
 pub mod flags {
-    /// It is being destroyed.
+    /// It is being destroyed, or (Pavo's own) built anew.
     pub const DYING: u32 = 1;
     /// It has shut down.
     pub const SHUTDOWN: u32 = 1 << 2;

@@ -249,8 +249,12 @@ const EEXIST: i64 = -17;
 
 /// `XEN_DOMCTL_destroydomain`.
 fn destroy(world: &World, id: u16) -> i64 {
+    domctl(world, 2, id)
+}
+
+fn domctl(world: &World, operation: u8, id: u16) -> i64 {
     let mut bytes = [0_u8; 144];
-    bytes[0] = 2;
+    bytes[0] = operation;
     bytes[4] = 0x17;
     bytes[8..10].copy_from_slice(&id.to_le_bytes());
     guest(world, 0).write(ARG, &bytes);
@@ -333,4 +337,40 @@ fn whichever_reservation_fails_nothing_is_left_of_the_attempt() {
         );
     }
     assert!(refused > 3 && failures > refused, "{refused} of {failures}");
+}
+
+#[test]
+fn who_is_between_two_lives_is_there_for_the_control_domain() {
+    const DYING: u32 = 1;
+    let mut seen = Vec::new();
+    for steps in [0, 1, 8, 15, 40, 100] {
+        let world = World::with_control(1);
+        let (machine, one) = (&world.machine, world.domain(1));
+        let first = one.vcpu(0).unwrap();
+        let reboot = |steps| {
+            let reboot = Life::Shutdown(ShutdownReason::Reboot);
+            hypervisor::sched_op::end_domain(machine, &world.current(1, 0), one, reboot);
+            (0..steps).for_each(|_| assert_ne!(life::work(machine, CPU, 0), u64::MAX));
+            seen.push(one.life.stage());
+        };
+        let mut reboot = reboot;
+        reboot(steps);
+        assert_eq!(domctl(&world, 3, 1), 0, "paused, {steps}");
+        assert_eq!(domctl(&world, 5, 1), 0, "told of, {steps}");
+        assert_eq!(guest(&world, 0).read::<u32>(ARG + 20) & DYING, DYING);
+        work(&world);
+        assert_eq!((one.life.stage(), one.fate.generation()), (Stage::Running, 2));
+        assert!(world.pick(first.home.get()).is_none(), "it begins paused, {steps}");
+        assert_eq!(domctl(&world, 4, 1), 0);
+        assert!(world.pick(first.home.get()).is_some());
+        first.run.set(Run::Blocked);
+        reboot(steps);
+        assert_eq!(destroy(&world, 1), 0, "destroyed, {steps}");
+        assert_eq!(one.life.stage(), Stage::Dead);
+        assert_eq!(destroy(&world, 1), ESRCH);
+        assert_eq!(machine.reaper.alive(), 1);
+        assert_eq!(build(&world, 1), 0);
+        assert!(world.pick(first.home.get()).is_some(), "nobody has paused it, {steps}");
+    }
+    assert!(seen.contains(&Stage::Dying) && seen.contains(&Stage::Building));
 }

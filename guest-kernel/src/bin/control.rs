@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `list` | tells of every domain |
 //! | `count:N`, `count:all` | prints what the hypervisor has counted for domain N, for itself, or for all |
-//! | `pause:N`, `unpause:N`, `destroy:N` | does that to domain N |
+//! | `unpause:N`, `destroy:N` | does that to domain N |
+//! | `pause:N` | pauses domain N; if that is between two lives, waits for the next |
 //! | `end:N` | waits until domain N has ended and everything is taken back from it |
 //! | `build:N` | builds domain N anew |
 //! | `cycle:N:C` | destroys and builds domain N, C times |
@@ -59,7 +60,15 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
         }
         "count" if object.is_empty() => count(DomId::XEN).map_err(refused),
         "count" => count(number()?).map_err(refused),
-        "pause" => control::pause(number()?).map_err(refused),
+        "pause" => {
+            control::pause(number()?).map_err(refused)?;
+            while control::domain_info(number()?).map_err(refused)?.flags & (flags::SHUTDOWN | flags::DYING)
+                != 0
+            {
+                sleep(1)?;
+            }
+            Ok(())
+        }
         "unpause" => control::unpause(number()?).map_err(refused),
         "destroy" => control::destroy(number()?).map_err(refused),
         "build" => control::build(number()?).map_err(refused),

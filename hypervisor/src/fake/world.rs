@@ -11,7 +11,7 @@ use crate::devicetree::{DomainConfig, Enhanced, GuestGic, Paging, PhysRange, Quo
 use crate::domain::Domain;
 use crate::domain_build::{Builder, Host, Shape};
 use crate::hardware::{CpuId, Hardware, Vmid};
-use crate::life::{Plans, Reaper};
+use crate::life::{Action, Plans, Policy, Reaper};
 use crate::machine::{Current, Machine};
 use crate::sched::pool::{Kind, Pool};
 use crate::sched::{MAX_POOLS, Scheduler};
@@ -198,7 +198,7 @@ fn config(id: DomId, kernel: PhysRange) -> DomainConfig<'static> {
         device_tree: None,
         channels: heapless::Vec::new(),
         quotas: Quotas { max_ports: 1024, grant_frames: 4, maptrack_frames: 1, stage2_frames: 32 },
-        policy: crate::life::Policy::NONE,
+        policy: Policy { on_reboot: Action::Restart, max_restarts: u32::MAX, ..Policy::NONE },
         scheduling: crate::sched::plan::Scheduling::default(),
     }
 }

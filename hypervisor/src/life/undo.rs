@@ -228,7 +228,6 @@ fn finish<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
     state.params = Params::new();
     state.undo = Undo::Stop;
     drop(state);
-    domain.pauses.forget();
     machine.hw.clear(domain.shared_info);
     machine.hw.clean_to_memory(domain.shared_info);
     machine.frames.table.set_home(domain.shared_info, None);

@@ -30,9 +30,9 @@ pub(super) fn domctl<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, a
     if asked.interface_version != DOMCTL_VERSION {
         return Err(Errno::Eacces.into());
     }
-    // Whoever waits for a domain's end has named one that was there.
+    // Whoever waits for a domain's end has named one that was there. One that is being built anew has its number all the time.
     let waits = args[1] == WAITING && asked.cmd == DomctlOp::DestroyDomain.number();
-    let found = if waits { machine.domain(asked.domain) } else { machine.present(asked.domain) };
+    let found = machine.domain(asked.domain).filter(|domain| waits || domain.life.stage() != Stage::Dead);
     if asked.cmd != CREATE_DOMAIN && found.is_none() {
         return Err(Errno::Esrch.into());
     }

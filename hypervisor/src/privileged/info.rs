@@ -41,7 +41,7 @@ pub(super) fn of<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> DomainIn
             reason.number()
         }
     };
-    if domain.life.stage() == Stage::Dying {
+    if matches!(domain.life.stage(), Stage::Dying | Stage::Building) {
         set |= flags::DYING;
     }
     if domain.pauses.any() {

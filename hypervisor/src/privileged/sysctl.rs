@@ -84,7 +84,7 @@ fn infos<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, list: &InfoLi
     let mut told: u32 = 0;
     let first = machine.domains.partition_point(|domain| domain.id < list.first_domain);
     let all = machine.domains.iter().skip(first);
-    for domain in all.filter(|domain| !matches!(domain.life.stage(), Stage::Dead | Stage::Building)) {
+    for domain in all.filter(|domain| domain.life.stage() != Stage::Dead) {
         if told >= list.max_domains.min(MOST_AT_ONCE) {
             break;
         }

@@ -151,6 +151,7 @@ pub(super) fn all() -> Vec<Step> {
                 options.cpu = Some(on.cpu.into());
                 options.cpus = Some(on.cpus);
                 options.gic = Some(on.gic);
+                options.timeout = 240;
                 cleanly(&options)
             });
             // Where the only CPU runs everything in turn, a busy host changes nothing.
