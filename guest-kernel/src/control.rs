@@ -3,22 +3,34 @@
 #![expect(unsafe_code, reason = "hypercalls that write to places of the caller's")]
 #![expect(clippy::missing_errors_doc, reason = "every error is the hypervisor's refusal")]
 use core::ptr;
+use core::sync::atomic::AtomicU8;
 
 use pv_abi::control::{
     AskCounters, Counters, DOMCTL, DOMCTL_VERSION, DomainInfo, Domctl, DomctlOp, InfoList, SYSCTL,
-    SYSCTL_VERSION, Sysctl, SysctlOp,
+    SYSCTL_VERSION, SchedulerParams, Sysctl, SysctlOp, VcpuAffinity, affinity, scheduler,
 };
 use pv_abi::{DomId, Errno, GuestHandle};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use crate::hypercall::raw;
 
-/// A `domctl`.
+/// A `domctl` without a structure of its own.
 fn domctl(op: DomctlOp, domain: DomId) -> Result<Domctl, Errno> {
+    domctl_with(op, domain, &[0_u8; 0])
+}
+
+/// A `domctl`. What its structure points at outlives the call.
+fn domctl_with<T: IntoBytes + Immutable + ?Sized>(
+    op: DomctlOp,
+    domain: DomId,
+    payload: &T,
+) -> Result<Domctl, Errno> {
     let mut asked =
         Domctl { cmd: op.number(), interface_version: DOMCTL_VERSION, domain, ..Domctl::default() };
+    let room = asked.payload.as_mut_bytes().get_mut(..size_of_val(payload)).ok_or(Errno::Einval)?;
+    room.copy_from_slice(payload.as_bytes());
     let at = ptr::from_mut(&mut asked).expose_provenance() as u64;
-    // SAFETY: these operations read and write `asked` only; what they do to other domains breaks no memory of this one's.
+    // SAFETY: these operations write `asked`, and the byte of the caller's that an affinity is in; what they do to other domains breaks no memory of this one's.
     Errno::check(unsafe { raw(DOMCTL, [at, 0, 0, 0, 0]) })?;
     Ok(asked)
 }
@@ -89,6 +101,29 @@ pub fn counters(domain: DomId) -> Result<Counters, Errno> {
 /// Pauses a domain once more; none of its vCPUs runs when this returns.
 pub fn pause(domain: DomId) -> Result<(), Errno> {
     domctl(DomctlOp::PauseDomain, domain).map(drop)
+}
+
+/// A domain's weight, and its cap: per cent of one CPU, 0 for none.
+pub fn weight_and_cap(domain: DomId) -> Result<(u16, u16), Errno> {
+    let ask = SchedulerParams { scheduler: scheduler::CREDIT2, cmd: scheduler::GET, weight: 0, cap: 0 };
+    let told = domctl_with(DomctlOp::SchedulerOp, domain, &ask)?;
+    let bytes = told.payload.as_bytes().get(..size_of::<SchedulerParams>()).ok_or(Errno::Einval)?;
+    SchedulerParams::read_from_bytes(bytes).map(|told| (told.weight, told.cap)).map_err(|_| Errno::Einval)
+}
+
+/// Sets a domain's weight (0 leaves it) and cap (0 lifts it).
+pub fn set_weight_and_cap(domain: DomId, weight: u16, cap: u16) -> Result<(), Errno> {
+    let ask = SchedulerParams { scheduler: scheduler::CREDIT2, cmd: scheduler::PUT, weight, cap };
+    domctl_with(DomctlOp::SchedulerOp, domain, &ask).map(drop)
+}
+
+/// Lets a vCPU run on these CPUs only, bit = CPU; returns those of them that there are.
+pub fn set_affinity(domain: DomId, vcpu: u32, cpus: u8) -> Result<u8, Errno> {
+    let map = AtomicU8::new(cpus);
+    let at = GuestHandle(map.as_ptr().expose_provenance() as u64);
+    let ask = VcpuAffinity { vcpu, flags: affinity::HARD, hard: at, hard_bits: 8, ..VcpuAffinity::default() };
+    domctl_with(DomctlOp::SetVcpuAffinity, domain, &ask)?;
+    Ok(map.into_inner())
 }
 
 /// Takes one pause back.

@@ -168,6 +168,11 @@ impl Scheduler {
         self.pool(vcpu.pool.load(Relaxed))
     }
 
+    /// The scheduler that a vCPU is subject to.
+    pub fn kind_of(&self, vcpu: &Vcpu) -> Kind {
+        self.pool_of(vcpu).map_or(Kind::Fair, |pool| pool.kind)
+    }
+
     /// Whether a CPU has one vCPU for good.
     pub fn is_partition(&self, cpu: CpuId) -> bool {
         self.cpu(cpu).and_then(|cpu| self.pool(cpu.pool)).is_some_and(|pool| pool.kind == Kind::Partition)

@@ -70,6 +70,38 @@ abi_struct! {
         pub payload: [u64; 16],
     }
 
+    /// Payload of [`DomctlOp::SetVcpuAffinity`] (`struct xen_domctl_vcpuaffinity`).
+    pub struct VcpuAffinity {
+        /// The vCPU.
+        pub vcpu: u32,
+        /// [`affinity`].
+        pub flags: u32,
+        /// In: a bitmap of CPUs, one byte and more. Out: those of them that there are.
+        pub hard: GuestHandle,
+        /// Bits in it.
+        pub hard_bits: u32,
+        /// Unused.
+        pub pad: u32,
+        /// A bitmap of CPUs that are preferred: not offered.
+        pub soft: GuestHandle,
+        /// Bits in it.
+        pub soft_bits: u32,
+        /// Unused.
+        pub pad2: u32,
+    }
+
+    /// Payload of [`DomctlOp::SchedulerOp`] (`struct xen_domctl_scheduler_op`).
+    pub struct SchedulerParams {
+        /// [`scheduler`]: that of the domain's pool.
+        pub scheduler: u32,
+        /// [`scheduler::PUT`] or [`scheduler::GET`].
+        pub cmd: u32,
+        /// Weight; 0 leaves it as it is.
+        pub weight: u16,
+        /// Per cent of one CPU, 100 for each vCPU at most; 0 for no limit.
+        pub cap: u16,
+    }
+
     /// What is told of a domain (`struct xen_domctl_getdomaininfo`).
     pub struct DomainInfo {
         /// Its number.
@@ -157,6 +189,37 @@ abi_struct! {
     }
 }
 
+impl SchedulerParams {
+    /// Whether it asks, or sets; `None` for another command.
+    pub const fn is_get(&self) -> Option<bool> {
+        match self.cmd {
+            scheduler::PUT => Some(false),
+            scheduler::GET => Some(true),
+            _ => None,
+        }
+    }
+}
+
+/// Numbers of [`SchedulerParams`] (`XEN_SCHEDULER_*`, `XEN_DOMCTL_SCHEDOP_*`).
+pub mod scheduler {
+    /// What `fair` is taken for.
+    pub const CREDIT2: u32 = 6;
+    /// What `partition` is taken for.
+    pub const NULL: u32 = 9;
+    /// Set.
+    pub const PUT: u32 = 0;
+    /// Tell.
+    pub const GET: u32 = 1;
+}
+
+/// Bits of [`VcpuAffinity::flags`] (`XEN_VCPUAFFINITY_*`).
+pub mod affinity {
+    /// Where it may run.
+    pub const HARD: u32 = 1;
+    /// Where it prefers to.
+    pub const SOFT: u32 = 2;
+}
+
 /// Bits of [`DomainInfo::flags`] (`XEN_DOMINF_*`).
 pub mod flags {
     /// It is being destroyed, or (Pavo's own) built anew.
@@ -203,6 +266,8 @@ layout!(DomainInfo, 120, {
     domain: 0, flags: 4, tot_pages: 8, max_pages: 16, shared_info_frame: 48, cpu_time: 56, nr_online_vcpus: 64,
     max_vcpu_id: 68, ssidref: 72, handle: 76, cpupool: 92, gpaddr_bits: 96, arch_config: 104,
 });
+layout!(VcpuAffinity, 40, { vcpu: 0, flags: 4, hard: 8, hard_bits: 16, soft: 24, soft_bits: 32 });
+layout!(SchedulerParams, 12, { scheduler: 0, cmd: 4, weight: 8, cap: 10 });
 layout!(InfoList, 24, { first_domain: 0, max_domains: 4, buffer: 8, num_domains: 16 });
 layout!(AskCounters, 16, { domain: 0, buffer: 8 });
 layout!(Counters, 152, { frames: 0, ports: 128, generation: 148 });

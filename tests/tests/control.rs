@@ -233,3 +233,89 @@ fn counters_are_what_a_domain_has() {
     payload[8..].copy_from_slice(&NOWHERE.to_le_bytes());
     assert_eq!(sysctl(guest(&world, 0), COUNTERS, 0x15, &payload), EFAULT);
 }
+
+const AFFINITY: u32 = 9;
+const SCHEDULER: u32 = 16;
+const CREDIT2: u32 = 6;
+const PUT: u32 = 0;
+const GET: u32 = 1;
+const EOPNOTSUPP: i64 = -95;
+
+/// `struct xen_domctl` with a payload.
+fn domctl_with(caller: Guest<'_>, cmd: u32, domain: u16, payload: &[u8]) -> i64 {
+    put_domctl(caller, cmd, 0x17, domain);
+    caller.write(ARG + 16, payload);
+    caller.call(DOMCTL, [ARG, 0, 0, 0, 0])
+}
+
+/// `struct xen_domctl_scheduler_op`; weight and cap as they are told then.
+fn parameters(world: &World, cmd: [u32; 2], weight: u16, cap: u16) -> Result<(u16, u16), i64> {
+    let control = guest(world, 0);
+    let mut payload = [0; 12];
+    payload[..4].copy_from_slice(&cmd[0].to_le_bytes());
+    payload[4..8].copy_from_slice(&cmd[1].to_le_bytes());
+    payload[8..10].copy_from_slice(&weight.to_le_bytes());
+    payload[10..].copy_from_slice(&cap.to_le_bytes());
+    match domctl_with(control, SCHEDULER, 1, &payload) {
+        0 => Ok((control.read::<u16>(ARG + 24), control.read::<u16>(ARG + 26))),
+        errno => Err(errno),
+    }
+}
+
+#[test]
+fn weight_and_cap_are_told_and_set_as_by_credit2() {
+    let world = World::with_control(2);
+    let get = || parameters(&world, [CREDIT2, GET], 0, 0);
+    assert_eq!(get(), Ok((256, 0)));
+    assert_eq!(parameters(&world, [CREDIT2, PUT], 60_000, 150), Ok((60_000, 150)));
+    assert_eq!(get(), Ok((60_000, 150)));
+    assert_eq!(world.domain(1).vcpu(1).unwrap().share.weight(), 60_000);
+    assert_eq!(world.domain(2).vcpu(0).unwrap().share.weight(), 256, "another's");
+    assert_eq!(parameters(&world, [CREDIT2, PUT], 7, 201), Err(EINVAL), "two vCPUs can use 200 per cent");
+    assert_eq!(get(), Ok((60_000, 150)));
+    assert_eq!(parameters(&world, [CREDIT2, PUT], 0, 200), Ok((0, 200)));
+    assert_eq!(get(), Ok((60_000, 200)), "weight 0 leaves it as it is");
+    assert_eq!(parameters(&world, [CREDIT2, PUT], 512, 0), Ok((512, 0)));
+    assert_eq!(get(), Ok((512, 0)), "cap 0 lifts it");
+    for cmd in [[5, GET], [9, GET], [CREDIT2, 2], [CREDIT2, 3], [CREDIT2, 4], [0, 0]] {
+        assert_eq!(parameters(&world, cmd, 1, 1), Err(EINVAL), "{cmd:?}");
+    }
+    assert_eq!(domctl_with(guest(&world, 0), SCHEDULER, 7, &[]), ESRCH);
+    assert_eq!(domctl_with(guest(&world, 1), SCHEDULER, 2, &[]), EPERM);
+    assert_eq!(get(), Ok((512, 0)));
+}
+
+#[test]
+fn an_affinity_is_set_to_the_cpus_that_there_are() {
+    let world = World::with_control(2);
+    let control = guest(&world, 0);
+    let vcpu = world.domain(1).vcpu(1).unwrap();
+    // `struct xen_domctl_vcpuaffinity`: vCPU, flags, then the bitmap's address and its bits.
+    let set = |number: u32, flags: u32, map: u8, bits: u32, at: u64| {
+        control.write(BUFFER, &[map]);
+        let mut payload = [0; 40];
+        payload[..4].copy_from_slice(&number.to_le_bytes());
+        payload[4..8].copy_from_slice(&flags.to_le_bytes());
+        payload[8..16].copy_from_slice(&at.to_le_bytes());
+        payload[16..20].copy_from_slice(&bits.to_le_bytes());
+        (domctl_with(control, AFFINITY, 1, &payload), control.read::<u8>(BUFFER))
+    };
+    assert_eq!(set(1, 1, 0b1110, 8, BUFFER), (0, 0b10), "CPU 1 of two");
+    assert_eq!(vcpu.allowed.load(std::sync::atomic::Ordering::Relaxed), 0b10);
+    assert_eq!(set(1, 1, 0b11, 1, BUFFER), (0, 0b01), "one bit of the map counts");
+    assert_eq!(set(1, 1, 0b11, 64, BUFFER), (0, 0b11));
+    for (number, flags, map, bits, at, expected) in [
+        (2, 1, 1, 8, BUFFER, EINVAL),
+        (1, 0, 1, 8, BUFFER, EINVAL),
+        (1, 2, 1, 8, BUFFER, EOPNOTSUPP),
+        (1, 1, 1, 8, 0, EINVAL),
+        (1, 1, 1, 0, BUFFER, EINVAL),
+        (1, 1, 0, 8, BUFFER, EINVAL),
+        (1, 1, 0b100, 8, BUFFER, EINVAL),
+        (1, 1, 1, 8, NOWHERE, EFAULT),
+    ] {
+        assert_eq!(set(number, flags, map, bits, at).0, expected, "{number} {flags} {map} {bits} {at:#x}");
+        assert_eq!(vcpu.allowed.load(std::sync::atomic::Ordering::Relaxed), 0b11);
+    }
+    assert_eq!(domctl_with(guest(&world, 1), AFFINITY, 1, &[]), EPERM);
+}

@@ -6,6 +6,8 @@
 //! | `count:N`, `count:all` | prints what the hypervisor has counted for domain N, for itself, or for all |
 //! | `unpause:N`, `destroy:N` | does that to domain N |
 //! | `pause:N` | pauses domain N; if that is between two lives, waits for the next |
+//! | `weight:N:W`, `cap:N:P` | gives domain N weight W, or P per cent of a CPU, and fails when that is not what is told then |
+//! | `cpus:N:M` | lets the first vCPU of domain N run on the CPUs of the mask M only, one of which there must be |
 //! | `end:N` | waits until domain N has ended and everything is taken back from it |
 //! | `build:N` | builds domain N anew |
 //! | `cycle:N:C` | destroys and builds domain N, C times |
@@ -70,6 +72,22 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
             Ok(())
         }
         "unpause" => control::unpause(number()?).map_err(refused),
+        "weight" => {
+            let (_, cap) = control::weight_and_cap(number()?).map_err(refused)?;
+            schedule(number()?, u16::try_from(times()?).unwrap_or(u16::MAX), cap)
+        }
+        "cap" => {
+            let (weight, _) = control::weight_and_cap(number()?).map_err(refused)?;
+            schedule(number()?, weight, u16::try_from(times()?).unwrap_or(u16::MAX))
+        }
+        "cpus" => {
+            let mask = u8::try_from(times()?).unwrap_or(u8::MAX);
+            match control::set_affinity(number()?, 0, mask).map_err(refused)? {
+                0 => Err(String::from("on no CPU")),
+                set if set & !mask == 0 => Ok(()),
+                set => Err(format!("on {set:#b}")),
+            }
+        }
         "destroy" => control::destroy(number()?).map_err(refused),
         "build" => control::build(number()?).map_err(refused),
         "cycle" => {
@@ -109,6 +127,15 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
         }
         "sleep" => sleep(object.parse().map_err(|_| String::from("milliseconds expected"))?),
         _ => Err(String::from("unknown")),
+    }
+}
+
+/// Sets weight and cap, and looks.
+fn schedule(domain: DomId, weight: u16, cap: u16) -> Result<(), String> {
+    control::set_weight_and_cap(domain, weight, cap).map_err(|errno| format!("{errno:?}"))?;
+    match control::weight_and_cap(domain) {
+        Ok(told) if told == (weight, cap) => Ok(()),
+        told => Err(format!("{told:?}")),
     }
 }
 

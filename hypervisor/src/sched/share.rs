@@ -5,7 +5,7 @@
 //!    enters, which exactly one does (`vcpu.rs`, invariant 2). So plain loads and stores are enough.
 //! 2. Virtual time is ticks of the counter at the default weight: a vCPU of weight w that runs t ticks gets t * 256 / w older.
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU32, AtomicU64};
 
 use super::pool::Ticks;
 
@@ -26,6 +26,8 @@ pub struct Share {
     pub(super) began: AtomicU64,
     /// Virtual ticks in a tick, times [`ONE`].
     inverse: AtomicU32,
+    /// As it was set.
+    weight: AtomicU16,
     /// It gives the rest of its turn away.
     pub(super) yields: AtomicBool,
     /// Its domain has a cap.
@@ -43,6 +45,7 @@ impl Share {
             left: AtomicU64::new(0),
             began: AtomicU64::new(0),
             inverse: AtomicU32::new(ONE),
+            weight: AtomicU16::new(DEFAULT_WEIGHT),
             yields: AtomicBool::new(false),
             capped: AtomicBool::new(false),
             parked: AtomicBool::new(false),
@@ -53,13 +56,12 @@ impl Share {
     pub fn set_weight(&self, weight: u16) {
         let one = ONE.wrapping_mul(u32::from(DEFAULT_WEIGHT));
         self.inverse.store(one.checked_div(u32::from(weight)).unwrap_or(one), Relaxed);
+        self.weight.store(weight.max(1), Relaxed);
     }
 
     /// Its weight.
     pub fn weight(&self) -> u16 {
-        let one = ONE.wrapping_mul(u32::from(DEFAULT_WEIGHT));
-        let weight = one.checked_div(self.inverse.load(Relaxed)).unwrap_or(0);
-        u16::try_from(weight).unwrap_or(u16::MAX)
+        self.weight.load(Relaxed)
     }
 
     /// So many ticks as virtual time.
