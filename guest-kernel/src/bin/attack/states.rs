@@ -2,7 +2,7 @@
 //! that are none; jumps into nowhere.
 use guest_kernel::attempt::{Code, Level, class};
 use guest_kernel::interrupt::{self, Intid};
-use guest_kernel::{Guest, time, timer};
+use guest_kernel::{Guest, cpu, time, timer};
 
 use super::instruction::{Direction, Exception, RET, SVC, begin, each, encoding, jump, run, system};
 use crate::tap::Tap;
@@ -84,11 +84,15 @@ fn waits_in_32(tap: &mut Tap, code: &mut Code) {
     let write = [system(Direction::Write, 3, encoding(0, 1, 0, 0)), 0xd503_3fdf];
     x[0] = before | NTWI;
     run(code, Level::El1, &write, &mut x);
-    timer::arm(time::now().after(core::time::Duration::from_millis(1)));
     let start = code.write(T32) | 1;
     let mut in32 = [0; 31];
-    let taken = begin(Level::El0In32, start, &mut in32);
-    timer::disarm();
+    // Masked from before the timer is armed: its handler would disarm it, and the wait would have no end.
+    let taken = cpu::without_interrupts(|| {
+        timer::arm(time::now().after(core::time::Duration::from_millis(1)));
+        let taken = begin(Level::El0In32, start, &mut in32);
+        timer::disarm();
+        taken
+    });
     x[0] = before;
     run(code, Level::El1, &write, &mut x);
     let ended = taken.map(|taken| (taken.vector, taken.class()));
