@@ -14,18 +14,20 @@ extern crate alloc;
 mod tap;
 mod attack {
     pub(crate) mod addresses;
+    pub(crate) mod calls;
     pub(crate) mod counts;
     pub(crate) mod handles;
     pub(crate) mod immediates;
     pub(crate) mod instruction;
     pub(crate) mod interrupts;
+    pub(crate) mod pool;
     pub(crate) mod registers;
     pub(crate) mod revoke;
     pub(crate) mod states;
     pub(crate) mod storms;
 }
 
-use attack::{addresses, counts, handles, immediates, interrupts, registers, revoke, states, storms};
+use attack::{addresses, calls, counts, handles, immediates, interrupts, registers, revoke, states, storms};
 use guest_kernel::Guest;
 use guest_kernel::attempt::{Code, Window};
 use tap::{Failed, Tap};
@@ -38,12 +40,13 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         tap.that("room for instructions", false);
         return tap.end();
     };
-    tap.family("registers", |tap| registers::check(tap, &mut code));
+    tap.family("registers", |tap| registers::check(tap, &mut code, guest));
     tap.family("immediates", |tap| immediates::check(tap, &mut code));
     tap.family("states", |tap| states::check(tap, &mut code, guest));
     tap.family("addresses", |tap| addresses::check(tap, &mut code, &mut window, guest));
     tap.family("handles", |tap| handles::check(tap, guest));
     tap.family("counts", counts::check);
+    tap.family("calls", |tap| calls::check(tap, guest));
     tap.family("revoke", |tap| revoke::check(tap, guest));
     tap.family("storms", |tap| storms::check(tap, guest));
     tap.family("interrupts", |tap| interrupts::check(tap, &mut code, &mut window));

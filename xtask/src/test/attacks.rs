@@ -41,8 +41,18 @@ const MACHINES: [On; 3] = [
 ];
 
 /// Families of `guest:attack`.
-const FAMILIES: [&str; 9] =
-    ["registers", "immediates", "states", "addresses", "handles", "counts", "revoke", "storms", "interrupts"];
+const FAMILIES: [&str; 10] = [
+    "registers",
+    "immediates",
+    "states",
+    "addresses",
+    "handles",
+    "counts",
+    "calls",
+    "revoke",
+    "storms",
+    "interrupts",
+];
 
 /// `how=` of `guest:faulty` that nobody survives; most go on for ever, taking exceptions.
 const DEADLY: [&str; 12] = [

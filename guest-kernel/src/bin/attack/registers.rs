@@ -7,7 +7,8 @@ use core::arch::asm;
 
 use guest_kernel::attempt::{Code, Level, Taken, class};
 use guest_kernel::frame::Frame;
-use guest_kernel::hypercall;
+use guest_kernel::interrupt::{self, Intid};
+use guest_kernel::{Guest, cpu, hypercall, time, timer};
 
 use super::instruction::{Direction, SYSTEM_ENCODINGS, each, encoding, system};
 use crate::tap::Tap;
@@ -19,9 +20,10 @@ const EL2_MEMORY: core::ops::Range<u64> = 0x40_0000_0000..0x60_0000_0000;
 /// An encoding and what came of it, if that was wrong.
 type Wrong = Option<(u32, u32, u64)>;
 
-pub(crate) fn check(tap: &mut Tap, code: &mut Code) {
+pub(crate) fn check(tap: &mut Tap, code: &mut Code, guest: &Guest) {
     vectors(tap);
     kept(tap);
+    hints(tap, code, guest);
     let read = read_all(tap, code, Level::El1);
     let known = read.iter().filter(|value| value.is_some()).count();
     tap.that("some registers can be read", known > 40);
@@ -111,6 +113,45 @@ fn read_kept() -> [u64; 8] {
         );
     }
     values
+}
+
+/// Trapped waits.
+const WFX: u64 = 0x01;
+
+/// op0 0: hints, barriers, fields of `PSTATE`, and what is none of them; with no register, and with one. An interrupt is pending all the
+/// time, so that waits end; what lets it in ends there.
+fn hints(tap: &mut Tap, code: &mut Code, guest: &Guest) {
+    let ready =
+        interrupt::start(guest.tree.gic).and_then(|()| interrupt::enable(Intid::TIMER, timer::disarm));
+    tap.is("the timer", ready, Ok(()));
+    for (what, level) in [
+        ("every hint, barrier and field of PSTATE at EL1 does something or is undefined", Level::El1),
+        ("every hint, barrier and field of PSTATE at EL0 does something or is refused", Level::El0),
+    ] {
+        let mut wrong: Wrong = None;
+        cpu::without_interrupts(|| {
+            timer::arm(time::Instant::from_ticks(0));
+            for (direction, rt) in [(Direction::Write, 31), (Direction::Write, 0), (Direction::Read, 0)] {
+                let words = (0..SYSTEM_ENCODINGS).map(|encoding| system(direction, 0, encoding) | rt);
+                each(
+                    code,
+                    level,
+                    words,
+                    |_| 0,
+                    |encoding, result| match result {
+                        Ok(_) => {}
+                        Err(taken) if refused(level, encoding, taken) => {}
+                        // Interrupts let in; a wait that this guest's own EL1 forbids.
+                        Err(taken) if taken.vector == 5 && level == Level::El1 => {}
+                        Err(taken) if taken.vector == 8 && level == Level::El0 && taken.class() == WFX => {}
+                        Err(taken) => wrong = wrong.or(Some((0, encoding, taken.esr))),
+                    },
+                );
+            }
+            timer::disarm();
+        });
+        tap.is(what, wrong, None);
+    }
 }
 
 /// Classes of what this guest's own EL1 has not let in: floating point, SVE, SME.
