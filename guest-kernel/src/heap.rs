@@ -13,7 +13,7 @@ use pv_abi::{DomId, Errno, GuestHandle, Hypercall, PAGE_SIZE};
 use crate::frame::Frame;
 use crate::lock::Lock;
 use crate::tree::Region;
-use crate::{cpu, hypercall};
+use crate::{cpu, hypercall, paging};
 
 /// Largest block: 2^31 bytes.
 const ORDERS: usize = 32;
@@ -71,6 +71,38 @@ pub fn give_back(page: &'static Frame) -> Result<(), Errno> {
 /// What the hypervisor says.
 pub fn take_again(page: &'static Frame) -> Result<(), Errno> {
     reserve(MemoryOp::PopulatePhysmap, page)
+}
+
+/// Asks for `pages` more of RAM from address `start` on, where nothing is, and adds what comes to the heap; returns how many came. The system file's
+/// `max_memory` is the limit.
+///
+/// # Errors
+/// What the hypervisor says; `-ENOMEM` when they cannot be mapped: those that came stay unused.
+pub fn grow(start: u64, pages: u64) -> Result<u64, Errno> {
+    let mut came = 0;
+    while came < pages {
+        let first = start / PAGE_SIZE as u64 + came;
+        let numbers: heapless::Vec<u64, 64> = (first..).take(64.min((pages - came) as usize)).collect();
+        let mut argument = Reservation {
+            extent_start: GuestHandle(numbers.as_ptr().expose_provenance() as u64),
+            nr_extents: numbers.len() as u64,
+            domid: DomId::SELF,
+            ..Reservation::default()
+        };
+        let address = (&raw mut argument).expose_provenance() as u64;
+        let args = [u64::from(MemoryOp::PopulatePhysmap.number()), address, 0, 0, 0];
+        // SAFETY: nothing was there, and nothing refers to it.
+        let done = Errno::check(unsafe { hypercall::raw(u64::from(Hypercall::MemoryOp.number()), args) })?;
+        came += done;
+        if done < numbers.len() as u64 {
+            break;
+        }
+    }
+    let region = Region { start, size: came * PAGE_SIZE as u64 };
+    paging::map_memory(region).map_err(|_| Errno::Enomem)?;
+    // SAFETY: mapped just now.
+    unsafe { add(region) };
+    Ok(came)
 }
 
 fn reserve(op: MemoryOp, page: &'static Frame) -> Result<(), Errno> {

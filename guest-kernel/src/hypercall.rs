@@ -210,6 +210,12 @@ pub unsafe fn add_to_physmap(argument: &mut AddToPhysmap) -> Result<(), Errno> {
     unsafe { with(Hypercall::MemoryOp, MemoryOp::AddToPhysmap.number(), argument) }.map(drop)
 }
 
+/// A number of pages of this domain: what it has (`XENMEM_current_reservation`), or may have (`XENMEM_maximum_reservation`).
+pub fn reservation(op: MemoryOp) -> Result<u64, Errno> {
+    // SAFETY: these operations read their argument only.
+    unsafe { with(Hypercall::MemoryOp, op.number(), &mut { DomId::SELF }) }
+}
+
 /// Moves a vCPU's `vcpu_info` into guest memory.
 ///
 /// # Safety

@@ -124,6 +124,20 @@ fn the_result_is_how_far_the_call_came() {
 }
 
 #[test]
+fn a_domain_grows_up_to_its_maximum_and_no_further() {
+    let world = two();
+    let one = guest(&world, 1);
+    let before = counters(&world, 1);
+    world.domain(1).state.lock().memory.max_frames += 20;
+    let new: Vec<u64> = (GFN + 0x1000..).take(32).collect();
+    assert_eq!(change(one, POPULATE, &new, 0), 20);
+    assert_eq!(counters(&world, 1), (before.0 + 20, before.1 + 20, before.2 - 20 - 1), "and a stage-2 table");
+    assert!(one.mapping(new[19]).is_some() && one.mapping(new[20]).is_none());
+    assert_eq!(change(one, DECREASE, &new[..20], 0), 20);
+    assert_eq!(counters(&world, 1).0, before.0);
+}
+
+#[test]
 fn a_page_that_somebody_refers_to_stays() {
     let world = two();
     let (one, two) = (guest(&world, 1), guest(&world, 2));

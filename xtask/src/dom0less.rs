@@ -72,6 +72,9 @@ fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &
     node.set_strings("compatible", &["xen,domain"]);
     node.set_cells("#address-cells", &[2]).set_cells("#size-cells", &[2]);
     node.set_u64s("memory", &[domain.memory >> 10]).set_cells("cpus", &[domain.vcpus]);
+    if domain.max_memory != domain.memory {
+        node.set_u64s("pavo,max-memory", &[domain.max_memory >> 10]);
+    }
     node.set_strings("xen,enhanced", &["no-xenstore"]);
     node.set_strings("pavo,name", &[&domain.name]);
     if domain.vuart {

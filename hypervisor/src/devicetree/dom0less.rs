@@ -12,6 +12,7 @@
 //! | `max_grant_frames`, `max_maptrack_frames` | 64, 1024 | Xen |
 //! | `xen,domain-p2m-mem-mb` | 1 MiB a vCPU, 4 KiB a MiB of RAM, 512 KiB | Xen |
 //! | `pavo,max-ports` | 1024 | ours; Xen has the number fixed |
+//! | `pavo,max-memory` in KiB | `memory` | ours |
 //! | `pavo,name` | the node's name | ours |
 //! | `pavo,paging` (`nested`; `pv` is refused by the builder) | `nested` | ours |
 //! | `pavo,isolated` | off | ours |
@@ -79,6 +80,8 @@ pub struct Quotas {
     pub maptrack_frames: u32,
     /// Frames of 4 KiB for its stage-2 tables.
     pub stage2_frames: u64,
+    /// RAM in KiB, what it starts with included: it may ask for more up to this.
+    pub memory_kib: u64,
 }
 
 /// One guest to build.
@@ -395,15 +398,21 @@ fn quotas(node: Node<'_>) -> Result<Quotas, Refusal> {
     if !(2..=1 << 17).contains(&max_ports) {
         return Err(Refusal::PortsOutOfRange);
     }
+    let least = memory(node)?;
+    let memory_kib = node.u64("pavo,max-memory")?.unwrap_or(least);
+    if !(least..=pv_abi::layout::RAM_MAX >> 10).contains(&memory_kib) {
+        return Err(Refusal::MaxMemoryOutOfRange);
+    }
     let stage2_frames = match node.u32("xen,domain-p2m-mem-mb")? {
         Some(mebibytes) => u64::from(mebibytes) << 8,
-        None => default_stage2_frames(memory(node)?, vcpus(node)?),
+        None => default_stage2_frames(memory_kib, vcpus(node)?),
     };
     Ok(Quotas {
         max_ports,
         grant_frames: frames("max_grant_frames", DEFAULT_GRANT_FRAMES)?,
         maptrack_frames: frames("max_maptrack_frames", DEFAULT_MAPTRACK_FRAMES)?,
         stage2_frames,
+        memory_kib,
     })
 }
 

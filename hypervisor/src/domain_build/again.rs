@@ -13,6 +13,7 @@ use pv_abi::PAGE_SHIFT;
 use spin::mutex::TicketMutex;
 
 use super::image::KernelImage;
+use super::make::max_frames;
 use super::place::Placement;
 use super::ram::{Ram, settle};
 use super::{Host, Refusal, load};
@@ -203,7 +204,7 @@ fn fresh<H: Hardware>(
         .grants
         .grow(&machine.hw, &machine.frames, domain.id, 1)
         .map_err(|_| Refusal::OutOfMemory { asked_kib: 8, free_kib: 0 })?;
-    state.memory.max_frames = state.memory.frames;
+    state.memory.max_frames = state.memory.frames.max(max_frames(config));
     state.params = Params::new();
     state.uart = config.vpl011.then(Vpl011::new);
     state.gic = DistState::new(domain.vcpus.len(), *spis);

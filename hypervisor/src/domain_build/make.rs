@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use pv_abi::PAGE_SHIFT;
 use pv_abi::event::NR_CHANNELS_2L;
 use pv_abi::grant::ENTRIES_PER_FRAME;
 use spin::mutex::TicketMutex;
@@ -97,6 +98,11 @@ impl Shape {
     }
 }
 
+/// RAM that a domain may have, in frames.
+pub(super) const fn max_frames(config: &DomainConfig<'_>) -> u64 {
+    config.quotas.memory_kib >> (PAGE_SHIFT - 10)
+}
+
 impl<H: Hardware, S: Storage> Builder<'_, H, S> {
     /// Makes the domain of its configuration and contents.
     pub(super) fn make(
@@ -125,7 +131,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         let state = DomainState {
             ports: PortsState::new(),
             grants,
-            memory: MemoryState { frames: contents.ram, max_frames: contents.ram },
+            memory: MemoryState { frames: contents.ram, max_frames: contents.ram.max(max_frames(config)) },
             params: Params::new(),
             uart: config.vpl011.then(Vpl011::new),
             gic: DistState::new(vcpus, spis),

@@ -67,7 +67,7 @@ fn config(kernel: PhysRange, memory_kib: u64) -> DomainConfig<'static> {
         ramdisk: None,
         device_tree: None,
         channels: heapless::Vec::new(),
-        quotas: Quotas { max_ports: 128, grant_frames: 4, maptrack_frames: 1, stage2_frames: 64 },
+        quotas: Quotas { max_ports: 128, grant_frames: 4, maptrack_frames: 1, stage2_frames: 64, memory_kib },
         policy: crate::life::Policy::NONE,
         scheduling: crate::sched::plan::Scheduling::default(),
     }
@@ -198,6 +198,7 @@ fn the_domain_is_as_its_configuration_says() {
     let mut config = config(kernel, 16 << 10);
     let channel = StaticChannel { local_port: Port(70), peer: DomId(2), peer_port: Port(3) };
     config.channels.push(channel).unwrap();
+    config.quotas.memory_kib = 20 << 10;
     let Built { domain, .. } = build(&hw, &frames, HOST, &config).unwrap();
     assert_eq!((domain.id, domain.vmid, domain.enhanced), (ONE, Vmid(3), true));
     let vcpus: Vec<_> =
@@ -209,7 +210,7 @@ fn the_domain_is_as_its_configuration_says() {
     let port = PortWord::unpack(domain.ports[70].load(core::sync::atomic::Ordering::Relaxed));
     assert_eq!(port.kind, PortKind::Interdomain(DomId(2), Port(3)));
     let state = domain.state.lock();
-    assert_eq!((state.memory.frames, state.memory.max_frames), (4096, 4096));
+    assert_eq!((state.memory.frames, state.memory.max_frames), (4096, 5120));
     assert_eq!((state.grants.frames(), state.grants.max_frames()), (1, 4));
     let grant = state.grants.frame(0).unwrap();
     assert_eq!(hw.frame_bytes(grant), [0; 4096]);
@@ -341,7 +342,13 @@ fn a_domain_with_xens_limits_takes_little_boot_storage() {
     let kernel = put_image(&hw, RAM, 0x1000, 0, 0);
     let mut config = config(kernel, 8 << 10);
     config.vcpus = 8;
-    config.quotas = Quotas { max_ports: 4096, grant_frames: 64, maptrack_frames: 1024, stage2_frames: 64 };
+    config.quotas = Quotas {
+        max_ports: 4096,
+        grant_frames: 64,
+        maptrack_frames: 1024,
+        stage2_frames: 64,
+        ..config.quotas
+    };
     let storage = Counting(core::cell::Cell::new(0));
     let builder = Builder { hw: &hw, frames: &frames, host: HOST, storage: &storage };
     assert!(builder.build(&config, &SHAPE, &mut [0; 8192]).is_ok());

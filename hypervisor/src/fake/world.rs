@@ -197,7 +197,13 @@ fn config(id: DomId, kernel: PhysRange) -> DomainConfig<'static> {
         ramdisk: None,
         device_tree: None,
         channels: heapless::Vec::new(),
-        quotas: Quotas { max_ports: 1024, grant_frames: 4, maptrack_frames: 1, stage2_frames: 32 },
+        quotas: Quotas {
+            max_ports: 1024,
+            grant_frames: 4,
+            maptrack_frames: 1,
+            stage2_frames: 32,
+            memory_kib: MEMORY_KIB,
+        },
         policy: Policy { on_reboot: Action::Restart, max_restarts: u32::MAX, ..Policy::NONE },
         scheduling: crate::sched::plan::Scheduling::default(),
     }

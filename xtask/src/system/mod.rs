@@ -35,6 +35,7 @@ const DOMAIN: Keys = Keys {
         "ramdisk",
         "cmdline",
         "memory",
+        "max_memory",
         "vcpus",
         "paging",
         "vuart",
@@ -51,7 +52,7 @@ const DOMAIN: Keys = Keys {
         "pool",
         "affinity",
     ],
-    later: &["max_memory", "jit"],
+    later: &["jit"],
 };
 /// Those of `[expect]`.
 const EXPECT: Keys = Keys { known: &["digest_of_ramdisk"], later: &[] };
@@ -119,6 +120,8 @@ pub(crate) struct Domain {
     pub(crate) cmdline: Option<String>,
     /// Bytes.
     pub(crate) memory: u64,
+    /// Bytes that it may ask for at run time, `memory` included.
+    pub(crate) max_memory: u64,
     /// Virtual CPUs.
     pub(crate) vcpus: u32,
     /// Who owns the stage-1 tables.
@@ -516,6 +519,10 @@ fn read_domain(
             return Err(reader.error("memory", "missing: write for example memory = \"32M\""));
         }
     };
+    let max_memory = reader.size("max_memory")?.unwrap_or(memory);
+    if max_memory < memory && checking == Checking::Full {
+        return Err(reader.error("max_memory", "less than memory"));
+    }
     let least = u32::from(checking == Checking::Full);
     let most = if checking == Checking::Full { MOST_VCPUS } else { u32::MAX };
     let vcpus = reader.number("vcpus", least, most)?.unwrap_or(1);
@@ -541,6 +548,7 @@ fn read_domain(
         ramdisk,
         cmdline,
         memory,
+        max_memory,
         vcpus,
         paging,
         vuart,

@@ -171,6 +171,16 @@ pub(super) fn all() -> Vec<Step> {
         });
         steps.push(step.shared());
     }
+    steps.push(Step::new("system: ballooning up to max_memory", Level::Default, || {
+        let text = "[[domain]]\nname = \"balloon\"\nkernel = \"guest:balloon\"\nmemory = \"8M\"\nmax_memory = \"24M\"\n";
+        let observed = observe(&Options::for_file(write("balloon", text)?))?;
+        let line = "(d1) balloon: 4096 pages came, 8388608 bytes used";
+        if observed.console.iter().any(|text| text == line) {
+            clean(&observed)
+        } else {
+            Err(observed.failed(&format!("no line \"{line}\"")))
+        }
+    }));
     for domains in [16, 256] {
         let title = format!("system: {domains} domains at once answer the control domain");
         steps.push(Step::new(title, Level::Default, move || {

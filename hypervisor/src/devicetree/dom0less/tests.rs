@@ -114,7 +114,13 @@ fn a_domain_with_everything_is_read() {
         }])
         .unwrap(),
         // 2 vCPUs, 128 MiB: 512 + 128 + 128 frames are three MiB exactly.
-        quotas: Quotas { max_ports: 1024, grant_frames: 32, maptrack_frames: 1024, stage2_frames: 768 },
+        quotas: Quotas {
+            max_ports: 1024,
+            grant_frames: 32,
+            maptrack_frames: 1024,
+            stage2_frames: 768,
+            memory_kib: 0x2_0000,
+        },
         policy: crate::life::Policy::NONE,
         scheduling: crate::sched::plan::Scheduling::default(),
     };
@@ -163,6 +169,12 @@ fn each_omission_is_refused_by_its_name_and_the_next_domain_goes_on() {
     };
     assert_eq!(sized(0, 1), Some(Refusal::MemoryIsZero));
     assert_eq!(sized(u64::MAX, 1), Some(Refusal::MemoryTooLarge));
+    let most = |kib| outcome(&|w| domain(w, "domU1", &|w| w.property_u64("pavo,max-memory", kib).unwrap()));
+    assert_eq!(
+        (most(u64::MAX), most(0)),
+        (Some(Refusal::MaxMemoryOutOfRange), Some(Refusal::MaxMemoryOutOfRange))
+    );
+    assert_eq!(most(1 << 20), None);
     assert_eq!(sized(1024, 0), Some(Refusal::CpusIsZero));
     assert_eq!(sized(1024, 9), Some(Refusal::TooManyVcpus));
     assert_eq!(sized(1024, 8), Some(Refusal::KernelMissing));
