@@ -101,6 +101,7 @@ struct Inner {
     contend_after: Option<u32>,
     counter: u64,
     console: Vec<u8>,
+    budget: Option<u32>,
     events: Vec<Event>,
 }
 
@@ -115,6 +116,11 @@ impl FakeHardware {
     pub fn new(base: Mfn, frames: u64) -> Self {
         let inner = Inner { ram: Memory::new(base.get()..base.get() + frames), ..Inner::default() };
         Self { inner: Mutex::new(inner) }
+    }
+
+    /// Units of work that each run of a long call may do from now on; `None` for what the call itself says.
+    pub fn set_budget(&self, budget: Option<u32>) {
+        self.inner().budget = budget;
     }
 
     /// A machine with `frames` frames of RAM from 1 GiB, all of them free, its frame table beside it.
@@ -436,6 +442,10 @@ impl Hardware for FakeHardware {
             None => None,
         };
         base.and_then(|base| base.checked_add(va.get() & 0xFFF)).ok_or(Untranslatable)
+    }
+
+    fn budget(&self, usual: u32) -> u32 {
+        self.inner().budget.unwrap_or(usual)
     }
 
     fn counter(&self) -> u64 {

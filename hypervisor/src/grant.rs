@@ -86,7 +86,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
     match op.ok_or(Errno::Enosys)? {
         GrantOp::MapGrantRef => batch(
             args,
-            count,
+            (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<MapGrantRef>(at, index)?;
                 let mut op: MapGrantRef = guest_memory::read(machine, current, at)?;
@@ -97,7 +97,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
         ),
         GrantOp::UnmapGrantRef => batch(
             args,
-            count,
+            (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<UnmapGrantRef>(at, index)?;
                 let op: UnmapGrantRef = guest_memory::read(machine, current, at)?;
@@ -108,7 +108,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
         ),
         GrantOp::Copy => batch(
             args,
-            count,
+            (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<GrantCopy>(at, index)?;
                 let op: GrantCopy = guest_memory::read(machine, current, at)?;
@@ -119,7 +119,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
         ),
         GrantOp::SwapGrantRef => batch(
             args,
-            count,
+            (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<SwapGrantRef>(at, index)?;
                 let op: SwapGrantRef = guest_memory::read(machine, current, at)?;
@@ -130,7 +130,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
         ),
         GrantOp::CacheFlush => batch(
             args,
-            count,
+            (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<CacheFlush>(at, index)?;
                 manage::cache_flush(machine, current, &guest_memory::read(machine, current, at)?)
@@ -139,7 +139,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
         ),
         GrantOp::UnmapAndReplace => batch(
             args,
-            count,
+            (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<UnmapAndReplace>(at, index)?;
                 let op: UnmapAndReplace = guest_memory::read(machine, current, at)?;
@@ -188,10 +188,15 @@ fn one(count: u32, deed: impl FnOnce() -> Result<(), Stop>) -> Answer {
     deed().map(|()| 0)
 }
 
-/// Does the elements of a batch, at most [`BUDGET`]; when some are left, restarts with the array that is.
+/// Does the elements of a batch, as many as there are and at most the budget; when some are left, restarts with the array that is.
 #[inline]
-fn batch(args: &Args, count: u32, mut element: impl FnMut(u64) -> Result<(), Errno>, size: usize) -> Answer {
-    let now = count.min(BUDGET);
+fn batch(
+    args: &Args,
+    (count, budget): (u32, u32),
+    mut element: impl FnMut(u64) -> Result<(), Errno>,
+    size: usize,
+) -> Answer {
+    let now = count.min(budget);
     for index in 0..now {
         element(u64::from(index))?;
     }

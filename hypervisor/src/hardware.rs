@@ -113,6 +113,12 @@ pub trait Hardware: Sync {
         None
     }
 
+    /// How many units of work a run of a long call may do where `usual` are: always those, but for tests, which let calls restart at every unit.
+    #[inline(always)]
+    fn budget(&self, usual: u32) -> u32 {
+        usual
+    }
+
     /// Ticks of the system counter.
     fn counter(&self) -> u64;
     /// Ticks per second of the counter.

@@ -13,7 +13,7 @@ use crate::hypercall::{Answer, Args, Outcome, Stop, nested};
 use crate::machine::{Current, Machine};
 
 /// Calls that one run makes before it lets interrupts in.
-const BUDGET: u64 = 8;
+const BUDGET: u32 = 8;
 const ENTRY: u64 = size_of::<MulticallEntry>() as u64;
 const RESULT: u64 = offset_of!(MulticallEntry, result) as u64;
 
@@ -24,7 +24,8 @@ const RESULT: u64 = offset_of!(MulticallEntry, result) as u64;
 #[inline(never)]
 pub fn multicall<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let [calls, count, ..] = *args;
-    for index in 0..count.min(BUDGET) {
+    let budget = u64::from(machine.hw.budget(BUDGET));
+    for index in 0..count.min(budget) {
         let at = guest_memory::element::<MulticallEntry>(GuestHandle(calls), index)?;
         let rest = || Stop::Restart([at.0, count.saturating_sub(index), args[2], args[3], args[4]]);
         // A call before this one may have given the CPU away.
@@ -46,9 +47,9 @@ pub fn multicall<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args:
             }
         }
     }
-    if count <= BUDGET {
+    if count <= budget {
         return Ok(0);
     }
-    let next = calls.checked_add(BUDGET.wrapping_mul(ENTRY)).ok_or(Errno::Efault)?;
-    Err(Stop::Restart([next, count.wrapping_sub(BUDGET), args[2], args[3], args[4]]))
+    let next = calls.checked_add(budget.wrapping_mul(ENTRY)).ok_or(Errno::Efault)?;
+    Err(Stop::Restart([next, count.wrapping_sub(budget), args[2], args[3], args[4]]))
 }

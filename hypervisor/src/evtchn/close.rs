@@ -64,7 +64,7 @@ fn disconnect(domain: &Domain, port: Port, peer: &Domain, peer_port: Port) {
 
 /// Closes all ports of the caller's; [`Closed::Again`] when the budget was used up first.
 pub(super) fn reset<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) -> Result<Closed, Errno> {
-    let mut budget = RESET_BUDGET;
+    let mut budget = machine.hw.budget(RESET_BUDGET);
     // Bounded by the domain's ports; closed ones are passed at a load each.
     for port in (1_u32..).map(Port).take(current.domain.ports.len()) {
         if port::load(current.domain, port).kind == PortKind::Free {

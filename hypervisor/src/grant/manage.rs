@@ -62,7 +62,7 @@ pub(crate) fn grow<H: Hardware>(
     if to > grants.max_frames() {
         return Err(Errno::Einval.into());
     }
-    let step = to.min(grants.frames().saturating_add(GROW_BUDGET));
+    let step = to.min(grants.frames().saturating_add(machine.hw.budget(GROW_BUDGET)));
     grants.grow(&machine.hw, &machine.frames, owner, step)?;
     if step < to { Err(Stop::Restart(*args)) } else { Ok(()) }
 }

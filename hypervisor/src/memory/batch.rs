@@ -10,7 +10,7 @@ use crate::hypercall::{Answer, Args, Stop};
 use crate::machine::{Current, Machine};
 
 /// Elements that one run does before it lets interrupts in.
-const BUDGET: u16 = 16;
+const BUDGET: u32 = 16;
 
 /// Places many pages.
 ///
@@ -33,7 +33,8 @@ pub(super) fn add_to_physmap_batch<H: Hardware>(
     if batch.size <= first {
         return if batch.size == 0 && first == 0 { Ok(0) } else { Err(Errno::Eilseq.into()) };
     }
-    let end = batch.size.min(first.saturating_add(BUDGET));
+    let end =
+        batch.size.min(first.saturating_add(u16::try_from(machine.hw.budget(BUDGET)).unwrap_or(u16::MAX)));
     let from = |index: u16| {
         Args::from([cmd & MEMOP_CMD_MASK | u64::from(index) << MEMOP_EXTENT_SHIFT, arg, a2, a3, a4])
     };

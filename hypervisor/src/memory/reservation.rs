@@ -80,7 +80,7 @@ pub(super) fn adjust<H: Hardware>(
     // This CPU has looked nothing up yet.
     machine.frames.quiescent.pass(current.cpu);
     machine.frames.reclaim();
-    let mut budget = BUDGET;
+    let mut budget = machine.hw.budget(BUDGET);
     // Each turn does a page, and there are `BUDGET` at most.
     while extent < asked.nr_extents {
         if budget == 0 {
