@@ -14,6 +14,7 @@ mod abicheck {
     pub(crate) mod event;
     pub(crate) mod event_errors;
     pub(crate) mod fault;
+    pub(crate) mod four;
     pub(crate) mod grant;
     pub(crate) mod grant_copy;
     pub(crate) mod hvm;
@@ -38,7 +39,7 @@ mod abicheck {
 
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
-    console, domains, event, event_errors, fault, grant, grant_copy, hvm, limits_event, limits_grant,
+    console, domains, event, event_errors, fault, four, grant, grant_copy, hvm, limits_event, limits_grant,
     limits_memory, limits_others, memory, multicall, partner, peer, psci, restart, sched, unknown, vcpu,
     vcpus, version,
 };
@@ -81,6 +82,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     });
     tap.family("restart", |tap| restart::check(tap, guest));
     tap.family("vcpus", |tap| vcpus::check(tap, guest));
+    tap.family("four", |tap| four::check(tap, guest));
     tap.family("vcpu", vcpu::check);
     tap.end()
 }

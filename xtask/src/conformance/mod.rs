@@ -224,7 +224,7 @@ fn judge(results: &Results, known: &Differences) -> Outcome<String> {
 
 /// Boots the guest beside a domain that only waits and one that does what it is asked for, until its plan is there or it cannot come any more.
 fn results(options: &Options, hypervisor: &Hypervisor) -> Outcome<Results> {
-    let text = "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 2\ncmdline = \"passive=2\"\n\
+    let text = "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 4\ncmdline = \"passive=2\"\n\
                 channels = [\"partner\"]\n\
                 [[domain]]\nname = \"peer\"\nkernel = \"guest:faulty\"\nmemory = \"32M\"\ncmdline = \"how=hang\"\n\
                 [[domain]]\nname = \"partner\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\ncmdline = \"role=partner\"\n";
