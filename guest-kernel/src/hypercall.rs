@@ -106,6 +106,14 @@ pub fn console_write(text: &[u8]) -> Result<u64, Errno> {
     Errno::check(unsafe { raw(u64::from(Hypercall::ConsoleIo.number()), args) })
 }
 
+/// Reads what was typed on the machine's console, while this domain has the keyboard (`CONSOLEIO_read`); returns how many bytes there were.
+pub fn console_read(into: &mut [u8]) -> Result<u64, Errno> {
+    let address = into.as_mut_ptr().expose_provenance() as u64;
+    let args = [u64::from(ConsoleOp::Read.number()), into.len() as u64, address, 0, 0];
+    // SAFETY: the call writes `into` only.
+    Errno::check(unsafe { raw(u64::from(Hypercall::ConsoleIo.number()), args) })
+}
+
 /// Gives up the CPU for this turn (`SCHEDOP_yield`).
 #[inline(always)]
 pub fn sched_yield() -> Result<(), Errno> {

@@ -75,6 +75,8 @@ pub mod hypercall;
 #[cfg(target_os = "none")]
 pub mod interrupt;
 #[cfg(target_os = "none")]
+pub mod keyboard;
+#[cfg(target_os = "none")]
 pub mod lock;
 #[cfg(target_os = "none")]
 pub mod measure;

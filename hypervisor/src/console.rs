@@ -8,8 +8,11 @@
 //! 3. A line is put out in one piece, when it is complete, when it is full, and when the domain ends.
 //!
 //! Xen lets the control domain alone write (a debug build all domains); Pavo lets every domain, since there is no control domain that
-//! would show their consoles. Whoever reads finds nothing.
+//! would show their consoles. Reading gives the keys of whoever has the keyboard ([`keyboard`]).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+pub mod keyboard;
+pub mod ring;
 
 use heapless::Vec;
 use pv_abi::console::ConsoleOp;
@@ -162,6 +165,21 @@ pub fn flush<H: Hardware>(hw: &H, domain: &Domain) {
     }
 }
 
+/// Reads keys: as many as there are.
+#[cold]
+fn read<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, count: u32, to: GuestVa) -> Answer {
+    let mut keys: Vec<u8, { keyboard::KEYS }> = Vec::new();
+    for _ in 0..count {
+        if keys.is_full() {
+            break;
+        }
+        let Some(key) = machine.keyboard.take(current.domain.id) else { break };
+        let _ = keys.push(key);
+    }
+    guest_memory::write_bytes(machine, current, to, &keys)?;
+    Ok(u64::try_from(keys.len()).unwrap_or(0))
+}
+
 /// `console_io`.
 ///
 /// # Errors
@@ -171,14 +189,14 @@ pub fn console_io<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args
     let [cmd, count, buffer, a3, a4] = *args;
     match ConsoleOp::from_number(low_u32(cmd)) {
         Some(ConsoleOp::Write) => {}
-        // The result is an `int`, and there is never anything to read.
+        // The result is an `int`.
         Some(ConsoleOp::Read) if i32::try_from(low_u32(count)).is_err() => return Err(Errno::E2big.into()),
-        Some(ConsoleOp::Read) => return Ok(0),
+        Some(ConsoleOp::Read) => return read(machine, current, low_u32(count), GuestVa::new(buffer)),
         None => return Err(Errno::Enosys.into()),
     }
     let mut left = usize::try_from(low_u32(count)).map_err(|_| Errno::Einval)?;
     let mut va = GuestVa::new(buffer);
-    for _ in 0..CHUNKS {
+    for _ in 0..machine.hw.budget(CHUNKS) {
         if left == 0 {
             return Ok(0);
         }

@@ -26,6 +26,7 @@ pub use refusal::Refusal;
 use pv_abi::layout;
 
 use crate::addr::{Gfn, Ipa, Mfn, Pa};
+use crate::console::ring;
 use crate::devicetree::{
     Assigned, DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, NotAssigned, Paging,
     PhysRange, Tree, guest_tree,
@@ -114,6 +115,8 @@ pub struct Builder<'a, H: Hardware, S: Storage> {
 struct Contents {
     stage2: Stage2,
     shared_info: Mfn,
+    /// The PV console's page.
+    console: Option<Mfn>,
     /// Frames of RAM.
     ram: u64,
     boot: BootState,
@@ -199,7 +202,14 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
 
         let shared_info =
             self.frames.allocate_clear(self.hw, 0, config.id, Role::Shared).ok_or(out_of_memory)?;
+        let console = if config.console {
+            let page = ring::attach(self.hw, self.frames, config.id, &mut stage2);
+            Some(page.ok_or(out_of_memory)?)
+        } else {
+            None
+        };
         Ok(Contents {
+            console,
             stage2,
             shared_info,
             ram: ram.frames(),

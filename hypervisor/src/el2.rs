@@ -31,6 +31,7 @@ use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use hypervisor::console::keyboard::Keyboard;
 use hypervisor::devicetree::HostMachine;
 use hypervisor::domain_build::{Host, Storage};
 use hypervisor::life::{Plans, Reaper};
@@ -187,6 +188,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
             reaper: Reaper::new(domains.len()),
             plans: Plans::new(configs, shown, boot::GUEST_SPIS),
             vcpus,
+            keyboard: Keyboard::default(),
             sched,
         },
         host,
@@ -233,6 +235,7 @@ pub fn run_guests() -> ! {
     context::init_cpu(running.machine.sched.is_partition(cpu.id));
     if cpu.id.0 == 0 {
         console::buffer();
+        console::listen(&running.host);
         defmt::info!("boot instructions {=u64}", regs::cntpct_el0::read());
     }
     let top = percpu::STACKS.top(usize::from(cpu.id.0));

@@ -20,7 +20,7 @@ mod close;
 mod deliver;
 mod port;
 
-pub use bind::{bind_static, rejoin_static};
+pub use bind::{bind_console, bind_static, rejoin_static};
 pub use check::{OneSided, check_channels};
 pub use port::{PortKind, PortWord, PortsState, find};
 
@@ -30,11 +30,12 @@ pub(crate) use deliver::{is_pending, resend_all, upcall_pending, word_contended}
 
 use pv_abi::event::{
     AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, PortArg, PortStatus,
-    Reset, Status,
+    Reset, Status, Virq,
 };
 use pv_abi::{DomId, Errno, GuestHandle, Port};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::console::ring;
 use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain};
@@ -57,19 +58,21 @@ pub fn event_channel_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>
     let cmd = cmd as u32;
     if cmd == EventOp::Send.number() {
         let send: PortArg = guest_memory::read(machine, current, arg)?;
-        return send_event(machine, current, send.port);
+        return send_event(machine, current, send.port, args);
     }
     others(machine, current, cmd, arg, args)
 }
 
 /// Raises the event at the other end of a port of the caller's. Takes no lock.
 #[inline(always)]
-fn send_event<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, port: Port) -> Answer {
+fn send_event<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, port: Port, args: &Args) -> Answer {
     let local = current.domain;
     let word = port::load(local, port);
     match word.kind {
         PortKind::Interdomain(dom, remote_port) => {
-            let Some(remote) = machine.domain(dom) else { return Ok(0) };
+            let Some(remote) = machine.domain(dom) else {
+                return ring::notified(machine, current, port, dom, args);
+            };
             let end = port::load(remote, remote_port);
             // Else the other side has just closed it.
             if end.kind == PortKind::Interdomain(local.id, port) {
@@ -81,6 +84,25 @@ fn send_event<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, port: Po
         PortKind::Free | PortKind::Virq(_) => return Err(Errno::Einval.into()),
     }
     Ok(0)
+}
+
+/// Tells the current domain that its console, at `port`, has done something. A port that it uses for something else since tells it nothing.
+pub(crate) fn notify<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, port: Port) {
+    let word = port::load(current.domain, port);
+    if word.kind == port::CONSOLE {
+        deliver::set_pending(machine, current, current.domain, port, word.vcpu);
+    }
+}
+
+/// Raises a virtual interrupt of the current domain, if it has bound it. Linear in the domain's ports.
+pub(crate) fn raise_virq<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, virq: Virq) {
+    let wanted = u16::try_from(virq.number()).map(PortKind::Virq);
+    for port in (1_u32..).map(Port).take(current.domain.ports.len()) {
+        let word = port::load(current.domain, port);
+        if Ok(word.kind) == wanted {
+            return deliver::set_pending(machine, current, current.domain, port, word.vcpu);
+        }
+    }
 }
 
 /// All but the hottest.
@@ -95,7 +117,7 @@ fn others<H: Hardware>(
 ) -> Answer {
     let op = EventOp::from_number(cmd).ok_or(Errno::Enosys)?;
     match op {
-        EventOp::Send => send_event(machine, current, read::<PortArg, H>(machine, current, arg)?.port),
+        EventOp::Send => send_event(machine, current, read::<PortArg, H>(machine, current, arg)?.port, args),
         EventOp::AllocUnbound => {
             answer(machine, current, arg, |it: &AllocUnbound| bind::alloc_unbound(machine, current, *it))
         }

@@ -2,11 +2,12 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use pv_abi::hvm::{HvmOp, HvmParam, HvmParamArg};
-use pv_abi::{Errno, GuestHandle};
+use pv_abi::{Errno, GuestHandle, Port};
 
+use crate::addr::Mfn;
 use crate::guest_memory;
 use crate::hardware::Hardware;
-use crate::hypercall::{Answer, Args, any_domain};
+use crate::hypercall::{Answer, Args, any_domain, low_u32};
 use crate::machine::{Current, Machine};
 
 /// `HVM_PARAM_MONITOR_RING_PFN`: a toolstack's alone, whatever is asked.
@@ -24,6 +25,8 @@ pub struct Params {
     pub console_pfn: u64,
     /// Port of the console; 0 without one.
     pub console_evtchn: u64,
+    /// Frame of its PV console's page, if it has one.
+    pub console: Option<Mfn>,
     /// Why the domain will have stopped, when it said so before stopping (`SCHEDOP_shutdown_code`).
     pub shutdown_code: Option<pv_abi::sched::ShutdownReason>,
 }
@@ -31,7 +34,19 @@ pub struct Params {
 impl Params {
     /// No xenstore and no PV console.
     pub const fn new() -> Self {
-        Self { store_pfn: 0, store_evtchn: 0, console_pfn: 0, console_evtchn: 0, shutdown_code: None }
+        Self {
+            store_pfn: 0,
+            store_evtchn: 0,
+            console_pfn: 0,
+            console_evtchn: 0,
+            console: None,
+            shutdown_code: None,
+        }
+    }
+
+    /// The port of the PV console.
+    pub fn console_port(&self) -> Port {
+        Port(low_u32(self.console_evtchn))
     }
 
     const fn get(&self, param: HvmParam) -> u64 {

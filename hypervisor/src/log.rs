@@ -14,6 +14,8 @@ pub enum Event {
     NotBuilt(DomId),
     /// A domain was to be built anew, too often in a minute.
     TooOften(DomId),
+    /// This domain gets from now on what is typed.
+    Keyboard(DomId),
     /// A guest kept a shared word busy; its domain is destroyed.
     WordContended(DomId),
 }

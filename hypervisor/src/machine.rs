@@ -3,6 +3,7 @@ use core::cell::Cell;
 
 use pv_abi::DomId;
 
+use crate::console::keyboard::Keyboard;
 use crate::domain::{Domain, Stage};
 use crate::frame_alloc::Frames;
 use crate::hardware::{CpuId, Hardware};
@@ -26,6 +27,8 @@ pub struct Machine<H: Hardware> {
     pub reaper: Reaper,
     /// How domains are built anew.
     pub plans: Plans,
+    /// What is typed.
+    pub keyboard: Keyboard,
     /// Run queues.
     pub sched: Scheduler,
 }

@@ -1,4 +1,4 @@
-//! The Raspberry Pi's mini-UART (`brcm,bcm2835-aux-uart`; BCM2711 ARM Peripherals, chapter 2): output only.
+//! The Raspberry Pi's mini-UART (`brcm,bcm2835-aux-uart`; BCM2711 ARM Peripherals, chapter 2).
 //!
 //! Its rate follows the core clock: the firmware's `enable_uart=1` keeps that still.
 use tock_registers::interfaces::{ReadWriteable, Readable, Writeable};
@@ -16,7 +16,9 @@ register_bitfields! { u32,
         /// The transmit FIFO is empty and the last bit is out.
         TX_IDLE OFFSET(6) NUMBITS(1) [],
         /// The transmit FIFO takes at least one byte.
-        TX_EMPTY OFFSET(5) NUMBITS(1) []
+        TX_EMPTY OFFSET(5) NUMBITS(1) [],
+        /// A byte has come.
+        DATA_READY OFFSET(0) NUMBITS(1) []
     ]
 }
 
@@ -47,6 +49,9 @@ pub const OFFSET: usize = 0x40;
 const LCR_8_BITS: u32 = 3;
 /// Both FIFOs emptied.
 const IIR_CLEAR: u32 = 0xc6;
+/// An interrupt when a byte has come. The datasheet's table has this bit and the transmitter's the wrong way round, and says of bits 2 and 3 that
+/// interrupts need them.
+const IER_RECEIVE: u32 = 0xd;
 /// Receiver and transmitter on.
 const CNTL_ON: u32 = 3;
 
@@ -78,6 +83,16 @@ impl Auxiliary {
     /// Whether everything that was sent has left.
     pub fn is_idle(&self) -> bool {
         self.lsr.is_set(AUX_MU_LSR::TX_IDLE)
+    }
+
+    /// Asks for an interrupt when a byte has come.
+    pub fn listen(&self) {
+        self.ier.set(IER_RECEIVE);
+    }
+
+    /// A byte that has come.
+    pub fn take(&self) -> Option<u8> {
+        self.lsr.is_set(AUX_MU_LSR::DATA_READY).then(|| self.io.get().to_le_bytes()[0])
     }
 
     /// Sends a byte.

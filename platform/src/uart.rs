@@ -1,9 +1,11 @@
-//! The console's UART: one byte out, with a bound on the wait.
+//! The console's UART: one byte out, with a bound on the wait, and one byte in, if there is one.
 #![expect(unsafe_code, reason = "device registers")]
 
 use core::ptr::{NonNull, with_exposed_provenance, with_exposed_provenance_mut};
 
-use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer};
+use arm_pl011_uart::{
+    DataBits, Interrupts, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer,
+};
 
 use crate::mailbox::Question;
 use crate::mini_uart::{self, Auxiliary};
@@ -134,6 +136,24 @@ impl Console {
                 // SAFETY: whoever made this mapped the page as a device.
                 unsafe { status.read_volatile() & early.mask == early.ready }
             }
+        }
+    }
+
+    /// Asks for an interrupt when bytes have come. A UART that is written blindly has none.
+    pub fn listen(&mut self) {
+        match self {
+            Self::Pl011(uart) => uart.set_interrupt_masks(Interrupts::RXI | Interrupts::RTI),
+            Self::MiniUart(uart) => uart.listen(),
+            Self::Early(..) => {}
+        }
+    }
+
+    /// A byte that has come. One that came damaged is dropped, and ends the row: the interrupt tells of what follows.
+    pub fn take(&mut self) -> Option<u8> {
+        match self {
+            Self::Pl011(uart) => uart.read_word().ok().flatten(),
+            Self::MiniUart(uart) => uart.take(),
+            Self::Early(..) => None,
         }
     }
 

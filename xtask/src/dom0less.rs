@@ -80,6 +80,9 @@ fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &
     if domain.vuart {
         node.set("vpl011", []);
     }
+    if domain.pv_console {
+        node.set("pavo,console", []);
+    }
     node.set_strings("pavo,on-reboot", &[&domain.on_reboot])
         .set_strings("pavo,on-crash", &[&domain.on_crash]);
     node.set_cells("pavo,max-restarts", &[domain.max_restarts]);

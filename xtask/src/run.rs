@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use sha2::{Digest as _, Sha256};
 
 use crate::console::{Colour, Line};
@@ -19,11 +20,31 @@ use crate::setup::Qemu;
 use crate::system::{self, Board, Checking, Ramdisk, System};
 use crate::terrain::{Pieces, Terrain};
 use crate::verdict::Observer;
-use crate::watch::{Ended, watch};
+use crate::watch::{Ended, Keys, watch};
 use crate::{build, fdt, image, passthrough, rpi4, setup, workspace};
 
 /// What stays free for the hypervisor, the tree and the modules, bytes.
 const RESERVED: u64 = 32 << 20;
+
+/// How long somebody may type, whatever the timeout is.
+const INTERACTIVE: Duration = Duration::from_secs(24 * 3600);
+
+/// The terminal as it was, for when QEMU does not put it back.
+struct Terminal(Option<Termios>);
+
+impl Terminal {
+    fn keep() -> Self {
+        Self(tcgetattr(std::io::stdin()).ok())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = tcsetattr(std::io::stdin(), SetArg::TCSANOW, before);
+        }
+    }
+}
 
 /// What `run` and `debug` accept.
 #[derive(clap::Args, Debug, Clone)]
@@ -51,7 +72,7 @@ pub(crate) struct Options {
     /// Let time advance by instructions: slower, repeatable.
     #[arg(long)]
     pub(crate) icount: bool,
-    /// Connect the keyboard to the console.
+    /// Connect the keyboard to the console: a guest at a time.
     #[arg(long)]
     pub(crate) interactive: bool,
     /// For tests: do not check what the hypervisor must check itself.
@@ -357,10 +378,27 @@ pub(crate) fn boot(
     options: &Options,
     each: &mut dyn FnMut(&Line) -> ControlFlow<()>,
 ) -> Outcome<Report> {
+    boot_typing(qemu, hypervisor, system, options, None, each)
+}
+
+/// [`boot`], with what is typed.
+pub(crate) fn boot_typing(
+    qemu: &Qemu,
+    hypervisor: &Hypervisor,
+    system: &System,
+    options: &Options,
+    keys: Option<Keys>,
+    each: &mut dyn FnMut(&Line) -> ControlFlow<()>,
+) -> Outcome<Report> {
     let decoder = hypervisor.decoder()?;
     let mut prepared = prepare(qemu, hypervisor, system, options.checking(), options.clock())?;
+    // QEMU makes the terminal give it each key.
+    let _terminal = options.interactive.then(Terminal::keep);
+    let mut limit = Duration::from_secs(options.timeout);
     if options.interactive {
         prepared.command.stdin(Stdio::inherit());
+        limit = limit.max(INTERACTIVE);
+        show(b"keys go to the first domain; Ctrl-A three times: to the next one; Ctrl-C ends the run\n");
     }
     let start = Instant::now();
     let mut observer = Observer::new()?;
@@ -371,7 +409,7 @@ pub(crate) fn boot(
         // Where nothing powers off, nothing more comes.
         if observer.has_stopped() { ControlFlow::Break(()) } else { more }
     };
-    let end = watch(&mut prepared.command, Duration::from_secs(options.timeout), &mut see)?;
+    let end = watch(&mut prepared.command, limit, keys, &mut see)?;
     let ids = system.ids();
     let mut problems = observer.problems(&ids, prepared.digest.as_deref());
     if let Some(ground) = &prepared.ground {
@@ -385,7 +423,7 @@ pub(crate) fn boot(
             false
         }
         Ended::Timeout => {
-            problems.push(format!("not done after {} s", options.timeout));
+            problems.push(format!("not done after {} s", limit.as_secs()));
             true
         }
     };

@@ -1,6 +1,6 @@
 //! Running QEMU and reading its serial line, until it ends, somebody has seen enough, or the time is up.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::ops::ControlFlow;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,21 +42,31 @@ impl Drop for Killed {
     }
 }
 
-/// Runs QEMU and gives each line, without its end, to `see`.
+/// What is typed, as it comes.
+pub(crate) type Keys = mpsc::Receiver<Vec<u8>>;
+
+/// Runs QEMU, types `keys` if there are any, and gives each line, without its end, to `see`.
 pub(crate) fn watch(
     command: &mut Command,
     limit: Duration,
+    keys: Option<Keys>,
     see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Outcome<Ended> {
     // A second registration, for a second run, is refused; the first stays good.
     let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
     let deadline = Instant::now() + limit;
+    if keys.is_some() {
+        command.stdin(Stdio::piped());
+    }
     let mut child = Killed(
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().doing("QEMU cannot be started")?,
     );
     let mut pipe = child.0.stdout.take().ok_or_else(|| Failure::failed("QEMU has no output"))?;
     let errors = child.0.stderr.take().ok_or_else(|| Failure::failed("QEMU has no error output"))?;
     std::thread::spawn(move || pass_on(errors));
+    if let Some((mut input, keys)) = child.0.stdin.take().zip(keys) {
+        std::thread::spawn(move || keys.iter().try_for_each(|bytes| input.write_all(&bytes)));
+    }
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];

@@ -15,6 +15,7 @@
 //! | `pavo,max-memory` in KiB | `memory` | ours |
 //! | `pavo,name` | the node's name | ours |
 //! | `pavo,paging` (`nested`; `pv` is refused by the builder) | `nested` | ours |
+//! | `pavo,console`: a PV console | off | ours |
 //! | `pavo,isolated` | off | ours |
 //! | `pavo,privileged`: the control domain | off | ours |
 //! | `pavo,on-reboot`, `pavo,on-crash`: `destroy`, `restart`, `preserve` | `destroy` | ours, words of xl.cfg |
@@ -97,6 +98,8 @@ pub struct DomainConfig<'a> {
     pub vcpus: u32,
     /// Whether it gets an emulated PL011.
     pub vpl011: bool,
+    /// Whether it has a PV console, whose other end is the hypervisor.
+    pub console: bool,
     /// What it is told of the hypervisor.
     pub enhanced: Enhanced,
     /// Who owns its stage 1.
@@ -222,6 +225,7 @@ impl<'t, 'a> Domains<'t, 'a> {
             memory_kib,
             vcpus,
             vpl011: node.has("vpl011")?,
+            console: node.has("pavo,console")?,
             enhanced: enhanced(node)?,
             paging,
             isolated: node.has("pavo,isolated")?,

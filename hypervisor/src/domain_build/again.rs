@@ -18,6 +18,7 @@ use super::place::Placement;
 use super::ram::{Ram, settle};
 use super::{Host, Refusal, load};
 use crate::addr::{Gfn, Mfn};
+use crate::console::ring;
 use crate::devicetree::{DomainConfig, PhysRange};
 use crate::domain::{Domain, DomainState};
 use crate::evtchn;
@@ -148,6 +149,9 @@ pub(crate) fn step<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result
                 evtchn::rejoin_static(machine, domain, channel.local_port, channel.peer, channel.peer_port)
                     .map_err(|_| Refusal::Channel)?;
             }
+            if !ring::connect(domain, &mut domain.state.lock()) {
+                return Err(Refusal::Channel);
+            }
             for vcpu in domain.vcpus {
                 hw.reset_vcpu(vcpu.index, placement.kernel, placement.tree);
             }
@@ -206,6 +210,11 @@ fn fresh<H: Hardware>(
         .map_err(|_| Refusal::OutOfMemory { asked_kib: 8, free_kib: 0 })?;
     state.memory.max_frames = state.memory.frames.max(max_frames(config));
     state.params = Params::new();
+    if config.console {
+        let page = ring::attach(&machine.hw, &machine.frames, domain.id, &mut state.stage2);
+        state.params.console = Some(page.ok_or(Refusal::OutOfMemory { asked_kib: 8, free_kib: 0 })?);
+    }
+    machine.keyboard.forget(domain.id);
     state.uart = config.vpl011.then(Vpl011::new);
     state.gic = DistState::new(domain.vcpus.len(), *spis);
     state.build = Build::Begin;

@@ -10,7 +10,7 @@ use spin::mutex::TicketMutex;
 use super::refusal::Refusal;
 use super::{Builder, Contents, Devices};
 use crate::addr::Mfn;
-use crate::console::LineBuffer;
+use crate::console::{LineBuffer, ring};
 use crate::devicetree::{DomainConfig, Enhanced, Paging, Quotas};
 use crate::domain::{Domain, DomainState, LifeCell};
 use crate::evtchn::{PortsState, bind_static};
@@ -132,7 +132,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             ports: PortsState::new(),
             grants,
             memory: MemoryState { frames: contents.ram, max_frames: contents.ram.max(max_frames(config)) },
-            params: Params::new(),
+            params: Params { console: contents.console, ..Params::new() },
             uart: config.vpl011.then(Vpl011::new),
             gic: DistState::new(vcpus, spis),
             stage2: contents.stage2,
@@ -164,7 +164,8 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             bind_static(self.hw, &domain, channel.local_port, channel.peer, channel.peer_port)
                 .map_err(|_| Refusal::Channel)?;
         }
-        Ok(domain)
+        let connected = ring::connect(&domain, &mut domain.state.lock());
+        if connected { Ok(domain) } else { Err(Refusal::Channel) }
     }
 
     fn grant_tables(&self, config: &DomainConfig<'_>) -> Result<GrantTables, Refusal> {

@@ -59,6 +59,7 @@ fn config(kernel: PhysRange, memory_kib: u64) -> DomainConfig<'static> {
         memory_kib,
         vcpus: 2,
         vpl011: false,
+        console: false,
         enhanced: Enhanced::NoXenstore,
         paging: Paging::Nested,
         isolated: false,

@@ -4,13 +4,19 @@
 //! Invariants
 //! 1. `head` and `tail` count bytes and wrap together; `tail - head` is at most [`RING`]. Both change under the lock.
 //! 2. A text is taken whole or not at all; what is not taken is counted, and the next text that fits comes after a line that says so.
-//! 3. One call sends at most [`AT_ONCE`] bytes while guests run.
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+//! 3. What is typed comes by the UART's interrupt, to the CPU that booted; one interrupt takes [`KEYS`] bytes, and comes again for more.
+//! 4. One call sends at most [`AT_ONCE`] bytes while guests run.
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+
+use heapless::Vec;
+use hypervisor::console::keyboard;
+use hypervisor::devicetree::HostMachine;
 
 use platform::uart::Console;
 use spin::mutex::TicketMutex;
 
-use super::{percpu, timer};
+use super::percpu::{self, PerCpu};
+use super::{passthrough, timer};
 
 /// Bytes that may wait: a second and a half at 115200 baud.
 const RING: usize = 16 << 10;
@@ -18,6 +24,8 @@ const RING: usize = 16 << 10;
 const AT_ONCE: usize = 1024;
 /// When bytes that wait are looked after again: the mini-UART's 8 bytes last 700 microseconds at 115200 baud.
 const AGAIN_MICROSECONDS: u64 = 500;
+/// Bytes that one interrupt takes.
+const KEYS: usize = 32;
 const LOST: &[u8] = b"pavo: console output was lost\n";
 
 struct State {
@@ -40,6 +48,43 @@ static WAITING: AtomicBool = AtomicBool::new(false);
 /// Uses this UART from now on.
 pub fn init(console: Console) {
     CONSOLE.lock().console = Some(console);
+}
+
+/// INTID of the UART; 0 while nobody listens.
+static INTERRUPT: AtomicU32 = AtomicU32::new(0);
+
+/// Lets what is typed in, where the tree names the UART's interrupt.
+pub fn listen(host: &HostMachine<'_>) {
+    if let Some(intid) = host.uart.and_then(|uart| uart.interrupt).filter(|intid| *intid >= 32)
+        && let Some(console) = CONSOLE.lock().console.as_mut()
+    {
+        INTERRUPT.store(intid, Ordering::Relaxed);
+        console.listen();
+        passthrough::enable(host, intid, false);
+    }
+}
+
+/// Whether an interrupt is the UART's.
+pub fn is_mine(intid: u32) -> bool {
+    INTERRUPT.load(Ordering::Relaxed) == intid && intid != 0
+}
+
+/// Takes what was typed, and asks the scheduler: somebody may have woken.
+#[cold]
+#[inline(never)]
+pub fn receive(cpu: &PerCpu) {
+    let mut keys: Vec<u8, KEYS> = Vec::new();
+    if let Some(console) = CONSOLE.lock().console.as_mut() {
+        while !keys.is_full()
+            && let Some(key) = console.take()
+        {
+            let _ = keys.push(key);
+        }
+    }
+    if let Some(machine) = cpu.machine.get() {
+        keyboard::typed(machine, cpu.id, &cpu.reschedule, &keys);
+    }
+    cpu.reschedule.set(true);
 }
 
 /// From now on nobody waits for the UART.

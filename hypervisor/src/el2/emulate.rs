@@ -1,7 +1,8 @@
 //! Emulated devices: which addresses of a guest are the distributor and the redistributors.
 use hypervisor::addr::Ipa;
 use hypervisor::console;
-use hypervisor::vgic::{self, AccessSize, Handling, Serviced, Spi, VcpuNumber};
+use hypervisor::vgic::{self, AccessSize, Handling, Serviced, VcpuNumber};
+use hypervisor::vpl011;
 use pv_abi::layout;
 use tock_registers::LocalRegisterCopy;
 
@@ -79,10 +80,11 @@ fn uart(
     if syndrome.is_set(ESR::WNR) {
         sent = device.write(offset, frame.get(register) as u32);
     } else {
-        frame.set(register, device.read(offset).map_or(0, u64::from));
+        let Some(machine) = cpu.machine.get() else { return false };
+        frame.set(register, device.read(offset, &machine.keyboard, arch.domain.id).map_or(0, u64::from));
     }
     state.uart = Some(device);
-    let kick = state.gic.set_spi_line(UART_SPI, device.line(), arch.domain.gic);
+    let kick = state.gic.set_spi_line(vpl011::SPI, device.line(), arch.domain.gic);
     drop(state);
     if let (Some(byte), Some(machine)) = (sent, cpu.machine.get()) {
         console::write_text(&machine.hw, arch.domain, &[byte]);
@@ -94,9 +96,6 @@ fn uart(
     }
     true
 }
-
-/// The UART's shared interrupt (`GUEST_VPL011_SPI`), counted from the first.
-const UART_SPI: Spi = Spi::new((layout::VPL011_SPI - 32) as u8);
 
 /// A write to `GICD_SGIR`. It takes no lock: the senders are atomics, and the raise is that of any private interrupt.
 #[inline(never)]

@@ -141,6 +141,7 @@ pub fn event(event: Event) {
         Event::TooOften(domain) => {
             defmt::warn!("d{=u16}: not built again: too many restarts in a minute", domain.0);
         }
+        Event::Keyboard(domain) => defmt::info!("keyboard: d{=u16}", domain.0),
         Event::WordContended(domain) => defmt::warn!("d{=u16}: keeps a shared word busy", domain.0),
     }
 }

@@ -95,17 +95,20 @@ pub fn give(host: &HostMachine<'_>, id: DomId, assigned: &Assigned, given: &mut 
         if let Some(owner) = owner(interrupt.intid) {
             owner.store(id.0.wrapping_add(1), Ordering::Relaxed);
             ANY.store(true, Ordering::Relaxed);
-            match &host.gic {
-                HostGic::V2 { .. } => gic::enable_shared(interrupt.intid, interrupt.edge),
-                HostGic::V3 { distributor, .. } => {
-                    let mpidr = super::regs::mpidr_el1::read() & super::boot::AFFINITY;
-                    let address = direct::virt(distributor.start());
-                    // SAFETY: the distributor, which `boot::interrupt_controller` mapped; boot runs on one CPU.
-                    let _ = unsafe {
-                        platform::gicv3::enable_shared(address, interrupt.intid, interrupt.edge, mpidr)
-                    };
-                }
-            }
+            enable(host, interrupt.intid, interrupt.edge);
+        }
+    }
+}
+
+/// Lets a shared interrupt in, on this CPU: by the first one, during boot.
+pub fn enable(host: &HostMachine<'_>, intid: u32, edge: bool) {
+    match &host.gic {
+        HostGic::V2 { .. } => gic::enable_shared(intid, edge),
+        HostGic::V3 { distributor, .. } => {
+            let mpidr = super::regs::mpidr_el1::read() & super::boot::AFFINITY;
+            let address = direct::virt(distributor.start());
+            // SAFETY: the distributor, which `boot::interrupt_controller` mapped; boot runs on one CPU.
+            let _ = unsafe { platform::gicv3::enable_shared(address, intid, edge, mpidr) };
         }
     }
 }

@@ -19,7 +19,7 @@ use super::gic::Controller;
 use super::inject::{self, Class};
 use super::percpu::{self, PerCpu};
 use super::regs::{self, ESR, HPFAR};
-use super::{emulate, gic, passthrough, smccc, sysreg, timer};
+use super::{console, emulate, gic, passthrough, smccc, sysreg, timer};
 
 /// `ESR_EL2` of an exception.
 pub type Syndrome = LocalRegisterCopy<u64, ESR::Register>;
@@ -126,6 +126,8 @@ fn interrupt_on<C: Controller>(cpu: &'static PerCpu) {
     } else if intid == sources.maintenance {
         cpu.service.set(true);
         cpu.reschedule.set(true);
+    } else if console::is_mine(intid) {
+        console::receive(cpu);
     } else if gic::worth_a_line() {
         defmt::warn!("interrupt {=u32} that nobody asked for", intid);
     }

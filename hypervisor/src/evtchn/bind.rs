@@ -137,6 +137,16 @@ fn vcpu_number(domain: &Domain, vcpu: u32) -> Result<u16, Errno> {
     }
 }
 
+/// Makes the port of a domain's PV console, the lowest that is free.
+///
+/// # Errors
+/// `-ENOSPC`.
+pub fn bind_console(domain: &Domain, ports: &mut PortsState) -> Result<Port, Errno> {
+    let port = ports.lowest_free(domain)?;
+    PortsState::occupy(domain, port, PortWord { kind: port::CONSOLE, vcpu: 0 });
+    Ok(port)
+}
+
 /// Boot: makes a port of a domain that has not run yet one end of a channel, as the system's configuration says (Xen's `xen,evtchn-v1`);
 /// whoever makes the other domain does the same for the other end. It is an ordinary channel from then on. The second end starts
 /// pending, as it does when a domain binds it itself: that of the domain that comes later, or the later one of a domain's own two.

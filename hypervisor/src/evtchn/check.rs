@@ -20,10 +20,12 @@ pub fn check_channels<H: Hardware>(machine: &Machine<H>) -> Result<(), OneSided>
         for port in (0_u32..).map(Port).take(domain.ports.len()) {
             let word = port::load(domain, port);
             let agrees = match word.kind {
+                port::CONSOLE | PortKind::Free | PortKind::Unbound(_) | PortKind::Virq(_) | PortKind::Ipi => {
+                    true
+                }
                 PortKind::Interdomain(dom, remote) => machine.domain(dom).is_some_and(|peer| {
                     port::load(peer, remote).kind == PortKind::Interdomain(domain.id, port)
                 }),
-                PortKind::Free | PortKind::Unbound(_) | PortKind::Virq(_) | PortKind::Ipi => true,
             };
             if !agrees || usize::from(word.vcpu) >= domain.vcpus.len() {
                 return Err(OneSided(domain.id, port));

@@ -27,6 +27,9 @@ pub enum PortKind {
     Ipi,
 }
 
+/// A port whose other end is the hypervisor itself: the PV console's.
+pub(super) const CONSOLE: PortKind = PortKind::Interdomain(DomId::XEN, Port(0));
+
 /// A port: what it is connected to and the vCPU it notifies.
 ///
 /// Bits: kind 2:0, vCPU 23:8, domain or virq 39:24, remote port 63:40. All zero is a port that was never in use.

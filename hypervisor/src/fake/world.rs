@@ -52,7 +52,15 @@ impl World {
     /// # Panics
     /// There are too many domains.
     pub fn with_paging(domains: u16, paging: Paging) -> Self {
-        Self::built(1, domains, u64::from(domains) * 1100 + 400, None, paging)
+        Self::built(1, domains, u64::from(domains) * 1100 + 400, None, paging, false)
+    }
+
+    /// A machine with so many domains, the first of which has a PV console.
+    ///
+    /// # Panics
+    /// There are too many.
+    pub fn with_console(domains: u16) -> Self {
+        Self::built(1, domains, u64::from(domains) * 2048 + 1024, None, Paging::Nested, true)
     }
 
     /// A machine with a control domain and so many others, ids from 1.
@@ -72,10 +80,17 @@ impl World {
     }
 
     fn numbered(first: u16, domains: u16, free: u64, isolated: Option<u16>) -> Self {
-        Self::built(first, domains, free, isolated, Paging::Nested)
+        Self::built(first, domains, free, isolated, Paging::Nested, false)
     }
 
-    fn built(first: u16, domains: u16, free: u64, isolated: Option<u16>, paging: Paging) -> Self {
+    fn built(
+        first: u16,
+        domains: u16,
+        free: u64,
+        isolated: Option<u16>,
+        paging: Paging,
+        console: bool,
+    ) -> Self {
         let image_base = Mfn::new(0x4_0000).unwrap();
         let free_base = Mfn::new(0x4_0001).unwrap();
         let hw = FakeHardware::new(image_base, free + 1);
@@ -101,7 +116,8 @@ impl World {
             let kernel = PhysRange::new(image_base.base().get(), 4096).unwrap();
             let paging = if id == 1 { paging } else { Paging::Nested };
             let isolated = isolated == Some(id);
-            let config = DomainConfig { paging, isolated, ..config(DomId(id), kernel) };
+            let config =
+                DomainConfig { paging, isolated, console: console && id == 1, ..config(DomId(id), kernel) };
             builder.build(&config, &shape, &mut [0; 8192]).expect("a small domain").domain
         };
         let domains: Vec<Domain> = (first..first + domains).map(build).collect();
@@ -116,6 +132,7 @@ impl World {
             plans: Plans::new(Box::leak(configs), host, 32),
             vcpus: Box::leak(vcpus.collect::<Box<[_]>>()),
             sched: Scheduler::new(&LeakedStorage, 2, 16, COUNTER_FREQUENCY, pools()).expect("storage"),
+            keyboard: crate::console::keyboard::Keyboard::default(),
             hw,
             frames,
         };
@@ -189,6 +206,7 @@ fn config(id: DomId, kernel: PhysRange) -> DomainConfig<'static> {
         memory_kib: MEMORY_KIB,
         vcpus: 2,
         vpl011: false,
+        console: false,
         enhanced: Enhanced::NoXenstore,
         paging: Paging::Nested,
         isolated: false,

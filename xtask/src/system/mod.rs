@@ -39,6 +39,7 @@ const DOMAIN: Keys = Keys {
         "vcpus",
         "paging",
         "vuart",
+        "pv_console",
         "passthrough",
         "unsafe_dma",
         "channels",
@@ -128,6 +129,8 @@ pub(crate) struct Domain {
     pub(crate) paging: Paging,
     /// Whether the domain has Xen's emulated PL011.
     pub(crate) vuart: bool,
+    /// Whether the domain has a PV console.
+    pub(crate) pv_console: bool,
     /// Paths of the machine's devices that the domain gets, in the machine's device tree.
     pub(crate) passthrough: Vec<String>,
     /// Whether they may be devices that do DMA, from which nothing protects memory.
@@ -533,7 +536,7 @@ fn read_domain(
             return Err(reader.error("paging", &format!("expected \"pv\" or \"nested\", found \"{other}\"")));
         }
     };
-    let vuart = reader.flag("vuart")?;
+    let (vuart, pv_console) = (reader.flag("vuart")?, reader.flag("pv_console")?);
     let (passthrough, unsafe_dma) = (reader.strings("passthrough")?, reader.flag("unsafe_dma")?);
     let privileged = reader.flag("privileged")?;
     let isolated = reader.flag("isolated")?;
@@ -552,6 +555,7 @@ fn read_domain(
         vcpus,
         paging,
         vuart,
+        pv_console,
         passthrough,
         unsafe_dma,
         on_reboot,

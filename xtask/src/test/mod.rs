@@ -8,6 +8,7 @@ mod conformance;
 mod devices;
 mod faults;
 mod figures;
+mod keyboard;
 mod linux;
 mod matrix;
 mod paging;
@@ -105,6 +106,7 @@ fn all() -> Vec<Step> {
         poison::all(),
         rpi4::all(),
         devices::all(),
+        keyboard::all(),
         shares::all(),
         paging::all(),
         figures::all(),

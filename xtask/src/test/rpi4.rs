@@ -54,7 +54,7 @@ fn says(line: &str, image: &[u8], command: impl Fn(&mut Command, &Path)) -> Outc
     qemu.stdin(Stdio::null());
     command(&mut qemu, &file);
     let mut lines = Vec::new();
-    watch(&mut qemu, Duration::from_secs(60), &mut |bytes| {
+    watch(&mut qemu, Duration::from_secs(60), None, &mut |bytes| {
         lines.push(String::from_utf8_lossy(bytes).trim_end().to_owned());
         if lines.iter().any(|seen| seen == line) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use crate::build;
 use crate::check::Found;
@@ -10,6 +10,7 @@ use crate::console::{Colour, Line};
 use crate::failure::{Failure, Outcome};
 use crate::hypervisor::Hypervisor;
 use crate::run::{self, Options};
+use crate::watch::Keys;
 use crate::{setup, workspace};
 
 use super::step::{Level, Step};
@@ -68,32 +69,56 @@ pub(super) fn observe_until(
     options: &Options,
     enough: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Outcome<Observed> {
-    observe_with(&Hypervisor::of(&options.load()?)?, options, enough)
+    let nothing = &mut |_: &str| ControlFlow::Continue(());
+    observe_with(&Hypervisor::of(&options.load()?)?, options, None, nothing, enough)
 }
 
 /// Boots a system with a changed image.
 pub(super) fn observe_on(hypervisor: &Hypervisor, options: &Options) -> Outcome<Observed> {
-    observe_with(hypervisor, options, &mut |_| ControlFlow::Continue(()))
+    let nothing = &mut |_: &str| ControlFlow::Continue(());
+    observe_with(hypervisor, options, None, nothing, &mut |_| ControlFlow::Continue(()))
 }
 
 fn observe_with(
     hypervisor: &Hypervisor,
     options: &Options,
+    keys: Option<Keys>,
+    line: &mut dyn FnMut(&str) -> ControlFlow<()>,
     enough: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Outcome<Observed> {
     let system = options.load()?;
     build::some(&setup::toolchain()?, &system.guests())?;
     let qemu = setup::qemu()?;
     let (mut console, mut log) = (Vec::new(), Vec::new());
-    let report = run::boot(&qemu, hypervisor, &system, options, &mut |line| {
-        console.push(String::from_utf8_lossy(&line.render(Colour::Off)).trim_end().to_owned());
-        if let Line::Log(entry) = line {
+    let report = run::boot_typing(&qemu, hypervisor, &system, options, keys, &mut |each| {
+        let text = String::from_utf8_lossy(&each.render(Colour::Off)).trim_end().to_owned();
+        let more = line(&text);
+        console.push(text);
+        if more.is_break() {
+            return more;
+        }
+        if let Line::Log(entry) = each {
             log.push(entry.text.clone());
             return enough(&entry.text);
         }
         ControlFlow::Continue(())
     })?;
     Ok(Observed { result: report.result(), console, log })
+}
+
+/// Boots a system, and types an answer to each line of `talk` once it and those before it have come.
+pub(super) fn observe_typing(options: &Options, talk: &[(&str, &str)]) -> Outcome<Observed> {
+    let (keyboard, keys) = mpsc::channel();
+    let mut talk = talk.iter().peekable();
+    let mut seen: Vec<String> = Vec::new();
+    let mut answer = |line: &str| {
+        seen.push(line.to_owned());
+        while let Some((_, keys)) = talk.next_if(|(said, _)| seen.iter().any(|line| line.ends_with(said))) {
+            let _ = keyboard.send(keys.as_bytes().to_vec());
+        }
+        ControlFlow::Continue(())
+    };
+    observe_with(&Hypervisor::pavo(), options, Some(keys), &mut answer, &mut |_| ControlFlow::Continue(()))
 }
 
 /// The system must end cleanly.

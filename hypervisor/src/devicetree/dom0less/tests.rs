@@ -100,6 +100,7 @@ fn a_domain_with_everything_is_read() {
         memory_kib: 0x2_0000,
         vcpus: 2,
         vpl011: true,
+        console: false,
         enhanced: Enhanced::NoXenstore,
         paging: Paging::Pv,
         isolated: false,
