@@ -1,0 +1,372 @@
+//! Every long call, interrupted at every unit of its work: the end is the same as without an interruption.
+//!
+//! A scene is a world, and a call in it. It is made with every budget from one unit a run to all of them in one, and once without any; what the
+//! caller gets, what its memory holds, what both domains have, and what was printed must not depend on it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
+
+use hypervisor::evtchn::PortWord;
+use hypervisor::fake::{RAM, World};
+use hypervisor::frame::Role;
+use hypervisor::hypercall::Outcome;
+use pavo_tests::{ARG, Guest, guest, number};
+use pv_abi::event::{BindIpi, EventOp, Reset};
+use pv_abi::grant::{
+    CacheFlush, CopyFlags, CopyPtr, EntryFlags, GrantCopy, GrantOp, MapGrantRef, SetupTable, SwapGrantRef,
+    UnmapGrantRef,
+};
+use pv_abi::memory::{AddToPhysmapBatch, Reservation};
+use pv_abi::multicall::MulticallEntry;
+use pv_abi::{DomId, GrantHandle, GrantRef, GuestHandle, Port};
+use zerocopy::{Immutable, IntoBytes};
+
+/// A list that an argument names.
+const LIST: u64 = ARG + 0x2000;
+/// More of them.
+const MORE: u64 = ARG + 0x3000;
+/// Pages of RAM that nothing else uses, by address and by number.
+const PAGES: u64 = RAM + 0x8_0000;
+const GFN: u64 = PAGES >> 12;
+/// Where grants are mapped, and new pages go: no RAM there.
+const AT: u64 = 0x5000_0000;
+/// The PV console's page.
+const CONSOLE: u64 = 0x3900_0000;
+/// Guest frames that are looked at: argument, lists, pages, and what is mapped.
+const WATCHED: [(u64, u64); 3] = [(ARG >> 12, 8), (GFN, 64), (AT >> 12, 64)];
+
+type Args = [u64; 5];
+
+/// A call, and how many units of work it is.
+struct Scene {
+    name: &'static str,
+    units: u32,
+    prepare: fn(&World) -> (u64, Args),
+}
+
+/// Everything that could depend on how often a call was interrupted.
+#[derive(PartialEq, Debug)]
+struct End {
+    result: i64,
+    memory: Vec<Option<(hypervisor::stage2::Kind, [u8; 4096])>>,
+    ports: Vec<PortWord>,
+    counters: Vec<u64>,
+    entries: Vec<u16>,
+    console: Vec<u8>,
+}
+
+fn end_of(world: &World, result: i64) -> End {
+    let one = guest(world, 1);
+    let watched = WATCHED.iter().flat_map(|(first, count)| *first..first + count);
+    let memory = watched
+        .map(|gfn| one.mapping(gfn).map(|there| (there.kind, world.machine.hw.frame_bytes(there.mfn))))
+        .collect();
+    let ports = [1, 2].iter().flat_map(|id| world.domain(*id).ports.iter().take(70));
+    let frames = &world.machine.frames;
+    let counters = [1, 2].into_iter().flat_map(|id| {
+        let state = world.domain(id).state.lock();
+        let total = |role| frames.table.total(DomId(id), role);
+        [state.memory.frames, u64::from(state.grants.frames()), total(Role::Data), total(Role::Shared)]
+    });
+    End {
+        result,
+        memory,
+        ports: ports.map(|word| PortWord::unpack(word.load(std::sync::atomic::Ordering::Relaxed))).collect(),
+        counters: counters.chain([frames.free_frames() + frames.limbo_frames()]).collect(),
+        entries: [1, 2]
+            .iter()
+            .flat_map(|id| (8..40).map(|gref| guest(world, *id).entry_flags(gref).bits()))
+            .collect(),
+        console: world.machine.hw.take_console(),
+    }
+}
+
+/// Makes the call with a budget; how it ended, and how often it was interrupted.
+fn play(scene: &Scene, budget: u32) -> (End, u32) {
+    let world = World::with_console(2);
+    let (number, mut args) = (scene.prepare)(&world);
+    world.machine.hw.take_console();
+    world.machine.hw.set_budget(Some(budget));
+    let mut interruptions = 0;
+    for _ in 0..10_000 {
+        match guest(&world, 1).once(number, args) {
+            Outcome::Done(result) => {
+                world.machine.hw.set_budget(None);
+                world.check();
+                return (end_of(&world, result), interruptions);
+            }
+            Outcome::Restart(left) => {
+                // The machine is in order in between, whatever others do then.
+                world.check();
+                world.take_reschedule();
+                args = left;
+                interruptions += 1;
+            }
+        }
+    }
+    panic!("{}: it never ends", scene.name);
+}
+
+fn list<T: IntoBytes + Immutable>(guest: Guest<'_>, at: u64, items: impl IntoIterator<Item = T>) {
+    for (index, item) in items.into_iter().enumerate() {
+        guest.write(at + (index * size_of::<T>()) as u64, item.as_bytes());
+    }
+}
+
+/// Domain 2 grants pages to domain 1, all but one of them.
+fn granted(world: &World) {
+    for gref in 8..40 {
+        let to = if gref == 13 { 9 } else { 1 };
+        let flags = if gref % 3 == 0 { EntryFlags::READONLY } else { EntryFlags::empty() };
+        guest(world, 2).grants(gref, to, GFN + u64::from(gref), flags);
+        guest(world, 2).write((GFN + u64::from(gref)) << 12, &gref.to_le_bytes());
+    }
+}
+
+fn map_op(gref: u32) -> MapGrantRef {
+    let host_addr = AT + u64::from(gref) * 0x1000;
+    MapGrantRef { host_addr, flags: 2, gref: GrantRef(gref), dom: DomId(2), ..MapGrantRef::default() }
+}
+
+fn grants(op: GrantOp, count: u64) -> (u64, Args) {
+    (number::GRANT_TABLE_OP, [op.number().into(), ARG, count, 0, 0])
+}
+
+/// Pages of the batch that are not granted, read-only and asked for writing, or not there.
+fn map(world: &World) -> (u64, Args) {
+    granted(world);
+    list(guest(world, 1), ARG, (8..28).map(map_op));
+    grants(GrantOp::MapGrantRef, 20)
+}
+
+/// Some handles twice, and one that is nobody's.
+fn unmap(world: &World) -> (u64, Args) {
+    let (number, args) = map(world);
+    let one = guest(world, 1);
+    assert_eq!(one.call(number, args), 0);
+    let handles: Vec<GrantHandle> =
+        (0..20).map(|index| one.read::<MapGrantRef>(ARG + index * 32).handle).collect();
+    list(
+        one,
+        ARG,
+        (0..20_usize).map(|index| {
+            let handle = handles[if index % 7 == 6 { index - 1 } else { index }];
+            let host_addr = AT + (index as u64 + 8) * 0x1000;
+            UnmapGrantRef { host_addr, handle, ..UnmapGrantRef::default() }
+        }),
+    );
+    grants(GrantOp::UnmapGrantRef, 20)
+}
+
+fn copy(world: &World) -> (u64, Args) {
+    granted(world);
+    let item = |index: u64| {
+        let source = CopyPtr { ref_or_gfn: 8 + index, domid: DomId(2), offset: 0, pad: 0 };
+        let dest = CopyPtr { ref_or_gfn: GFN + index, domid: DomId::SELF, offset: 16, pad: 0 };
+        GrantCopy { source, dest, len: 64, flags: CopyFlags::SOURCE_GREF.bits(), ..GrantCopy::default() }
+    };
+    list(guest(world, 1), ARG, (0..20).map(item));
+    grants(GrantOp::Copy, 20)
+}
+
+fn swap(world: &World) -> (u64, Args) {
+    for gref in 8..40 {
+        guest(world, 1).grants(
+            gref,
+            2,
+            GFN + u64::from(gref),
+            EntryFlags::from_bits_retain((gref as u16) & 4),
+        );
+    }
+    let item = |n: u32| SwapGrantRef {
+        ref_a: GrantRef(8 + n),
+        ref_b: GrantRef(9 + n * 40),
+        ..SwapGrantRef::default()
+    };
+    list(guest(world, 1), ARG, (0..20).map(item));
+    grants(GrantOp::SwapGrantRef, 20)
+}
+
+fn replace(world: &World) -> (u64, Args) {
+    // Two addresses, a handle, a status.
+    list(guest(world, 1), ARG, (0..20_u64).map(|n| [0, 0, n]));
+    grants(GrantOp::UnmapAndReplace, 20)
+}
+
+fn flush(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    let at = |n: u64| one.place(PAGES + n * 4096).pa().get();
+    list(one, ARG, (0..20).map(|n| CacheFlush { addr_or_ref: at(n), offset: 0, length: 64, op: 1 }));
+    grants(GrantOp::CacheFlush, 20)
+}
+
+fn grow(world: &World) -> (u64, Args) {
+    let frame_list = GuestHandle(LIST);
+    list(
+        guest(world, 1),
+        ARG,
+        [SetupTable { dom: DomId::SELF, nr_frames: 4, frame_list, ..SetupTable::default() }],
+    );
+    grants(GrantOp::SetupTable, 1)
+}
+
+fn reservation(world: &World, op: u64, first: u64, extents: u64, order: u32) -> (u64, Args) {
+    let one = guest(world, 1);
+    list(one, LIST, (0..extents).map(|n| first + (n << order)));
+    let asked = Reservation {
+        extent_start: GuestHandle(LIST),
+        nr_extents: extents,
+        extent_order: order,
+        mem_flags: 0,
+        domid: DomId::SELF,
+        pad: [0; 3],
+    };
+    one.write(ARG, asked.as_bytes());
+    (number::MEMORY_OP, [op, ARG, 0, 0, 0])
+}
+
+fn more_allowed(world: &World) {
+    world.domain(1).state.lock().memory.max_frames += 18;
+}
+
+fn decrease(world: &World) -> (u64, Args) {
+    reservation(world, 1, GFN, 20, 0)
+}
+
+/// Not all of them may it have: the result says how far it came.
+fn populate(world: &World) -> (u64, Args) {
+    more_allowed(world);
+    reservation(world, 6, AT >> 12, 5, 2)
+}
+
+fn increase(world: &World) -> (u64, Args) {
+    more_allowed(world);
+    reservation(world, 0, 0, 20, 0)
+}
+
+/// Frames of the grant table, which grows for it, some twice, and some that there cannot be.
+fn place(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    list(one, LIST, (0..20_u64).map(|n| n % 6));
+    list(one, MORE, (0..20_u64).map(|n| (AT >> 12) + n));
+    let batch = AddToPhysmapBatch {
+        domid: DomId::SELF,
+        space: 1,
+        size: 20,
+        idxs: GuestHandle(LIST),
+        gpfns: GuestHandle(MORE),
+        errs: GuestHandle(ARG + 0x1000),
+        ..AddToPhysmapBatch::default()
+    };
+    one.write(ARG, batch.as_bytes());
+    (number::MEMORY_OP, [23, ARG, 0, 0, 0])
+}
+
+fn text(length: u64) -> Vec<u8> {
+    (0..length).map(|n| if n % 50 == 49 { b'\n' } else { b'a' + (n % 26) as u8 }).collect()
+}
+
+fn write(world: &World) -> (u64, Args) {
+    guest(world, 1).write(LIST, &text(1300));
+    (number::CONSOLE_IO, [0, 1300, LIST, 0, 0])
+}
+
+/// As much as the ring holds, around its end.
+fn ring(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    for (n, byte) in text(2048).into_iter().enumerate() {
+        one.write(CONSOLE + 1024 + (n as u64 + 100) % 2048, &[byte]);
+    }
+    one.write(CONSOLE + 3080, [100_u32, 2148].as_bytes());
+    one.write(ARG, Port(1).as_bytes());
+    (number::EVENT_CHANNEL_OP, [EventOp::Send.number().into(), ARG, 0, 0, 0])
+}
+
+fn reset(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    for n in 0..18 {
+        if n % 3 == 0 {
+            let there = guest(world, 2).unbound(1);
+            one.bind(2, there);
+        } else {
+            one.event(EventOp::BindIpi, BindIpi { vcpu: n % 2, port: Port(0) });
+        }
+    }
+    one.write(ARG, Reset { dom: DomId::SELF }.as_bytes());
+    (number::EVENT_CHANNEL_OP, [EventOp::Reset.number().into(), ARG, 0, 0, 0])
+}
+
+/// Long calls among short ones, one that is refused, and one that is no call.
+fn multicall(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    let (grant, [op, _, count, ..]) = copy(world);
+    // The batch moves away from where the entries are.
+    let batch: Vec<u8> = (0..20 * 40).map(|at| one.read::<u8>(ARG + at)).collect();
+    one.write(MORE, &batch);
+    one.write(LIST, &text(600));
+    let entry = |op, args: [u64; 3]| MulticallEntry {
+        op,
+        args: [args[0], args[1], args[2], 0, 0, 77],
+        ..MulticallEntry::default()
+    };
+    let calls = [
+        entry(number::XEN_VERSION, [0, 0, 0]),
+        entry(number::CONSOLE_IO, [0, 600, LIST]),
+        entry(number::EVENT_CHANNEL_OP, [4, 0x1000, 0]),
+        entry(grant, [op, MORE, count]),
+        entry(999, [0, 0, 0]),
+        entry(number::MULTICALL, [ARG, 1, 0]),
+        entry(number::SCHED_OP, [0, 0, 0]),
+        entry(number::CONSOLE_IO, [0, 300, LIST]),
+        entry(number::XEN_VERSION, [0, 0, 0]),
+    ];
+    list(one, ARG, calls);
+    (number::MULTICALL, [ARG, 9, 0, 0, 0])
+}
+
+const SCENES: [Scene; 15] = [
+    Scene { name: "map_grant_ref", units: 20, prepare: map },
+    Scene { name: "unmap_grant_ref", units: 20, prepare: unmap },
+    Scene { name: "copy", units: 20, prepare: copy },
+    Scene { name: "swap_grant_ref", units: 20, prepare: swap },
+    Scene { name: "unmap_and_replace", units: 20, prepare: replace },
+    Scene { name: "cache_flush", units: 20, prepare: flush },
+    Scene { name: "setup_table", units: 3, prepare: grow },
+    Scene { name: "decrease_reservation", units: 20, prepare: decrease },
+    Scene { name: "populate_physmap", units: 16, prepare: populate },
+    Scene { name: "increase_reservation", units: 18, prepare: increase },
+    Scene { name: "add_to_physmap_batch", units: 20, prepare: place },
+    Scene { name: "console_io write", units: 11, prepare: write },
+    Scene { name: "the PV console's ring", units: 17, prepare: ring },
+    Scene { name: "evtchn reset", units: 19, prepare: reset },
+    Scene { name: "multicall", units: 9, prepare: multicall },
+];
+
+#[test]
+fn every_long_call_restarts_at_every_unit_and_ends_as_if_it_had_not() {
+    for scene in &SCENES {
+        let (whole, none) = play(scene, u32::MAX);
+        // One call of the multicall gives the CPU away.
+        assert_eq!(none, u32::from(scene.name == "multicall"), "{}: uninterrupted", scene.name);
+        let (_, at_each) = play(scene, 1);
+        assert!(
+            at_each + 1 >= scene.units,
+            "{}: {at_each} interruptions of {} units",
+            scene.name,
+            scene.units
+        );
+        for budget in 1..=scene.units {
+            let (end, interruptions) = play(scene, budget);
+            assert_eq!(end, whole, "{}: with {budget} units a run", scene.name);
+            assert!(
+                interruptions + 1 >= scene.units.div_ceil(budget),
+                "{}: {interruptions} interruptions with {budget} units a run",
+                scene.name
+            );
+        }
+    }
+}
