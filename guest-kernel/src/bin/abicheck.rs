@@ -22,6 +22,7 @@ mod abicheck {
     pub(crate) mod limits_grant;
     pub(crate) mod limits_memory;
     pub(crate) mod limits_others;
+    pub(crate) mod lines;
     pub(crate) mod memory;
     pub(crate) mod multicall;
     pub(crate) mod partner;
@@ -40,8 +41,8 @@ mod abicheck {
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
     console, domains, event, event_errors, fault, four, grant, grant_copy, hvm, limits_event, limits_grant,
-    limits_memory, limits_others, memory, multicall, partner, peer, psci, restart, sched, unknown, vcpu,
-    vcpus, version,
+    limits_memory, limits_others, lines, memory, multicall, partner, peer, psci, restart, sched, unknown,
+    vcpu, vcpus, version,
 };
 use guest_kernel::{Guest, power};
 use pv_abi::DomId;
@@ -80,6 +81,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         limits_memory::check(tap);
         limits_others::check(tap);
     });
+    tap.family("lines", lines::check);
     tap.family("restart", |tap| restart::check(tap, guest));
     tap.family("vcpus", |tap| vcpus::check(tap, guest));
     tap.family("four", |tap| four::check(tap, guest));
