@@ -196,7 +196,6 @@ fn spaces(tap: &mut Tap) {
             idxs: GuestHandle(address(&mut idxs)),
             gpfns: GuestHandle(address(&mut gpfns)),
             errs: GuestHandle(address(&mut errs)),
-            ..Default::default()
         };
         let answer = raw::with(Hypercall::MemoryOp, memory_op(MemoryOp::AddToPhysmapBatch), &mut batch);
         tap.is("add_to_physmap_batch of each space", (space, answer), (space, many));
@@ -221,7 +220,6 @@ fn foreign(tap: &mut Tap, own: DomId) {
             idxs: GuestHandle(address(&mut idxs)),
             gpfns: GuestHandle(address(&mut gpfns)),
             errs: GuestHandle(address(&mut errs)),
-            ..Default::default()
         };
         let op = u64::from(MemoryOp::AddToPhysmapBatch.number());
         let answer = raw::with(Hypercall::MemoryOp, op, &mut batch);
