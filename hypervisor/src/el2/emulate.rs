@@ -147,6 +147,7 @@ fn after(cpu: &'static PerCpu, arch: &'static ArchVcpu, serviced: Option<Service
     }
 }
 
+#[inline(always)]
 fn report(arch: &ArchVcpu, device: vgic::Frame, offset: u64, handling: Handling) {
     match handling {
         Handling::Handled => {}

@@ -41,12 +41,8 @@ pub struct DistState {
     pub(super) clear_pending: SpiBits,
     pub(super) set_active: SpiBits,
     pub(super) clear_active: SpiBits,
-    /// Cancelled by the guest while latched, with a physical interrupt to deactivate: the next service reports them.
-    pub(super) cancelled: SpiBits,
-    /// What services reported in `Serviced::deactivate_spis` since [`Self::take_released`].
-    released: SpiBits,
-    /// Whether any SPI has a physical interrupt behind it.
-    has_hw: bool,
+    /// SPIs with a physical interrupt to deactivate, since [`Self::take_released`].
+    pub(super) released: SpiBits,
     pub(super) hw: SpiBits,
     pub(super) priority: [u8; MAX_SPIS],
     route: [VcpuNumber; MAX_SPIS],
@@ -81,9 +77,7 @@ impl DistState {
             clear_pending: SpiBits::EMPTY,
             set_active: SpiBits::EMPTY,
             clear_active: SpiBits::EMPTY,
-            cancelled: SpiBits::EMPTY,
             released: SpiBits::EMPTY,
-            has_hw: false,
             hw: SpiBits::EMPTY,
             priority: [0; MAX_SPIS],
             route: [VcpuNumber::BOOT; MAX_SPIS],
@@ -114,16 +108,6 @@ impl DistState {
         if let Some(slot) = self.pintid.get_mut(usize::from(spi.index())) {
             *slot = pintid;
             self.hw.insert(spi);
-            self.has_hw = true;
-        }
-    }
-
-    /// Notes physical interrupts to deactivate.
-    pub(super) fn release(&mut self, spis: &SpiBits) {
-        if self.has_hw {
-            for word in 0..SPI_WORDS {
-                self.released.insert_word(word, spis.word(word));
-            }
         }
     }
 

@@ -268,7 +268,7 @@ impl DistState {
                 self.latch.remove_word(word, set);
                 self.clear_pending.insert_word(word, set & resident);
                 let cancelled = latched & self.hw.word(word) & !resident;
-                self.cancelled.insert_word(word, cancelled);
+                self.released.insert_word(word, cancelled);
                 let asked = self.attend_all(word, set & resident, vcpus);
                 bits(cancelled)
                     .filter_map(|bit| Spi::at(word, bit))

@@ -4,7 +4,7 @@
 //! bounded by the list registers and the interrupts that a domain can have, whatever the guest did.
 
 use super::dist::{DistState, Line, Requests};
-use super::ids::{Intid, PrivateIntid, Spi, SpiBits, VcpuMask, bits};
+use super::ids::{Intid, PrivateIntid, Spi, VcpuMask, bits};
 use super::lr::{Backing, Layout, ListRegister, ListRegisters, LrState, MAX_LRS};
 
 use super::shared::{VcpuShared, Vcpus};
@@ -33,8 +33,6 @@ pub struct Serviced {
     pub maintenance: Maintenance,
     /// Private interrupts with a physical one behind them that the guest cancelled: deactivate the physical ones.
     pub deactivate: u32,
-    /// The same for SPIs.
-    pub deactivate_spis: SpiBits,
 }
 
 /// The list registers while they are rewritten.
@@ -91,7 +89,6 @@ impl VcpuGic {
             active: 0,
             done: Serviced { kick: dist.take_raised(self.me, vcpus), ..Serviced::default() },
         };
-        work.done.deactivate_spis = core::mem::take(&mut dist.cancelled);
         let requests = dist.requests(self.me).map(core::mem::take).unwrap_or_default();
         self.fold(dist, shared, vcpus, lrs, requests, &mut work);
         self.apply(requests, &mut work);
@@ -107,7 +104,6 @@ impl VcpuGic {
         }
         self.summarize();
         self.publish(shared, &work);
-        dist.release(&work.done.deactivate_spis);
         work.done
     }
 
@@ -201,13 +197,13 @@ impl VcpuGic {
         let cancelled = dist.clear_pending.remove(spi);
         let deactivated = dist.clear_active.remove(spi);
         if state.is_pending() && cancelled && dist.hw.contains(spi) {
-            work.done.deactivate_spis.insert(spi);
+            dist.released.insert(spi);
         }
         if state.is_pending() && !cancelled && !line_only {
             dist.latch.insert(spi);
         }
         if state.is_active() && deactivated && dist.hw.contains(spi) {
-            work.done.deactivate_spis.insert(spi);
+            dist.released.insert(spi);
         }
         if state.is_active() && !deactivated {
             dist.set_active.remove(spi);

@@ -332,7 +332,7 @@ impl Machine {
         self.maintenance[me] = done.maintenance;
         assert!(!self.loaded[me] || !self.asserted(me), "asserted at once");
         self.deactivate[me] |= done.deactivate;
-        for spi in done.deactivate_spis.iter() {
+        for spi in self.dist.take_released().iter() {
             self.deactivate_spis.insert(spi);
         }
         for target in done.kick.iter() {
