@@ -502,7 +502,9 @@ impl FrameTable {
             entry.set_next(NO_LINK);
             entry.set_prev(NO_LINK);
         }
-        if let Some(counter) = self.counter(from.owner, from.role) {
+        if let Some(counter) = self.counter(from.owner, from.role)
+            && from.role != Role::NotRam
+        {
             counter.fetch_sub(changed, Ordering::Relaxed);
         }
         if let Some(counter) = self.counter(to.owner, to.role) {

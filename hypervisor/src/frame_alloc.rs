@@ -76,22 +76,22 @@ impl Frames {
     pub fn give(&self, range: Range<Mfn>) -> u64 {
         let (first, end) = (range.start.get(), range.end.get().min(self.table.end()));
         let mut lists = self.free.lock();
-        let (mut given, mut run): (u64, u64) = (0, 0);
-        // One turn further than the range, to end the last run.
-        for number in first..=end {
-            let became_free = number < end
-                && Mfn::new(number).is_some_and(|mfn| {
-                    let state = self.table.state(mfn);
-                    let state = state.filter(|state| matches!(state.role, Role::NotRam | Role::Hypervisor));
-                    state.is_some_and(|state| self.table.transit(mfn, state, FREE).is_ok())
-                });
-            if became_free {
-                run = run.wrapping_add(1);
-            } else if run != 0 {
-                lists.put_run(&self.table, number.saturating_sub(run), run);
-                given = given.wrapping_add(run);
-                run = 0;
-            }
+        let (mut number, mut given): (u64, u64) = (first, 0);
+        while number < end {
+            let state = Mfn::new(number).and_then(|mfn| self.table.state(mfn));
+            let next = number.saturating_add(1);
+            let Some(state) = state.filter(|state| matches!(state.role, Role::NotRam | Role::Hypervisor))
+            else {
+                number = next;
+                continue;
+            };
+            let same = |at: &u64| Mfn::new(*at).and_then(|mfn| self.table.state(mfn)) == Some(state);
+            let stop = (next..end).find(|at| !same(at)).unwrap_or(end);
+            self.table.transit_block(number..stop, state, FREE);
+            let run = stop.saturating_sub(number);
+            lists.put_run(&self.table, number, run);
+            given = given.wrapping_add(run);
+            number = stop;
         }
         lists.frames = lists.frames.wrapping_add(given);
         given
