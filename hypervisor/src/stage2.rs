@@ -260,6 +260,7 @@ impl Slot {
         Some(Mapping { mfn: entry.frame(), kind: entry.kind()? })
     }
 
+    #[inline]
     fn unmap<H: Hardware>(&self, hw: &H) -> Option<Mapping> {
         let mapping = self.current(hw)?;
         hw.table_write(self.table, self.index, Descriptor::INVALID.raw());

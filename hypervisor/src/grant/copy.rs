@@ -74,6 +74,7 @@ fn side<'a, H: Hardware>(
 }
 
 /// Finds a side's frame, and uses its reference.
+#[inline]
 fn claim<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,

@@ -149,6 +149,7 @@ impl GrantState {
     }
 
     /// Notes what is in use of a reference that is in the table.
+    #[inline]
     pub(super) fn set_active<H: Hardware>(&mut self, machine: &Machine<H>, gref: GrantRef, active: Active) {
         if let Some(at) = self.active_at(gref) {
             machine.hw.write(at, active.pack(machine.frames.table.base()).as_bytes());
@@ -186,6 +187,7 @@ impl GrantState {
         }
     }
 
+    #[inline]
     fn get_track<H: Hardware>(&self, hw: &H, handle: GrantHandle) -> Option<Track> {
         if handle.0 >= self.used_tracks {
             return None;
@@ -292,6 +294,7 @@ impl GrantState {
     }
 
     /// Frees a handle.
+    #[inline]
     pub(super) fn untrack<H: Hardware>(&mut self, hw: &H, handle: GrantHandle) {
         if self.tracked(hw, handle).is_some() {
             self.set_track(hw, handle, Track::Free(self.free_track));
