@@ -89,7 +89,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
             (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<MapGrantRef>(at, index)?;
-                let mut op: MapGrantRef = guest_memory::read(machine, current, at)?;
+                let mut op: MapGrantRef = guest_memory::read_in_place(machine, current, at)?;
                 op.status = value(map::map(machine, current, &mut op));
                 guest_memory::write(machine, current, at, &op)
             },
@@ -100,7 +100,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
             (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<UnmapGrantRef>(at, index)?;
-                let op: UnmapGrantRef = guest_memory::read(machine, current, at)?;
+                let op: UnmapGrantRef = guest_memory::read_in_place(machine, current, at)?;
                 let status = value(map::unmap(machine, current, &op));
                 tell(machine, current, at, offset_of!(UnmapGrantRef, status), status)
             },
@@ -111,7 +111,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
             (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<GrantCopy>(at, index)?;
-                let op: GrantCopy = guest_memory::read(machine, current, at)?;
+                let op: GrantCopy = guest_memory::read_in_place(machine, current, at)?;
                 let status = value(copy::copy(machine, current, &op));
                 tell(machine, current, at, offset_of!(GrantCopy, status), status)
             },

@@ -32,7 +32,7 @@ pub fn multicall<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args:
         if index != 0 && current.reschedule.get() {
             return Err(rest());
         }
-        let entry: MulticallEntry = guest_memory::read(machine, current, at)?;
+        let entry: MulticallEntry = guest_memory::read_in_place(machine, current, at)?;
         let [a0, a1, a2, a3, a4, a5] = entry.args;
         match nested(machine, current, entry.op, [a0, a1, a2, a3, a4]) {
             Outcome::Done(result) => {
