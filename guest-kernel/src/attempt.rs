@@ -4,7 +4,7 @@
 //! 1. An attempt runs with interrupts masked; one at a time on each vCPU, whose context is in [`CURRENT`] meanwhile.
 //! 2. Instructions are written through one mapping and run through another, which nobody can write.
 #![expect(unsafe_code, reason = "runs instructions that are made at run time")]
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -82,6 +82,8 @@ pub enum Level {
     El0,
     /// EL0 in AArch32 state, A32 or T32 (bit 0 of the address) instructions.
     El0In32,
+    /// EL0 with interrupts let in, and every register the caller's.
+    Process,
     /// This `SPSR_EL1`, whatever it means.
     State(u64),
 }
@@ -92,6 +94,7 @@ impl Level {
             Self::El1 => 0x3c5,
             Self::El0 => 0x3c0,
             Self::El0In32 => 0x1d0,
+            Self::Process => 0,
             Self::State(spsr) => spsr,
         }
     }
@@ -105,7 +108,7 @@ static CURRENT: [AtomicPtr<Context>; MAX_CPUS] = [const { AtomicPtr::new(null_mu
 /// What it does must not break this guest.
 pub unsafe fn run(level: Level, pc: u64, x: &mut Registers) -> Option<Taken> {
     let mut context = Context { x: *x, sp: 0, taken: None };
-    if level != Level::El0In32 {
+    if !matches!(level, Level::El0In32 | Level::Process) {
         context.x[30] = (&raw const attempt_return).addr() as u64;
     }
     let current = &CURRENT[smp::this().index()];
@@ -169,14 +172,7 @@ impl Code {
             *slot = word;
             written += 1;
         }
-        // Lines are at least 16 bytes.
-        for line in (0..written).step_by(4) {
-            let address = text.as_ptr().addr() + line * 4;
-            // SAFETY: cache maintenance of memory that is mapped.
-            unsafe { asm!("dc cvau, {}", in(reg) address, options(nostack, preserves_flags)) };
-        }
-        // SAFETY: drops cached instructions.
-        unsafe { asm!("dsb ish", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
+        crate::cpu::sync_instructions(text.as_ptr().addr(), written * 4);
         TEXT
     }
 }

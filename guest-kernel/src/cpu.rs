@@ -51,3 +51,28 @@ pub fn flush_tlb() {
     // SAFETY: dropping cached translations is always correct.
     unsafe { asm!("dsb ishst", "tlbi vmalle1is", "dsb ish", "isb", options(nostack, preserves_flags)) }
 }
+
+/// Takes a root, with its ASID, for the lower half of addresses.
+pub(crate) fn set_lower_root(value: u64) {
+    // SAFETY: every root of this kernel maps the kernel.
+    unsafe { asm!("msr ttbr0_el1, {}", "isb", in(reg) value, options(nostack, preserves_flags)) }
+}
+
+/// Makes instructions that were written be seen by those who execute them.
+pub(crate) fn sync_instructions(start: usize, bytes: usize) {
+    // Lines are at least 16 bytes.
+    for address in (start..start + bytes).step_by(16) {
+        // SAFETY: cache maintenance of memory that is mapped.
+        unsafe { asm!("dc cvau, {}", in(reg) address, options(nostack, preserves_flags)) };
+    }
+    // SAFETY: drops cached instructions.
+    unsafe { asm!("dsb ish", "ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// The virtual counter, in order with what is before and after.
+pub fn counter() -> u64 {
+    let value: u64;
+    // SAFETY: reads the counter.
+    unsafe { asm!("isb", "mrs {}, cntvct_el0", "isb", out(reg) value, options(nostack, preserves_flags)) };
+    value
+}

@@ -67,6 +67,8 @@ extern "C" fn guest_kernel_exception(frame: &mut Frame, vector: usize) {
 unsafe extern "C" {
     static probe_load: u8;
     static probe_after: u8;
+    static probe_store: u8;
+    static probe_stored: u8;
     static probe_hvc: u8;
     static probe_hvc_after: u8;
 }
@@ -74,7 +76,14 @@ unsafe extern "C" {
 // Instructions that may fault, and where to go on with x0 = 1 if they do.
 global_asm!(
     ".section .text.probe, \"ax\"",
-    ".global probe_read, probe_load, probe_after, probe_undefined, probe_hvc, probe_hvc_after",
+    ".global probe_read, probe_load, probe_after, probe_write, probe_store, probe_stored, probe_undefined, probe_hvc, probe_hvc_after",
+    "probe_write:",
+    "mov x2, x0",
+    "mov x0, #0",
+    "probe_store:",
+    "str x1, [x2]",
+    "probe_stored:",
+    "ret",
     "probe_read:",
     "mov x2, x0",
     "mov x0, #0",
@@ -95,6 +104,7 @@ global_asm!(
 fn probe_resume(elr: u64) -> Option<u64> {
     let pairs = [
         (&raw const probe_load, &raw const probe_after),
+        (&raw const probe_store, &raw const probe_stored),
         (&raw const probe_hvc, &raw const probe_hvc_after),
         (&raw const probe_hvc_after, &raw const probe_hvc_after),
     ];
@@ -121,4 +131,17 @@ pub fn probe(address: usize) -> Option<u32> {
         asm!("bl probe_read", inlateout("x0") address => failed, inlateout("x1") &raw mut value => _, out("x2") _, out("x30") _);
     }
     (failed == 0).then_some(value)
+}
+
+/// Writes a word at `address`, which must be aligned; false if that faults.
+///
+/// # Safety
+/// Nobody relies on what is there.
+pub unsafe fn probe_write(address: usize, value: u64) -> bool {
+    let failed: u64;
+    // SAFETY: the store either succeeds, which is the caller's promise, or resumes at `probe_stored` with x0 = 1.
+    unsafe {
+        asm!("bl probe_write", inlateout("x0") address => failed, in("x1") value, out("x2") _, out("x30") _);
+    }
+    failed == 0
 }

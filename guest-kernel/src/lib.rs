@@ -87,15 +87,21 @@ pub mod paging;
 #[cfg(target_os = "none")]
 pub mod power;
 #[cfg(target_os = "none")]
+pub mod process;
+#[cfg(target_os = "none")]
 pub mod psci;
 #[cfg(target_os = "none")]
 pub mod pv;
 #[cfg(target_os = "none")]
 pub mod smp;
 #[cfg(target_os = "none")]
+pub mod space;
+#[cfg(target_os = "none")]
 pub mod time;
 #[cfg(target_os = "none")]
 pub mod timer;
+#[cfg(target_os = "none")]
+pub mod vmap;
 
 #[cfg(target_os = "none")]
 pub use boot::{Guest, Outcome};

@@ -7,7 +7,7 @@
 //!    ([`pv`]), it writes them from then on.
 //! 2. The final tables are used under ASID 1; the boot tables under 0: their entries never meet in the TLB.
 #![expect(unsafe_code, reason = "addresses of linker symbols")]
-use aarch64_cpu::registers::{ReadWriteable, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, Writeable};
+use aarch64_cpu::registers::{ReadWriteable, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, Writeable};
 use bitflags::bitflags;
 use pv_abi::Errno;
 use pv_abi::paging::{ExtOp, MmuUpdate};
@@ -16,7 +16,7 @@ use crate::frame::Frame;
 use crate::lock::Lock;
 use crate::pv::{self, Page};
 use crate::tree::Region;
-use crate::{cpu, smp};
+use crate::{cpu, smp, space};
 
 bitflags! {
     /// Bits of a stage 1 descriptor (Arm ARM D8.3.1).
@@ -85,7 +85,7 @@ const SPAN: [u64; 3] = [1 << 30, 1 << 21, PAGE];
 pub(crate) const LIMIT: u64 = 1 << 39;
 /// Tables: that of level 1, and what the ends of RAM, the image and the devices need.
 const TABLES: usize = 24;
-const ASID: u64 = 1;
+const ASID: u16 = 1;
 
 #[repr(C, align(4096))]
 struct Table([u64; ENTRIES]);
@@ -230,6 +230,29 @@ pub fn show_page(page: Option<&'static Frame>) -> Option<usize> {
     })
 }
 
+/// The link to what the kernel has of the lower half: entry 0 of every root.
+pub fn kernel_link() -> u64 {
+    address(&TABLES_LOCK.lock().pool[0]) | Entry::VALID.union(Entry::TABLE).bits()
+}
+
+/// The root of the upper half.
+pub(crate) fn upper_root() -> u64 {
+    address(&TABLES_LOCK.lock().roots[1])
+}
+
+/// Goes back to the kernel's own root for the lower half.
+pub(crate) fn enter_kernel() -> Result<(), Errno> {
+    let root = address(&TABLES_LOCK.lock().roots[0]);
+    space::enter(root, ASID)
+}
+
+/// Lets this vCPU use the upper half.
+pub(crate) fn enter_upper() {
+    TTBR1_EL1.set(upper_root());
+    TCR_EL1.modify(TCR_EL1::EPD1::EnableTTBR1Walks);
+    cpu::synchronize();
+}
+
 /// Maps `region` as device registers, rounded out to pages.
 pub(crate) fn map_device(region: Region) -> Result<(), MapError> {
     map(region, Access::Device)
@@ -329,12 +352,12 @@ pub(crate) fn start(memory: &[Region]) -> Result<(), MapError> {
         if pv::ask() {
             return start_checked(&mut tables, image);
         }
-        TTBR0_EL1.write(TTBR0_EL1::ASID.val(ASID) + TTBR0_EL1::BADDR.val(root >> 1));
+        TTBR0_EL1.write(TTBR0_EL1::ASID.val(u64::from(ASID)) + TTBR0_EL1::BADDR.val(root >> 1));
         smp::share_translation(TTBR0_EL1.get());
     }
     cpu::flush_tlb();
     SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
-    cpu::synchronize();
+    enter_upper();
     Ok(())
 }
 
@@ -368,7 +391,7 @@ fn start_checked(tables: &mut Tables, image: Image) -> Result<(), MapError> {
         // SAFETY: the roots map what this code runs in, with the rights of its sections.
         unsafe { pv::extended(&[operation]) }.map_err(|(errno, _)| errno)
     };
-    take(pv::op(ExtOp::NewUserBase, lower / PAGE, ASID))?;
+    take(pv::op(ExtOp::NewUserBase, lower / PAGE, u64::from(ASID)))?;
     TCR_EL1.modify(TCR_EL1::EPD1::EnableTTBR1Walks);
     SCTLR_EL1.modify(SCTLR_EL1::WXN::Enable);
     cpu::synchronize();

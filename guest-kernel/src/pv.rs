@@ -3,7 +3,7 @@
 //! 1. A page that is a table or text is written by nobody: what is here as a `Table` is changed by calls only from its pin to its unpin.
 //! 2. [`is_on`] is set once, by the first vCPU, before there is a second.
 #![expect(unsafe_code, reason = "hypercalls that change what is behind addresses")]
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pv_abi::paging::{ExtOp, MmuExtOp, MmuUpdate, flush};
 use pv_abi::version::Features;
@@ -19,8 +19,16 @@ pub fn is_on() -> bool {
 }
 
 fn call(call: Hypercall, args: [u64; 5]) -> i64 {
+    CALLS.fetch_add(1, Ordering::Relaxed);
     // SAFETY: what is here makes calls by their meaning; what they change is the caller's promise.
     unsafe { hypercall::raw(u64::from(call.number()), args) }
+}
+
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// How many hypercalls have been made from here.
+pub fn calls() -> u64 {
+    CALLS.load(Ordering::Relaxed)
 }
 
 /// Asks the hypervisor whether they are.

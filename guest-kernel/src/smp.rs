@@ -16,7 +16,7 @@ use spin::Once;
 use crate::interrupt::{self, Intid};
 use crate::lock::Lock;
 use crate::psci::{self, CpuOnError, Power};
-use crate::{cpu, hypercall, pv};
+use crate::{cpu, hypercall, paging, pv};
 
 /// Most vCPUs that are used.
 pub const MAX_CPUS: usize = 8;
@@ -264,6 +264,9 @@ pub fn wake(cpu: Cpu) {
 #[unsafe(no_mangle)]
 extern "C" fn guest_kernel_secondary() -> ! {
     let block = own_block();
+    if !pv::is_on() {
+        paging::enter_upper();
+    }
     // CPU_OFF does not return, unless the hypervisor refuses.
     loop {
         let job = block.job.lock().take();
