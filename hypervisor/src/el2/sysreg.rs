@@ -125,7 +125,7 @@ pub fn access(
             if !arch.domain.permits(control, value) {
                 if gic::worth_a_line() {
                     defmt::warn!(
-                        "d{=u16}: refused: {=u64:#x} written to translation control {=u64:#x}",
+                        "d{=u16}: {=u64:#x} must not be written to translation control {=u64:#x}",
                         arch.domain.id.0,
                         value,
                         register

@@ -1,23 +1,42 @@
 //! Domains with paravirtual page tables.
 
 use super::step::{Level, Step};
-use super::systems;
+use super::systems::{self, Observed};
+use crate::check::Found;
+use crate::failure::Outcome;
 use crate::run::{self, Options};
 
 /// CPU model, CPUs, GIC.
-const MACHINES: [(&str, u32, u32); 4] =
-    [("cortex-a72", 4, 2), ("max", 4, 3), ("cortex-a72", 1, 3), ("max", 1, 2)];
+type Machine = (&'static str, u32, u32);
+const MACHINES: [Machine; 4] = [("cortex-a72", 4, 2), ("max", 4, 3), ("cortex-a72", 1, 3), ("max", 1, 2)];
+
+/// A step that boots a shipped system and looks at what it printed.
+fn step(name: &'static str, machine: Machine, look: fn(&Observed) -> Outcome<Found>) -> Step {
+    let (cpu, cpus, gic) = machine;
+    Step::new(format!("paging: {name} on {cpus} x {cpu}, GICv{gic}"), Level::Default, move || {
+        let mut options = Options::for_file(run::shipped(name));
+        (options.cpu, options.cpus, options.gic) = (Some(cpu.into()), Some(cpus), Some(gic));
+        options.timeout = 300;
+        look(&systems::observe(&options)?)
+    })
+}
+
+/// All cases that were planned are there and passed, and every domain ended well.
+fn every_case(observed: &Observed) -> Outcome<Found> {
+    let plan = observed.console.iter().find_map(|line| line.strip_prefix("(d1) 1..")?.parse::<usize>().ok());
+    let passed = observed.console.iter().filter(|line| line.starts_with("(d1) ok ")).count();
+    if plan != Some(passed) {
+        return Err(observed.failed(&format!("{passed} cases passed, planned were {plan:?}")));
+    }
+    systems::clean(observed).map(|_| Found::Good(format!("{passed} attempts came to nothing")))
+}
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
-    let machine = |(cpu, cpus, gic): (&'static str, u32, u32)| {
-        let title = format!("paging: pv on {cpus} x {cpu}, GICv{gic}");
-        Step::new(title, Level::Default, move || {
-            let mut options = Options::for_file(run::shipped("pv"));
-            (options.cpu, options.cpus, options.gic) = (Some(cpu.into()), Some(cpus), Some(gic));
-            options.timeout = 180;
-            systems::cleanly(&options)
-        })
-    };
-    MACHINES.into_iter().map(machine).collect()
+    let mut steps: Vec<_> = MACHINES.map(|machine| step("pv", machine, systems::clean)).into();
+    let processes = [MACHINES[0], MACHINES[3]];
+    steps.extend(processes.map(|machine| step("pv-process", machine, systems::clean)));
+    let rootkits = [("cortex-a72", 2, 2), ("max", 1, 3)];
+    steps.extend(rootkits.map(|machine| step("rootkit", machine, every_case)));
+    steps
 }

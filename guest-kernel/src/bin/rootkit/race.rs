@@ -1,0 +1,204 @@
+//! Translations from before, vCPUs that start otherwise, and vCPUs that are faster than a check.
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use guest_kernel::attempt::{self, Level, class};
+use guest_kernel::psci::{self, Power};
+use guest_kernel::pv::{self, Page};
+use guest_kernel::space::{self, Entry, PAGE, Rights};
+use guest_kernel::{exception, hypercall, smp};
+use pv_abi::Errno;
+
+use super::{Came, Tap, Target, WRITE_FAULTS, code, peek, store, update};
+
+/// Rounds of a race.
+const ROUNDS: u32 = 300;
+
+/// Runs what is mapped at [`Target::VA`] at EL0; whether its system call came.
+fn runs_at_el0(va: u64) -> Result<bool, u64> {
+    let mut x = [0; 31];
+    // SAFETY: EL0 has nothing of the kernel's.
+    match unsafe { attempt::run(Level::El0, va, &mut x) } {
+        Some(taken) if taken.class() == class::SVC64 => Ok(x[0] == 0x55),
+        Some(taken) => Err(taken.class()),
+        None => Err(u64::MAX),
+    }
+}
+
+/// Translations that a TLB has from before a role changed.
+pub(super) fn warm(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
+    let [.., last] = target.tables;
+    let page = space::take_page()?;
+    let before = store(page + 8, 0) == Came::Through(0);
+    pv::pin(Page::Table(3), page)?;
+    tap.nothing(
+        "a store by a translation from before the page was a table (XSA-408)",
+        before && store(page + 8, 1) == WRITE_FAULTS,
+    );
+    pv::unpin(page)?;
+    tap.nothing("a page that is no table any more can be written", store(page + 8, 0) == Came::Through(0));
+    tap.nothing("EL0 executes its text", runs_at_el0(Target::VA) == Ok(true));
+    // The same instructions in a page that was text and is data again.
+    let text = space::take_page()?;
+    for offset in (0..16).step_by(8) {
+        store(text + offset, peek(target.text + offset));
+    }
+    pv::pin(Page::UserText, text)?;
+    let (va, slot) = (Target::VA + 21 * PAGE, last + 8 * 21);
+    update(slot, Entry::page(text, Rights::UserText).bits())?;
+    let before = runs_at_el0(va) == Ok(true);
+    tap.refused("text that is executed as data", pv::unpin(text), Errno::Ebusy);
+    update(slot, 0)?;
+    pv::unpin(text)?;
+    store(text, 0);
+    tap.nothing(
+        "executing by a translation from before the text went",
+        before && runs_at_el0(va) == Err(class::INSTRUCTION_ABORT_LOWER),
+    );
+    tap.refused(
+        "executing it again",
+        update(slot, Entry::page(text, Rights::UserText).bits()),
+        Errno::Einval,
+    );
+    // A root that was left: its tables can be written again, and nothing is walked by them.
+    let data = runs_at_el0(Target::VA + PAGE);
+    tap.nothing("EL0 does not execute data", data == Err(class::INSTRUCTION_ABORT_LOWER));
+    Ok(())
+}
+
+/// A word that a sibling writes as fast as it can.
+struct Writer {
+    stop: AtomicBool,
+    tries: AtomicU64,
+    through: AtomicU64,
+}
+
+/// A sibling writes to a page while its role changes.
+pub(super) fn role_changes(tap: &mut Tap) -> Result<(), Errno> {
+    let Some(second) = smp::all().nth(1) else { return Ok(()) };
+    let page = space::take_page()?;
+    let word = usize::try_from(page + 56).map_err(|_| Errno::Efault)?;
+    let evil = Entry::page(page, Rights::Data).bits() & !(1 << 53);
+    let shared = Arc::new(Writer {
+        stop: AtomicBool::new(false),
+        tries: AtomicU64::new(0),
+        through: AtomicU64::new(0),
+    });
+    let writer = Arc::clone(&shared);
+    let started = smp::start(second, move || {
+        while !writer.stop.load(Ordering::Acquire) {
+            for value in [evil, 0] {
+                // SAFETY: nobody keeps anything there.
+                let through = unsafe { exception::probe_write(word, value) };
+                writer.through.fetch_add(u64::from(through), Ordering::AcqRel);
+                writer.tries.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+    })
+    .map_err(|_| Errno::Einval)?;
+    let wait = |count: u64| {
+        let from = shared.tries.load(Ordering::Acquire);
+        while shared.tries.load(Ordering::Acquire) < from + count {
+            let _ = hypercall::sched_yield();
+        }
+    };
+    let (mut pinned, mut bad, mut odd) = (0, 0, 0);
+    for _ in 0..ROUNDS {
+        wait(1);
+        match pv::pin(Page::Table(3), page) {
+            Ok(()) => {
+                pinned += 1;
+                // The write that is under way may end late, and count as one that came through; none is after that.
+                let found = peek(page + 56);
+                wait(2);
+                let through = shared.through.load(Ordering::Acquire);
+                wait(2);
+                let later = shared.through.load(Ordering::Acquire) != through;
+                bad += u32::from(found != 0 || later || peek(page + 56) != found);
+                odd += u32::from(pv::unpin(page).is_err());
+            }
+            Err(Errno::Einval) => {}
+            Err(_) => odd += 1,
+        }
+    }
+    shared.stop.store(true, Ordering::Release);
+    started.join();
+    tap.nothing("a sibling that writes while a page becomes a table (XSA-401)", bad == 0);
+    tap.nothing("which is one or is refused", odd == 0 && pinned > 0);
+    two_pin(tap, page)
+}
+
+/// Two vCPUs pin and unpin the same page.
+fn two_pin(tap: &mut Tap, page: u64) -> Result<(), Errno> {
+    let Some(second) = smp::all().nth(1) else { return Ok(()) };
+    store(page + 56, 0);
+    // A pin that finds the page on its way back is refused, and so is an unpin of data, or of what another has pinned meanwhile.
+    let fair = |got: Result<(), Errno>| matches!(got, Ok(()) | Err(Errno::Einval | Errno::Ebusy));
+    let rounds = move || {
+        let one = |round: &u32| {
+            let level = if round.is_multiple_of(3) { 2 } else { 3 };
+            let got = pv::pin(Page::Table(level), page);
+            !fair(got) || !fair(pv::unpin(page))
+        };
+        (0..ROUNDS).filter(one).count()
+    };
+    let odd = Arc::new(AtomicU64::new(u64::MAX));
+    let theirs = Arc::clone(&odd);
+    let started = smp::start(second, move || theirs.store(rounds() as u64, Ordering::Release))
+        .map_err(|_| Errno::Einval)?;
+    let ours = rounds();
+    started.join();
+    let _ = pv::unpin(page);
+    tap.nothing(
+        "two vCPUs that change one page's role (XSA-264)",
+        ours == 0 && odd.load(Ordering::Acquire) == 0,
+    );
+    tap.nothing("which is data in the end", store(page, 0) == Came::Through(0));
+    Ok(())
+}
+
+/// A further vCPU, started by this kernel's enemy.
+pub(super) fn second_vcpu(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
+    use aarch64_cpu::registers::{Readable, SCTLR_EL1, TCR_EL1};
+    let Some(second) = smp::all().nth(1) else { return Ok(()) };
+    let page = space::take_page()?;
+    let affinity = psci::affinity(second.number());
+    // SAFETY: it runs this guest's text, and touches that page only.
+    unsafe { psci::cpu_on(affinity, code!(rootkit_second), page) }.map_err(|_| Errno::Einval)?;
+    while peek(page + 32) != 1 || second.power() == Power::On {
+        let _ = hypercall::sched_yield();
+    }
+    let found = [0, 8, 16, 24].map(|offset| peek(page + offset));
+    tap.nothing(
+        "a vCPU that starts: its MMU is on",
+        found[0] == SCTLR_EL1.get() && found[3] == TCR_EL1.get(),
+    );
+    let root = |base: u64| base & 0x0000_ffff_ffff_f000;
+    tap.nothing(
+        "by checked roots",
+        root(found[1]) != target.data
+            && pv::unpin(root(found[1])) == Err(Errno::Ebusy)
+            && pv::unpin(root(found[2])) == Err(Errno::Ebusy),
+    );
+    Ok(())
+}
+
+/// A vCPU that starts in data. It is never seen again.
+pub(super) fn starts_in_data(tap: &mut Tap) -> Result<(), Errno> {
+    let Some(second) = smp::all().nth(1) else { return Ok(()) };
+    let (page, flag) = (space::take_page()?, space::take_page()?);
+    let from = code!(rootkit_second);
+    for offset in (0..64).step_by(8) {
+        store(page + offset, peek(from + offset));
+    }
+    // SAFETY: were it executed, it would touch that page only.
+    unsafe { psci::cpu_on(psci::affinity(second.number()), page, flag) }.map_err(|_| Errno::Einval)?;
+    for _ in 0..200 {
+        let _ = hypercall::sched_yield();
+    }
+    tap.nothing(
+        "a vCPU that starts in data executes nothing of it",
+        second.power() == Power::On && peek(flag + 32) == 0,
+    );
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! Controls of EL1's translation, written by register.
+use aarch64_cpu::registers::{MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1};
+use alloc::format;
+
+use super::{Tap, Target, UNDEFINED, at_el1, code};
+
+/// Every write that would change what the tables mean is an undefined instruction, and changes nothing.
+pub(super) fn controls(tap: &mut Tap, target: &Target) {
+    let sctlr = SCTLR_EL1.get();
+    for (what, value) in [
+        ("MMU off", sctlr & !1),
+        ("data caches off", sctlr & !(1 << 2)),
+        ("big-endian tables", sctlr | 1 << 25),
+        ("big-endian EL0", sctlr | 1 << 24),
+        ("a bit that nobody knows", sctlr | 1 << 63),
+        ("everything off", 0),
+    ] {
+        let came = at_el1(code!(rootkit_write_sctlr), value, 0);
+        tap.nothing(&format!("SCTLR_EL1: {what}"), came == UNDEFINED && SCTLR_EL1.get() == sctlr);
+    }
+    let tcr = TCR_EL1.get();
+    for (what, value) in [
+        ("47 bits below", tcr & !0x3f | 0x11),
+        ("39 bits above", tcr & !(0x3f << 16) | 0x19 << 16),
+        ("64 KiB pages", tcr | 1 << 14),
+        ("16 KiB pages above", tcr & !(3 << 30) | 1 << 30),
+        ("walks without caches", tcr & !(3 << 8)),
+        ("walks that are not shared", tcr & !(3 << 12)),
+        ("ASID from above", tcr | 1 << 22),
+        ("48-bit outputs", tcr | 0x5 << 32),
+        ("hardware access flag", tcr | 1 << 39),
+        ("hardware dirty state", tcr | 1 << 40),
+        ("no hierarchical permissions", tcr | 1 << 41),
+        ("larger addresses", tcr | 1 << 59),
+    ] {
+        let came = at_el1(code!(rootkit_write_tcr), value, 0);
+        tap.nothing(&format!("TCR_EL1: {what}"), came == UNDEFINED && TCR_EL1.get() == tcr);
+    }
+    let mair = MAIR_EL1.get();
+    let came = at_el1(code!(rootkit_write_mair), mair ^ 0xff, 0);
+    tap.nothing("MAIR_EL1: another meaning of an index", came == UNDEFINED && MAIR_EL1.get() == mair);
+    let (lower, upper) = (TTBR0_EL1.get(), TTBR1_EL1.get());
+    let mut write = |what: &str, pc, value| {
+        let came = at_el1(pc, value, 0);
+        tap.nothing(what, came == UNDEFINED && TTBR0_EL1.get() == lower && TTBR1_EL1.get() == upper);
+    };
+    write("TTBR0_EL1: a table of data", code!(rootkit_write_lower), target.data);
+    write("TTBR0_EL1: a checked root", code!(rootkit_write_lower), target.tables[0]);
+    write("TTBR0_EL1: another ASID", code!(rootkit_write_lower), lower ^ 1 << 48);
+    write("TTBR1_EL1: a table of data", code!(rootkit_write_upper), target.data);
+    write("TTBR1_EL1: common translations", code!(rootkit_write_upper), upper | 1);
+}
