@@ -161,17 +161,17 @@ impl Channel {
     /// What the hypervisor says.
     pub fn wait_for(&self, timeout: Duration) -> Result<Wake, Errno> {
         let end = time::now().after(timeout);
-        let deadline =
-            time::system_time().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
         loop {
             if self.take() {
                 return Ok(Wake::Event);
             }
-            if time::now() >= end {
+            let left = end.until();
+            if left.is_zero() {
                 return Ok(Wake::TimedOut);
             }
             // Ends early at worst; then the counter says to go on.
-            hypercall::poll(&[self.port], deadline.max(1))?;
+            let left = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
+            hypercall::poll(&[self.port], time::system_time().saturating_add(left).max(1))?;
         }
     }
 }

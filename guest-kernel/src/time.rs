@@ -1,10 +1,11 @@
 //! Time: the virtual counter, and how it relates to the system time that the hypervisor's deadlines use.
 //!
-//! 1. A deadline that is computed here is never later than asked by more than the error of one calibration: the difference between
-//!    system time and counter is taken from the published run state, and the counter is read after it. Too early only means
-//!    that a waiter looks again.
+//! 1. A system time that is computed here is never ahead of the hypervisor's: the difference to the counter is taken from published
+//!    run states, which tell when this vCPU began to run, and the counter is read after them. It only grows, each time that the vCPU stops.
+//!    What it lacks is what the vCPU lost in between, at worst all that it was held up by; a deadline that comes too early for that
+//!    ends a wait early, and the next one has learned from it.
 #![expect(unsafe_code, reason = "registers the run-state area")]
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use core::time::Duration;
 
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable};
@@ -52,6 +53,11 @@ impl Instant {
         Self(now().0.saturating_sub(self.0)).since_start()
     }
 
+    /// Time until then; zero when it is over.
+    pub fn until(self) -> Duration {
+        Self(self.0.saturating_sub(now().0)).since_start()
+    }
+
     /// The instant `duration` later.
     #[must_use]
     pub fn after(self, duration: Duration) -> Self {
@@ -74,6 +80,8 @@ struct RunState {
 
 /// Index of `RUNSTATE_running` in the times.
 const RUNNING: usize = 0;
+/// Index of `RUNSTATE_runnable` in the times.
+const RUNNABLE: usize = 1;
 /// Index of `RUNSTATE_blocked` in the times.
 const BLOCKED: usize = 2;
 
@@ -94,9 +102,24 @@ static RUN_STATE: RunState = RunState {
 const FIRST_LEAD: u64 = 500_000;
 /// Tries: the last lead is half a minute, enough for a guest that has run for as long before it asked.
 const CALIBRATIONS: u32 = 50;
-
+/// Stops after the first one, which lower the error to that of the best.
+const REFINEMENTS: u32 = 3;
 /// Polls that took as long as their lead, before that is no accident.
 const CERTAIN_STOPS: u32 = 4;
+
+/// System time minus counter time, nanoseconds: the highest lower bound that was seen.
+static OFFSET: AtomicI64 = AtomicI64::new(i64::MIN);
+
+/// System time was at least this a moment ago.
+fn learn(system: u64) {
+    // What is being written (bit 63) is negative, and raises nothing.
+    OFFSET.fetch_max(system.cast_signed().saturating_sub(counted().cast_signed()), Ordering::Relaxed);
+}
+
+/// Counter time, nanoseconds.
+fn counted() -> u64 {
+    nanoseconds(now().since_start())
+}
 
 /// Registers the area, which publishes the state; the system time when it began.
 fn publish() -> Option<u64> {
@@ -106,37 +129,48 @@ fn publish() -> Option<u64> {
     Some(RUN_STATE.entry_time.load(Ordering::Acquire))
 }
 
-/// System time minus counter time, nanoseconds, wrapping; 0 if the hypervisor does not tell.
+/// Finds [`OFFSET`] out; 0 if the hypervisor does not tell.
 ///
 /// The run state says at which system time this vCPU began to run, so it has to stop for a moment: it polls no port until a deadline,
 /// later and later until one lies in the future. That overshoots by a quarter of the time that the vCPU had run, so do it early.
-fn system_offset() -> u64 {
-    static OFFSET: Once<u64> = Once::new();
-    *OFFSET.call_once(|| {
-        let Some(stale) = publish() else { return 0 };
-        let (registered, mut lead, mut stops) = (now(), FIRST_LEAD, 0);
-        for _ in 0..CALIBRATIONS {
-            // System time is at least `known`; by how much more, the leads find out.
-            let known = stale.wrapping_add(nanoseconds(registered.elapsed()));
-            let deadline = known.saturating_add(lead);
-            let asked = now();
-            let _ = hypercall::poll(&[], deadline);
-            if nanoseconds(asked.elapsed()) >= lead {
-                stops += 1;
-            }
-            let told = match publish() {
-                Some(entered) if entered != stale => Some(entered),
-                // It stops, but nothing is published: the deadline has just come.
-                _ if stops >= CERTAIN_STOPS => Some(deadline),
-                _ => None,
-            };
-            if let Some(told) = told {
-                return told.wrapping_sub(nanoseconds(now().since_start()));
-            }
+fn calibrate() {
+    let Some(stale) = publish() else {
+        OFFSET.store(0, Ordering::Relaxed);
+        return;
+    };
+    learn(stale);
+    let (mut lead, mut stops, mut told) = (FIRST_LEAD, 0, 0);
+    for _ in 0..CALIBRATIONS {
+        let before = RUN_STATE.entry_time.load(Ordering::Acquire);
+        let deadline = estimate().saturating_add(lead);
+        let asked = now();
+        let _ = hypercall::poll(&[], deadline);
+        if nanoseconds(asked.elapsed()) >= lead {
+            stops += 1;
+        }
+        if publish() != Some(before) {
+            told += 1;
+            lead = FIRST_LEAD;
+        } else if stops >= CERTAIN_STOPS {
+            // It stops, but nothing is published: the deadline has just come.
+            learn(deadline);
+            told += 1;
+        } else {
             lead += lead / 4;
         }
-        0
-    })
+        if told > REFINEMENTS {
+            return;
+        }
+    }
+}
+
+/// System time at least, by what is known.
+fn estimate() -> u64 {
+    match RUN_STATE.entry_time.load(Ordering::Acquire) {
+        0 => {}
+        entered => learn(entered),
+    }
+    counted().saturating_add_signed(OFFSET.load(Ordering::Relaxed))
 }
 
 /// How long the boot vCPU, which asks, has run until now, as the hypervisor publishes it; `None` if it does not.
@@ -147,14 +181,39 @@ pub fn ran() -> Option<Duration> {
     Some(Duration::from_nanos(before.saturating_add(system_time().saturating_sub(began))))
 }
 
-/// How long this vCPU has been blocked in the hypervisor, as that publishes it; zero if it does not.
-pub fn blocked() -> Duration {
-    let _ = system_offset();
-    Duration::from_nanos(RUN_STATE.time[BLOCKED].load(Ordering::Acquire))
+/// What the hypervisor has published of the boot vCPU, nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Accounts {
+    /// System time when it began to run.
+    pub entered: u64,
+    /// It ran, was blocked and waited for a CPU until then.
+    pub spent: [u64; 3],
 }
 
-/// The hypervisor's system time, nanoseconds.
+impl Accounts {
+    /// What it did in between, in the order of [`Self::spent`].
+    pub fn since(&self, before: &Self) -> [u64; 3] {
+        core::array::from_fn(|index| self.spent[index].saturating_sub(before.spent[index]))
+    }
+}
+
+/// The boot vCPU's accounts when it was last given a CPU; it asks itself.
+pub fn accounts() -> Accounts {
+    let _ = system_time();
+    let entered = || RUN_STATE.entry_time.load(Ordering::Acquire);
+    loop {
+        let before = entered();
+        let spent = [RUNNING, BLOCKED, RUNNABLE].map(|state| RUN_STATE.time[state].load(Ordering::Acquire));
+        // Else it was stopped in between.
+        if entered() == before {
+            return Accounts { entered: before, spent };
+        }
+    }
+}
+
+/// The hypervisor's system time, nanoseconds; never ahead of it.
 pub fn system_time() -> u64 {
-    let offset = system_offset();
-    nanoseconds(now().since_start()).wrapping_add(offset)
+    static CALIBRATED: Once<()> = Once::new();
+    CALIBRATED.call_once(calibrate);
+    estimate()
 }

@@ -5,8 +5,8 @@ use crate::check::Found;
 use crate::conformance::{self, Options};
 
 /// GIC version, CPUs, CPU model.
-const MACHINES: [(u32, u32, &str); 4] =
-    [(3, 1, "max"), (2, 1, "cortex-a72"), (3, 4, "cortex-a72"), (2, 2, "cortex-a72")];
+const MACHINES: [(u32, u32, &str); 5] =
+    [(3, 1, "max"), (2, 1, "cortex-a72"), (3, 4, "cortex-a72"), (2, 2, "cortex-a72"), (2, 4, "max")];
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
