@@ -19,6 +19,7 @@ mod memory;
 mod mmu;
 mod world;
 
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 use std::boxed::Box;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -109,13 +110,15 @@ struct Inner {
 #[derive(Debug)]
 pub struct FakeHardware {
     inner: Mutex<Inner>,
+    /// Accesses to words that guests share: where a model of what is done without a lock (`tests/models`) sees them.
+    shared: AtomicU64,
 }
 
 impl FakeHardware {
     /// A machine with `frames` frames of RAM from `base`.
     pub fn new(base: Mfn, frames: u64) -> Self {
         let inner = Inner { ram: Memory::new(base.get()..base.get() + frames), ..Inner::default() };
-        Self { inner: Mutex::new(inner) }
+        Self { inner: Mutex::new(inner), shared: AtomicU64::new(0) }
     }
 
     /// Units of work that each run of a long call may do from now on; `None` for what the call itself says.
@@ -250,7 +253,16 @@ impl FakeHardware {
         bytes
     }
 
+    /// One step, with a full barrier on both sides.
     fn atomic<T>(&self, at: FrameAddr, change: impl FnOnce(&mut Memory) -> T) -> Result<T, Contended> {
+        fence(Ordering::SeqCst);
+        self.shared.fetch_add(1, Ordering::Relaxed);
+        let result = self.step(at, change);
+        fence(Ordering::SeqCst);
+        result
+    }
+
+    fn step<T>(&self, at: FrameAddr, change: impl FnOnce(&mut Memory) -> T) -> Result<T, Contended> {
         let inner = &mut *self.inner();
         inner.ops.push(Op::Atomic(at));
         match inner.contend_after {
@@ -265,6 +277,8 @@ impl FakeHardware {
     }
 
     fn load(&self, at: FrameAddr, len: usize) -> MutexGuard<'_, Inner> {
+        self.shared.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::Acquire);
         let mut inner = self.inner();
         if inner.loads {
             inner.ops.push(Op::Load { at, len });

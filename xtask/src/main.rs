@@ -14,6 +14,7 @@ mod fuzz;
 mod hypervisor;
 mod image;
 mod machine;
+mod models;
 mod monitor;
 mod passthrough;
 mod process;

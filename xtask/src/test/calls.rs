@@ -3,6 +3,7 @@
 use super::step::{Level, Step};
 use crate::check::Found;
 use crate::fuzz;
+use crate::models::{self, Orderings};
 
 /// Steps of every kind, none long: `cargo xtask fuzz` takes the time that it is given.
 pub(super) fn all() -> Vec<Step> {
@@ -14,6 +15,10 @@ pub(super) fn all() -> Vec<Step> {
             said(&["random", "20", "1"]),
         ),
         Step::new("tiny machine: every call in every state", Level::Default, said(&["tiny", "4", "2000000"])),
+        Step::new("models: what is done without a lock", Level::Default, || {
+            models::explore(Orderings::Needed)
+        }),
+        Step::new("models: each ordering taken away", Level::Full, || models::explore(Orderings::All)),
         Step::new("random calls, ten minutes", Level::Full, said(&["random", "600", "1000000"])),
         Step::new("tiny machine, deeper", Level::Full, said(&["tiny", "6", "20000000"])),
         Step::new("known bugs are caught", Level::Full, || {

@@ -1,0 +1,87 @@
+//! `spin`'s ticket lock, as far as the hypervisor uses it: Loom knows who waits for it.
+#![allow(missing_docs)]
+
+pub mod mutex {
+    use std::cell::UnsafeCell;
+    use std::fmt;
+    use std::ops::{Deref, DerefMut};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use model_core::sync::atomic::model;
+
+    /// A lock that waits in turns.
+    #[derive(Default)]
+    pub struct TicketMutex<T> {
+        held: AtomicBool,
+        value: UnsafeCell<T>,
+    }
+
+    // SAFETY: the value is reached through a guard only, and one guard exists at a time (`lock`).
+    unsafe impl<T: Send> Sync for TicketMutex<T> {}
+
+    pub struct TicketMutexGuard<'a, T> {
+        lock: &'a TicketMutex<T>,
+        modelled: Option<loom::sync::MutexGuard<'a, ()>>,
+    }
+
+    impl<T> TicketMutex<T> {
+        pub const fn new(value: T) -> Self {
+            Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
+        }
+
+        pub fn lock(&self) -> TicketMutexGuard<'_, T> {
+            let modelled = model::is_on().then(|| {
+                let lock = model::object(std::ptr::from_ref(self).addr(), || {
+                    &*Box::leak(Box::new(loom::sync::Mutex::new(())))
+                });
+                lock.lock().expect("no thread panics and goes on")
+            });
+            let before = self.held.swap(true, Ordering::Acquire);
+            assert!(!before, "a lock is taken twice by one thread");
+            TicketMutexGuard { lock: self, modelled }
+        }
+
+        pub fn get_mut(&mut self) -> &mut T {
+            self.value.get_mut()
+        }
+
+        pub fn into_inner(self) -> T {
+            self.value.into_inner()
+        }
+
+        pub fn is_locked(&self) -> bool {
+            self.held.load(Ordering::Relaxed)
+        }
+    }
+
+    impl<T: fmt::Debug> fmt::Debug for TicketMutex<T> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("TicketMutex")
+        }
+    }
+
+    impl<T> Deref for TicketMutexGuard<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            // SAFETY: this guard is the only one.
+            unsafe { &*self.lock.value.get() }
+        }
+    }
+
+    impl<T> DerefMut for TicketMutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            // SAFETY: this guard is the only one.
+            unsafe { &mut *self.lock.value.get() }
+        }
+    }
+
+    impl<T> Drop for TicketMutexGuard<'_, T> {
+        fn drop(&mut self) {
+            self.lock.held.store(false, Ordering::Release);
+            self.modelled.take();
+        }
+    }
+}
+
+pub use mutex::{TicketMutex, TicketMutexGuard};

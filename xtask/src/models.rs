@@ -1,0 +1,46 @@
+//! What the hypervisor does without a lock, under a model checker; and the portable library under Miri. Both are steps of the test run.
+
+use std::process::Command;
+
+use crate::check::Found;
+use crate::failure::{Failure, Outcome};
+use crate::{process, workspace};
+
+/// Which orderings are taken away.
+#[derive(Clone, Copy)]
+pub(crate) enum Orderings {
+    /// Those that a protocol must miss.
+    Needed,
+    /// Each that it comes to.
+    All,
+}
+
+/// Explores every protocol of `tests/models`, and takes the orderings away one by one. A package of its own: what it needs and cannot be had is
+/// told, what does not build or does not hold is a failure.
+pub(crate) fn explore(orderings: Orderings) -> Outcome<Found> {
+    let folder = workspace::root().join("tests/models");
+    let target = workspace::target().join("models");
+    // What is wrong with the packages themselves is no reason to skip.
+    let mut known = Command::new("cargo");
+    process::quiet(known.current_dir(&folder).args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let mut fetch = Command::new("cargo");
+    if process::quiet(fetch.current_dir(&folder).args(["fetch", "--quiet"])).is_err() {
+        return Ok(Found::Skipped("the model checker (crate `loom`) cannot be fetched".into()));
+    }
+    let mut build = Command::new("cargo");
+    build.current_dir(&folder).args(["build", "--quiet", "--target-dir"]).arg(&target);
+    process::run(&mut build, "building the models")?;
+    let output = process::output(Command::new(target.join("debug/pavo-models")).args(match orderings {
+        Orderings::Needed => &["needed"][..],
+        Orderings::All => &[],
+    }))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(Found::Good(text.lines().last().unwrap_or_default().to_owned()));
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let wrong = text.lines().filter(|line| line.contains("FAILED") || line.contains("NOT "));
+    let lines =
+        wrong.chain(said.lines().filter(|line| line.contains("panicked"))).map(str::to_owned).collect();
+    Err(Failure::Shown { text: "a protocol does not hold, or its model misses nothing".into(), lines })
+}
