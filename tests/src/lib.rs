@@ -42,6 +42,7 @@ pub mod number {
     pub const SCHED_OP: u64 = 29;
     pub const EVENT_CHANNEL_OP: u64 = 32;
     pub const HVM_OP: u64 = 34;
+    pub const DOMCTL: u64 = 36;
 }
 
 /// Where guests put their arguments: a page of RAM that nothing else uses.

@@ -6,6 +6,7 @@ use hypervisor::hardware::{CpuId, Hardware};
 use hypervisor::hypercall::{Outcome, hypercall};
 use hypervisor::sched;
 use hypervisor::vgic::PrivateIntid;
+use pv_abi::control::Domctl;
 use pv_abi::event::{
     AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PortArg, Reset, Status,
 };
@@ -13,11 +14,11 @@ use pv_abi::grant::{
     CopyPtr, GetVersion, GrantCopy, GrantEntry, GrantOp, GrantStatus, MapGrantRef, QuerySize, SetupTable,
     SwapGrantRef, UnmapGrantRef,
 };
-use pv_abi::memory::{AddToPhysmap, RemoveFromPhysmap, Reservation};
+use pv_abi::memory::{AddToPhysmap, MemoryExchange, RemoveFromPhysmap, Reservation};
 use pv_abi::sched::Poll;
 use pv_abi::vcpu::RegisterVcpuInfo;
 use pv_abi::{DomId, Errno, GrantHandle, GrantRef, GuestHandle, Port};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::{Run, STEP};
 use crate::spec::{Entry, GFN_LIMIT, InfoAt, MapArgs, Place, SELF, Side};
@@ -717,7 +718,8 @@ impl Run {
                 let (result, _) = self.with(who, number::MEMORY_OP, 15, arg)?;
                 if result == wanted { Ok(()) } else { Err(format!("remove: {result}, specified {wanted}")) }
             }
-            0xE0..0xE2 => self.totals(who, n),
+            0xE0 => self.totals(who, n),
+            0xE1 => self.not_a_guests(who, n),
             _ => self.store(who.0, n),
         }
     }
@@ -823,6 +825,52 @@ impl Run {
         };
         let (result, _) = self.with(who, number::MEMORY_OP, cmd, DomId(dom))?;
         if result == wanted { Ok(()) } else { Err(format!("memory_op {cmd}: {result}, specified {wanted}")) }
+    }
+
+    /// What a toolstack asks for, and what ARM has not: refused, and nothing is changed.
+    fn not_a_guests(&mut self, who: (u16, u32), n: &mut Numbers<'_>) -> Result<(), String> {
+        let (id, vcpu) = who;
+        let (kind, dom, gfn) = (n.below(3), n.dom(), n.gfn());
+        // Behind the largest structure.
+        let list = ARG + 256;
+        let of = |nr_extents: u64| Reservation {
+            extent_start: GuestHandle(list),
+            nr_extents,
+            extent_order: 0,
+            mem_flags: 0,
+            domid: DomId(dom),
+            pad: [0; 3],
+        };
+        let (what, wanted, (result, _)) = match kind {
+            0 => {
+                let done = u64::from(n.below(3));
+                let wanted = self.spec.exchange(id, dom, gfn, done);
+                self.guest(id, vcpu).write(list, &gfn.to_le_bytes());
+                let arg = MemoryExchange { input: of(1), output: of(1), nr_exchanged: done };
+                let (result, arg) = self.with(who, number::MEMORY_OP, 11, arg)?;
+                if arg.nr_exchanged != done {
+                    return Err(format!("exchange: {} done, specified {done}", arg.nr_exchanged));
+                }
+                ("exchange", wanted, (result, ()))
+            }
+            1 => {
+                let arg = Reservation { extent_start: GuestHandle(0), ..of(1 + u64::from(n.below(3))) };
+                let (result, _) = self.with(who, number::MEMORY_OP, 24, arg)?;
+                ("claim_pages", self.spec.claim_pages(dom), (result, ()))
+            }
+            _ => {
+                // Destroy, pause, unpause, tell.
+                let (cmd, version) = (2 + u32::from(n.below(4)), n.one(&[0x17, 0x17, 0x17, 0x16]));
+                let arg =
+                    Domctl { cmd, interface_version: version, domain: DomId(dom), ..Domctl::new_zeroed() };
+                self.guest(id, vcpu).write(ARG, arg.as_bytes());
+                let result = self.call(id, vcpu, number::DOMCTL, [ARG, 0, 0, 0, 0])?;
+                ("domctl", self.spec.domctl(version, dom), (result, ()))
+            }
+        };
+        self.tell(|| format!("d{id}v{vcpu} {what} about {dom}, {gfn:#x}"));
+        let wanted = code(&wanted);
+        if result == wanted { Ok(()) } else { Err(format!("{what}: {result}, specified {wanted}")) }
     }
 
     /// A guest stores a word where it sees something, or faults.

@@ -134,6 +134,45 @@ impl Spec {
         }
     }
 
+    /// `XENMEM_exchange` of one page for one, of which `done` are done: no page can be taken from its domain on ARM.
+    ///
+    /// # Errors
+    /// As the call; it succeeds only when nothing is left to do.
+    pub fn exchange(&self, who: Dom, dom: Dom, gfn: Gfn, done: u64) -> Result<(), Errno> {
+        match done {
+            0 => {}
+            1 => return Ok(()),
+            _ => return Err(Errno::Einval),
+        }
+        if self.any(who, dom).ok_or(Errno::Esrch)? != who {
+            return Err(Errno::Eperm);
+        }
+        match self.of(who).places.get(&gfn) {
+            Some(Place::Ram(_) | Place::Shared(_) | Place::Grant { .. }) => Err(Errno::Eopnotsupp),
+            None => Err(Errno::Einval),
+        }
+    }
+
+    /// `XENMEM_claim_pages`: the control domain's.
+    ///
+    /// # Errors
+    /// Always. `DOMID_SELF` is not understood there.
+    pub fn claim_pages(&self, dom: Dom) -> Result<(), Errno> {
+        Err(if self.domains.contains_key(&dom) { Errno::Eperm } else { Errno::Einval })
+    }
+
+    /// `domctl` of a domain that is not the control domain: the version is looked at first, then the domain that it is about.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn domctl(&self, version: u32, dom: Dom) -> Result<(), Errno> {
+        Err(match (version, self.domains.contains_key(&dom)) {
+            (0x17, true) => Errno::Eperm,
+            (0x17, false) => Errno::Esrch,
+            _ => Errno::Eacces,
+        })
+    }
+
     /// A guest writes a word of a page that it sees; false when it may not.
     pub fn write(&mut self, who: Dom, gfn: Gfn, offset: usize, value: u64) -> bool {
         let frame = match self.of(who).places.get(&gfn) {

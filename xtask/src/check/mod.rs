@@ -5,6 +5,7 @@ mod abi;
 mod advisories;
 mod panic_reach;
 mod planted;
+mod seeded;
 pub(crate) mod sources;
 
 use std::process::Command;
@@ -63,7 +64,7 @@ impl Run {
 }
 
 /// All checks in the order of their cost.
-pub(crate) const ALL: [Check; 13] = [
+pub(crate) const ALL: [Check; 14] = [
     Check {
         cost: Cost::Low,
         name: "format",
@@ -89,6 +90,7 @@ pub(crate) const ALL: [Check; 13] = [
         run: Run::Target(panic_reachability),
     },
     Check { cost: Cost::Low, name: "image size", run: Run::Target(image_size) },
+    Check { cost: Cost::Low, name: "known bugs are not in the image", run: Run::Target(seeded::check) },
     Check { cost: Cost::Low, name: "ABI reference", run: Run::Host(abi::fresh) },
     Check {
         cost: Cost::Low,
