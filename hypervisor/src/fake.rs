@@ -7,6 +7,8 @@
 //! 1. RAM that nobody has written or cleared reads as [`GARBAGE`], never as zero: a missing clear is seen.
 //! 2. A use that real hardware would answer with a fault at EL2 (an address that is not RAM, a misaligned word) panics, and so
 //!    does a table write that breaks the rules of break-before-make. In a test, that is a failure with a name.
+//! 3. A frame that EL2 cleared or wrote and did not clean to memory afterwards panics when a leaf of stage 2 hands it to a domain, in a
+//!    [`World`] and where a test asks ([`FakeHardware::watch_caches`]).
 #![allow(
     clippy::missing_panics_doc,
     clippy::panic,
@@ -15,6 +17,7 @@
     reason = "panics are its failures"
 )]
 
+mod caches;
 mod memory;
 mod mmu;
 mod world;
@@ -34,6 +37,7 @@ use crate::log::Event;
 use crate::pagetable::Half;
 use crate::pagetable::control::Controls;
 use crate::vgic::PrivateIntid;
+use caches::Caches;
 use memory::Ram as Memory;
 use mmu::Tlb;
 pub use mmu::{GuestAccess, GuestFault, Stage2Fault, Stale};
@@ -91,6 +95,7 @@ pub enum Op {
 struct Inner {
     ram: Memory,
     tlb: Tlb,
+    caches: Caches,
     ops: Vec<Op>,
     pages: BTreeMap<u64, (Ipa, bool)>,
     identity: bool,
@@ -155,6 +160,11 @@ impl FakeHardware {
     /// Whether loads of words are recorded too: not unless a test asks, since checks of the whole machine make millions.
     pub fn record_loads(&self, loads: bool) {
         self.inner().loads = loads;
+    }
+
+    /// From here on a frame that reaches a domain before it was cleaned to memory is a failure.
+    pub fn watch_caches(&self) {
+        self.inner().caches.watched = true;
     }
 
     /// Everything on the console so far; starts anew.
@@ -342,22 +352,29 @@ impl Hardware for FakeHardware {
     }
 
     fn write(&self, at: FrameAddr, from: &[u8]) {
-        self.record(Op::Write { at, len: from.len() }).ram.write(at, from);
+        let mut inner = self.record(Op::Write { at, len: from.len() });
+        inner.caches.written(at.frame());
+        inner.ram.write(at, from);
     }
 
     fn copy(&self, to: FrameAddr, from: FrameAddr, len: usize) {
         let mut inner = self.record(Op::Copy { to, from, len });
         let mut bytes = std::vec![0; len.min(to.left()).min(from.left())];
         inner.ram.read(from, &mut bytes);
+        inner.caches.written(to.frame());
         inner.ram.write(to, &bytes);
     }
 
     fn clear(&self, frame: Mfn) {
-        self.record(Op::Clear(frame)).ram.clear(frame);
+        let mut inner = self.record(Op::Clear(frame));
+        inner.caches.cleared(frame);
+        inner.ram.clear(frame);
     }
 
     fn clean_to_memory(&self, frame: Mfn) {
-        self.record(Op::CleanToMemory(frame)).ram.check(frame);
+        let mut inner = self.record(Op::CleanToMemory(frame));
+        inner.caches.cleaned(frame);
+        inner.ram.check(frame);
     }
 
     fn sync_instructions(&self, frame: Mfn) {
@@ -416,6 +433,8 @@ impl Hardware for FakeHardware {
         let mut inner = self.record(Op::TableWrite { table, index, entry });
         let old = inner.ram.entry(table, index);
         inner.tlb.table_written(table, index, old, entry);
+        let Inner { caches, ram, .. } = &mut *inner;
+        caches.table_written(table, entry, ram.frames());
         inner.ram.set_entry(table, index, entry);
     }
 

@@ -28,6 +28,7 @@ const HOST: Host<'_> = Host {
 fn machine(modules: u64, free: u64) -> (FakeHardware, Frames) {
     let base = Mfn::new(RAM >> 12).unwrap();
     let hw = FakeHardware::new(base, (modules + free) * 256);
+    hw.watch_caches();
     (hw, crate::fake::free_frames(Mfn::new((RAM + modules * MIB) >> 12).unwrap(), free * 256))
 }
 

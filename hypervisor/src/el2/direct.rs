@@ -164,7 +164,18 @@ fn line() -> usize {
     4_usize << ((ctr >> 16) & 0xF)
 }
 
-/// Cleans and invalidates a frame to the point of coherency and waits for it.
+/// Cleans and invalidates a frame to the point of coherency and waits for it: before a domain gets a frame that EL2 wrote through its
+/// cacheable mapping.
+///
+/// Why: of the types that stage 1 and stage 2 give, the access has the weaker one (Arm ARM D8.6, combining attributes; `HCR_EL2.FWB` is
+/// 0). Stage 2 says write-back, but a guest starts with `SCTLR_EL1.{M,C,I}` 0, when its data accesses are Device and its fetches
+/// Non-cacheable (`HCR_EL2.DC` is 0), and may map pages Non-cacheable for ever: then it reads memory, where without this what the frame held
+/// for its last owner still stands. `HCR_EL2.{CD,ID}` would only make everybody Non-cacheable. Accesses with mismatched attributes are
+/// coherent only behind maintenance to the point of coherency (B2.16): by address, since set/way reaches one CPU's caches and no system
+/// cache. Invalidated as well as cleaned, so that EL2 does not read a line that it kept when a guest wrote past it.
+///
+/// What was left dirty by the last owner, cacheable, is overwritten in the coherent caches by EL2's clearing; what it wrote past them was in
+/// memory before its mapping was gone (DSB behind the TLB invalidation), and is overwritten by this cleaning.
 pub fn clean_to_memory(frame: Mfn) {
     clean_range(at(FrameAddr::start(frame)), PAGE_SIZE);
 }

@@ -47,6 +47,10 @@ impl Ram {
         }
     }
 
+    pub(super) const fn frames(&self) -> &Range<u64> {
+        &self.frames
+    }
+
     pub(super) fn check(&self, frame: Mfn) {
         assert!(self.frames.contains(&frame.get()), "frame {:#x} is not RAM", frame.get());
     }

@@ -94,6 +94,7 @@ impl World {
         let image_base = Mfn::new(0x4_0000).unwrap();
         let free_base = Mfn::new(0x4_0001).unwrap();
         let hw = FakeHardware::new(image_base, free + 1);
+        hw.watch_caches();
         hw.clear(image_base);
         hw.write(FrameAddr::new(image_base, 56).unwrap(), b"ARM\x64");
         let frames = super::free_frames(free_base, free);
