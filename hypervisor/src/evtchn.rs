@@ -90,7 +90,7 @@ fn send_event<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, port: Po
 pub(crate) fn notify<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, port: Port) {
     let word = port::load(current.domain, port);
     if word.kind == port::CONSOLE {
-        deliver::set_pending(machine, current, current.domain, port, word.vcpu);
+        deliver::raise(machine, current, current.domain, port, word.vcpu);
     }
 }
 
@@ -100,7 +100,7 @@ pub(crate) fn raise_virq<H: Hardware>(machine: &Machine<H>, current: &Current<'_
     for port in (1_u32..).map(Port).take(current.domain.ports.len()) {
         let word = port::load(current.domain, port);
         if Ok(word.kind) == wanted {
-            return deliver::set_pending(machine, current, current.domain, port, word.vcpu);
+            return deliver::raise(machine, current, current.domain, port, word.vcpu);
         }
     }
 }

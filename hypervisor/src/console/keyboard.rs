@@ -50,12 +50,14 @@ struct State {
 
 impl Keyboard {
     /// Takes a key of a domain's.
+    #[inline(never)]
     pub fn take(&self, domain: DomId) -> Option<u8> {
         let mut state = self.0.lock();
         if state.owner == Some(domain) { state.keys.pop_front() } else { None }
     }
 
     /// Whether keys wait for a domain.
+    #[inline(never)]
     pub fn waits(&self, domain: DomId) -> bool {
         let state = self.0.lock();
         state.owner == Some(domain) && !state.keys.is_empty()
@@ -83,6 +85,7 @@ impl State {
     }
 
     /// Gives the keyboard to the next domain that runs, round and round.
+    #[inline(never)]
     fn go_on<H: Hardware>(&mut self, machine: &Machine<H>) {
         let running =
             || machine.domains.iter().filter(|domain| domain.life.is_running()).map(|domain| domain.id);

@@ -118,6 +118,7 @@ fn take<H: Hardware>(machine: &Machine<H>, domain: &Domain, page: Mfn) -> bool {
 }
 
 /// Gives a domain the keys that wait for it, as far as there is room; true when there were any. At most as many turns as keys are kept.
+#[inline(never)]
 pub fn give<H: Hardware>(machine: &Machine<H>, domain: &Domain, page: Mfn) -> bool {
     let hw = &machine.hw;
     let ring = TO_GUEST;

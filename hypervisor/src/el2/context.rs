@@ -373,10 +373,10 @@ pub fn vmid(place: usize) -> Vmid {
     Vmid(((place % VMIDS) as u16).wrapping_add(1))
 }
 
-/// For each CPU, which vCPU it ran last with each VMID; [`NOBODY`] at first.
+/// For each CPU, which vCPU it ran last with each VMID, plus 1; [`NOBODY`] at first: zeros need no room in the image.
 static LAST_HERE: [[AtomicU16; VMIDS + 1]; MAX_CPUS] =
     [const { [const { AtomicU16::new(NOBODY) }; VMIDS + 1] }; MAX_CPUS];
-const NOBODY: u16 = u16::MAX;
+const NOBODY: u16 = 0;
 
 /// Keeps apart in this CPU's TLB who shares a VMID. Domains that do (there are more of them than VMIDs) have nothing in common: everything of the
 /// other one goes, walk caches included, so that no TLB ever holds two domains' translations by one name, and flushes by VMID mean both at
@@ -384,14 +384,15 @@ const NOBODY: u16 = u16::MAX;
 /// none may meet what another left in the TLB (translations that are not shared between CPUs, Arm ARM D8.16.5). `VTTBR_EL2` is the
 /// vCPU's already, and walks are off.
 fn forget_others(cpu: &PerCpu, arch: &ArchVcpu) {
+    let own = arch.vcpu.index.0.wrapping_add(1);
     let last = LAST_HERE
         .get(usize::from(cpu.id.0))
         .and_then(|vmids| vmids.get(usize::from(arch.domain.vmid.0)))
-        .map_or(NOBODY, |last| last.swap(arch.vcpu.index.0, Ordering::Relaxed));
-    if last == arch.vcpu.index.0 || last == NOBODY {
+        .map_or(NOBODY, |last| last.swap(own, Ordering::Relaxed));
+    if last == own || last == NOBODY {
         return;
     }
-    let last = super::arch_vcpu(VcpuIndex(last));
+    let last = super::arch_vcpu(VcpuIndex(last.wrapping_sub(1)));
     if last.is_some_and(|last| core::ptr::eq(last.domain, arch.domain)) {
         // SAFETY: invalidates stage-1 and combined entries of this VMID on this CPU.
         unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };

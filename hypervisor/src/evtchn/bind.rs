@@ -63,7 +63,7 @@ pub(super) fn bind_interdomain<H: Hardware>(
     drop(remote_state);
     drop(state);
     // Events that the remote side sent while its port was unbound went nowhere.
-    deliver::set_pending(machine, current, local, port, 0);
+    deliver::raise(machine, current, local, port, 0);
     Ok(BindInterdomain { local_port: port, ..*arg })
 }
 

@@ -83,6 +83,18 @@ pub(super) fn set_pending<H: Hardware>(
     }
 }
 
+/// [`set_pending`] where it is not hot: out of line.
+#[inline(never)]
+pub(super) fn raise<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    domain: &Domain,
+    port: Port,
+    vcpu: u16,
+) {
+    set_pending(machine, current, domain, port, vcpu);
+}
+
 /// Tells the vCPU of a port that has become pending, unless it is masked.
 #[inline(always)]
 fn tell<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Domain, at: Bit, vcpu: u16) {
