@@ -22,6 +22,8 @@ pub mod report;
 pub mod run;
 pub mod smccc;
 pub mod speculation;
+#[cfg(feature = "selfcheck")]
+pub mod stop;
 pub mod sysreg;
 pub mod timer;
 pub mod trap;

@@ -125,6 +125,13 @@ pub trait Hardware: Sync {
     fn counter_frequency(&self) -> u64;
     /// Makes another CPU enter the hypervisor and look at its pending work.
     fn kick(&self, cpu: CpuId);
+    /// Stops every other CPU where it has done with what it looked up, until [`Self::let_go`]; false when another CPU is stopping this one.
+    /// In builds with the self-check.
+    fn stop_others(&self, _cpu: CpuId) -> bool {
+        true
+    }
+    /// Lets the others go on.
+    fn let_go(&self) {}
     /// Whether no CPU has registers of a vCPU that is off.
     fn is_out(&self, _vcpu: VcpuIndex) -> bool {
         true

@@ -1,6 +1,7 @@
 //! What the portable half says: typed events, formatted by the image through defmt. Texts are part of the command line's
 //! contract (`cargo xtask run` reads the `dN:` lines).
 use crate::domain::Life;
+use crate::selfcheck::Violation;
 use pv_abi::DomId;
 
 /// Something worth a line in the hypervisor's log. Rate limits are the image's.
@@ -16,6 +17,8 @@ pub enum Event {
     TooOften(DomId),
     /// This domain gets from now on what is typed.
     Keyboard(DomId),
+    /// The self-check has found something.
+    Violation(Violation),
     /// A guest kept a shared word busy; its domain is destroyed.
     WordContended(DomId),
 }

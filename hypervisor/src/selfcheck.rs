@@ -8,7 +8,8 @@
 //! 4. A frame of RAM that is mapped is mapped once, at its home. (I6)
 //! 5. Every stage-2 table is the domain's, is reached once, and is counted; every frame that remembers grants is the domain's.
 //!
-//! For tests and the debug console. The machine must be at rest: no hypercall under way on any CPU.
+//! For tests on the host, and for images built with the feature `selfcheck`, where the control domain may ask for it. The machine must be at rest:
+//! no hypercall under way on any CPU. Linear in frames and tables, and not preempted: no image that is shipped has it.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use pv_abi::DomId;
 
@@ -17,10 +18,14 @@ use crate::domain::{Domain, DomainState, MAX_DOMAINS, Stage};
 use crate::frame::{FrameTable, NO_ORDER, Role};
 use crate::grant::{Active, Track};
 use crate::hardware::Hardware;
+use crate::life::Undo;
 use crate::machine::Machine;
 use crate::pagetable;
 use crate::stage2::{Entry, Kind, Mapping, ROOT_TABLES, walk};
 use crate::vcpu::Vcpu;
+
+/// Whether the control domain may ask for it.
+pub const OFFERED: bool = cfg!(any(test, feature = "fake", feature = "selfcheck"));
 
 /// The first thing that is not as it must be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +52,25 @@ pub enum Violation {
     Home(DomId, Gfn),
 }
 
+impl Violation {
+    /// What is wrong, and with which domain or frame.
+    pub fn told(self) -> (&'static str, u64) {
+        let id = |domain: DomId| u64::from(domain.0);
+        match self {
+            Self::Total(domain, _) => ("total of a role, domain", id(domain)),
+            Self::FreeLists => ("free lists", 0),
+            Self::Memory(domain) => ("memory, domain", id(domain)),
+            Self::Entry(mfn) => ("entry, frame", mfn.get()),
+            Self::Malformed(_, gfn) => ("malformed, guest frame", gfn.get()),
+            Self::Tables(domain) => ("tables, domain", id(domain)),
+            Self::Mapped(_, gfn, _) => ("mapping, guest frame", gfn.get()),
+            Self::Grant(_, gfn) => ("grant, guest frame", gfn.get()),
+            Self::Count(mfn) => ("count, frame", mfn.get()),
+            Self::Home(_, gfn) => ("home, guest frame", gfn.get()),
+        }
+    }
+}
+
 /// Checks everything.
 ///
 /// # Errors
@@ -61,11 +85,21 @@ pub fn check<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
 /// # Errors
 /// The first violation.
 pub fn check_counts<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
-    let references = totals(machine)?;
+    with_room(|counted| {
+        totals(machine, counted)?;
+        domains(machine, &counted.references)
+    })
+}
+
+/// Checks each domain, whose data frames' counts have these sums.
+fn domains<H: Hardware>(machine: &Machine<H>, references: &[u64; ROWS]) -> Result<(), Violation> {
     for (domain, references) in machine.domains.iter().zip(references.iter().skip(1)) {
         {
             let state = domain.state.lock();
-            domain_tables(machine, domain, &state)?;
+            // What is forgotten of one that is dying becomes free bit by bit.
+            if !matches!((domain.life.stage(), state.undo), (Stage::Dying, Undo::Frames(_))) {
+                domain_tables(machine, domain, &state)?;
+            }
             pagetable::check(machine, domain, &state).map_err(Violation::Count)?;
             // In between two lives it is counted at the end.
             let between = matches!(domain.life.stage(), Stage::Dying | Stage::Building);
@@ -92,19 +126,50 @@ pub fn check_mappings<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation
 /// # Errors
 /// The first violation.
 pub fn check_mappings_of<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Violation> {
-    let granted = stage2(machine, domain, &domain.state.lock())?;
+    let state = domain.state.lock();
+    // From here on nobody walks its tables any more: no vCPU of it is in a CPU, and they are forgotten as a whole.
+    if domain.life.stage() == Stage::Dying && state.undo != Undo::Stop {
+        return Ok(());
+    }
+    let granted = stage2(machine, domain, &state)?;
+    drop(state);
     if granted { recorded(machine, domain) } else { Ok(()) }
 }
 
 /// Rows of what is counted by owner: the hypervisor's and the free, then as the list of domains.
 const ROWS: usize = MAX_DOMAINS + 2;
 
-/// Compares the totals; returns the sum of the counts of each owner's data frames.
-#[expect(clippy::large_stack_arrays, reason = "tests on the host call it, the image does not")]
-fn totals<H: Hardware>(machine: &Machine<H>) -> Result<[u64; ROWS], Violation> {
+/// What is counted, by owner.
+struct Counted {
+    roles: [[u32; Role::ALL.len()]; ROWS],
+    /// Sums of the counts of data frames.
+    references: [u64; ROWS],
+}
+
+#[expect(clippy::large_stack_arrays, reason = "on the host only; the image has a static")]
+impl Counted {
+    const NOTHING: Self = Self { roles: [[0; Role::ALL.len()]; ROWS], references: [0; ROWS] };
+}
+
+/// Lends room to count in: EL2's stacks are small.
+#[cfg(target_os = "none")]
+fn with_room<R>(work: impl FnOnce(&mut Counted) -> R) -> R {
+    static ROOM: spin::mutex::TicketMutex<Counted> = spin::mutex::TicketMutex::new(Counted::NOTHING);
+    let mut room = ROOM.lock();
+    room.roles.iter_mut().for_each(|row| *row = [0; Role::ALL.len()]);
+    room.references.iter_mut().for_each(|sum| *sum = 0);
+    work(&mut room)
+}
+
+#[cfg(not(target_os = "none"))]
+fn with_room<R>(work: impl FnOnce(&mut Counted) -> R) -> R {
+    let mut room = Counted::NOTHING;
+    work(&mut room)
+}
+
+/// Compares the totals; the sums of the counts of each owner's data frames are counted besides.
+fn totals<H: Hardware>(machine: &Machine<H>, counted: &mut Counted) -> Result<(), Violation> {
     let table = &machine.frames.table;
-    let mut counted = [[0_u32; Role::ALL.len()]; ROWS];
-    let mut references = [0_u64; ROWS];
     let mut last = (DomId::XEN, 0);
     for (mfn, state) in table.states() {
         if state.owner != last.0 {
@@ -112,11 +177,12 @@ fn totals<H: Hardware>(machine: &Machine<H>) -> Result<[u64; ROWS], Violation> {
             let none = if state.owner == DomId::XEN { 0 } else { usize::MAX };
             last = (state.owner, found.map_or(none, |at| at.wrapping_add(1)));
         }
-        let count = counted.get_mut(last.1).and_then(|row| row.get_mut(usize::from(state.role as u8)));
+        let row = counted.roles.get_mut(last.1);
+        let count = row.and_then(|row| row.get_mut(usize::from(state.role as u8)));
         let Some(count) = count else { return Err(Violation::Entry(mfn)) };
         *count = count.wrapping_add(1);
         if state.role == Role::Data
-            && let Some(sum) = references.get_mut(last.1)
+            && let Some(sum) = counted.references.get_mut(last.1)
         {
             *sum = sum.wrapping_add(u64::from(state.count));
         }
@@ -128,7 +194,7 @@ fn totals<H: Hardware>(machine: &Machine<H>) -> Result<[u64; ROWS], Violation> {
     let domains = machine.domains.iter().map(|domain| domain.id);
     for (row, owner) in core::iter::once(DomId::XEN).chain(domains).enumerate() {
         for role in Role::ALL {
-            let found = counted.get(row).and_then(|row| row.get(usize::from(role as u8)));
+            let found = counted.roles.get(row).and_then(|row| row.get(usize::from(role as u8)));
             if role != Role::NotRam && found.copied().map(u64::from) != Some(table.total(owner, role)) {
                 return Err(Violation::Total(owner, role));
             }
@@ -139,7 +205,7 @@ fn totals<H: Hardware>(machine: &Machine<H>) -> Result<[u64; ROWS], Violation> {
     {
         return Err(Violation::FreeLists);
     }
-    Ok(references)
+    Ok(())
 }
 
 /// Tables and mappings; whether there are grants among them.

@@ -42,6 +42,9 @@ operations! {
         0x8000 Counters;
         /// Pavo's own: builds a domain anew that was destroyed, from its modules ([`AskCounters`] without a buffer); restarts until it runs.
         0x8001 Build;
+        /// Pavo's own, in builds with the self-check: stops all other CPUs between guests, and recomputes what the hypervisor's tables must agree
+        /// on; `-EIO` when they do not.
+        0x8002 SelfCheck;
     }
 }
 

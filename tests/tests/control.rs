@@ -319,3 +319,17 @@ fn an_affinity_is_set_to_the_cpus_that_there_are() {
     }
     assert_eq!(domctl_with(guest(&world, 1), AFFINITY, 1, &[]), EPERM);
 }
+
+#[test]
+fn the_self_check_finds_what_is_wrong_and_is_the_control_domains() {
+    const CHECK: u32 = 0x8002;
+    const EIO: i64 = -5;
+    let world = World::with_control(2);
+    assert_eq!(sysctl(guest(&world, 0), CHECK, 0x15, &[]), 0);
+    assert_eq!(sysctl(guest(&world, 1), CHECK, 0x15, &[]), EPERM);
+    world.domain(2).state.lock().memory.frames += 1;
+    let asked = [ARG, 0, 0, 0, 0];
+    assert_eq!(guest(&world, 0).once(SYSCTL, asked), Outcome::Done(EIO));
+    world.domain(2).state.lock().memory.frames -= 1;
+    assert_eq!(guest(&world, 0).once(SYSCTL, asked), Outcome::Done(0));
+}

@@ -374,3 +374,29 @@ fn who_is_between_two_lives_is_there_for_the_control_domain() {
     }
     assert!(seen.contains(&Stage::Dying) && seen.contains(&Stage::Building));
 }
+
+#[test]
+fn everything_agrees_between_any_two_steps_of_an_end_and_a_beginning() {
+    let world = World::with_control(2);
+    let (one, two) = (guest(&world, 1), guest(&world, 2));
+    one.grants(8, 2, PAGE >> 12, EntryFlags::empty());
+    two.grants(8, 1, PAGE >> 12, EntryFlags::empty());
+    let (_, held) = map(two, 1, 8, AT, HOST_MAP);
+    assert_eq!(map(one, 2, 8, AT, HOST_MAP).0, 0);
+    one.bind(2, two.unbound(1));
+    one.unbound(2);
+    one.write(ARG, RegisterVcpuInfo { gfn: (RAM + 0x5_0000) >> 12, offset: 64, rsvd: 0 }.as_bytes());
+    assert_eq!(one.call(number::VCPU_OP, [10, 1, ARG, 0, 0]), 0);
+    one.write(ARG, RegisterRunstate { addr: RAM + 0x6_0FF0 }.as_bytes());
+    assert_eq!(one.call(number::VCPU_OP, [5, 0, ARG, 0, 0]), 0);
+    let reboot = Life::Shutdown(ShutdownReason::Reboot);
+    hypervisor::sched_op::end_domain(&world.machine, &world.current(1, 0), world.domain(1), reboot);
+    let mut steps = 0;
+    while life::work(&world.machine, CPU, 0) != u64::MAX {
+        world.check();
+        steps += 1;
+    }
+    assert!(steps > 100 && world.domain(1).life.stage() == Stage::Running, "{steps}");
+    assert_eq!(unmap(two, held, AT), 0);
+    world.check();
+}

@@ -28,6 +28,9 @@ pub(crate) struct Options {
     /// The hypervisor; Xen's figures are measured too, or those that the design has.
     #[arg(long, value_enum, default_value = "pavo")]
     on: Measured,
+    /// Print the figures among 2, 16, 64 and 256 domains instead.
+    #[arg(long, conflicts_with_all = ["on", "json", "update_baseline"])]
+    domains: bool,
     /// Make today's figures those that the tests compare with.
     #[arg(long, conflicts_with = "on")]
     update_baseline: bool,
@@ -87,6 +90,9 @@ impl Figures {
 
 /// Runs the guest and prints the table.
 pub(crate) fn command(options: &Options) -> Outcome<()> {
+    if options.domains {
+        return among_others();
+    }
     let baseline = Baseline::load()?;
     let xen = match options.on {
         Measured::Pavo => None,
@@ -129,6 +135,27 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     workspace::write(file, format!("{value:#}\n").as_bytes())
 }
 
+/// Numbers of domains, the two that measure among them.
+const DOMAINS: [u32; 4] = [2, 16, 64, 256];
+
+/// One row an operation, one column a number of domains.
+fn among_others() -> Outcome<()> {
+    let columns =
+        DOMAINS.map(|domains| measure_among(&Hypervisor::pavo(), domains).map(|figures| figures.operations));
+    let [first, ..] = &columns;
+    println!("{:<28}{}", "domains", DOMAINS.map(|domains| format!("{domains:>8}")).concat());
+    let names: Vec<_> = first.iter().flatten().map(|(name, _)| name.clone()).collect();
+    for name in names {
+        let mut row = format!("{name:<28}");
+        for column in &columns {
+            let found = column.iter().flatten().find(|(own, _)| *own == name);
+            row += &found.map_or("       -".into(), |(_, number)| format!("{number:>8}"));
+        }
+        println!("{row}");
+    }
+    columns.into_iter().try_for_each(|column| column.map(drop))
+}
+
 /// Xen's figures alone.
 fn only_xen(options: &Options, figures: &BTreeMap<String, u64>) -> Outcome<()> {
     for (name, number) in figures {
@@ -168,9 +195,23 @@ fn print_operations(figures: &Figures, baseline: &Baseline, xen: Option<&BTreeMa
 
 /// Runs `guest:bench` on one CPU and reads the figures from its lines, to the last of them.
 pub(crate) fn measure(hypervisor: &Hypervisor) -> Outcome<Figures> {
+    measure_among(hypervisor, 2)
+}
+
+/// [`measure`], with so many domains in all: those that do not measure only wait.
+fn measure_among(hypervisor: &Hypervisor, domains: u32) -> Outcome<Figures> {
     let text = "[[domain]]\nname = \"bench\"\nkernel = \"guest:bench\"\nmemory = \"64M\"\nchannels = [\"peer\"]\n\
                 [[domain]]\nname = \"peer\"\nkernel = \"guest:bench\"\nmemory = \"16M\"\ncmdline = \"serve\"\n";
-    let mut system = System::parse("bench", &workspace::root(), text, Checking::Full)?;
+    let waits = |id| {
+        format!(
+            "[[domain]]\nname = \"d{id}\"\nkernel = \"guest:faulty\"\nmemory = \"6M\"\ncmdline = \"how=hang\"\n"
+        )
+    };
+    let text = (2..domains).fold(text.to_owned(), |text, id| text + &waits(id));
+    let mut system = System::parse("bench", &workspace::root(), &text, Checking::Full)?;
+    if domains > 2 {
+        system.machine.memory = 2 << 30;
+    }
     let mut options = RunOptions::for_file(PathBuf::new());
     options.icount = true;
     options.timeout = 600;

@@ -44,6 +44,23 @@ pub(crate) fn paging(toolchain: &Toolchain) -> Outcome<()> {
     Ok(())
 }
 
+/// Builds the EL2 image with page tables and self-check, for tests.
+pub(crate) fn checking(toolchain: &Toolchain) -> Outcome<()> {
+    const NAME: &str = "+selfcheck";
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !done.contains(NAME) {
+        let words = ["-p", "hypervisor", "--bin", "pavo", "--features", "image,paging,selfcheck"];
+        cargo(toolchain, &words, "building the EL2 image with self-check")?;
+        publish(
+            &linked("pavo"),
+            &workspace::checking_elf(),
+            &workspace::checking_elf().with_extension("img"),
+        )?;
+        done.insert(NAME.into());
+    }
+    Ok(())
+}
+
 /// Builds the EL2 image and some guests.
 pub(crate) fn some(toolchain: &Toolchain, guests: &BTreeSet<String>) -> Outcome<()> {
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);

@@ -49,13 +49,20 @@ impl Hypervisor {
         Self::changed(workspace::pavo_img())
     }
 
-    /// What a system needs: that image, or the one with paravirtual page tables, which is built then.
+    /// What a system needs: that image, or the one with paravirtual page tables, or that with self-check too, which is built then.
     pub(crate) fn of(system: &System) -> Outcome<Self> {
-        if system.domains.iter().all(|domain| domain.paging == Paging::Nested) {
+        let nested = system.domains.iter().all(|domain| domain.paging == Paging::Nested);
+        if nested && !system.machine.self_check {
             return Ok(Self::pavo());
         }
-        build::paging(&setup::toolchain()?)?;
-        let elf = workspace::paging_elf();
+        let toolchain = setup::toolchain()?;
+        let elf = if system.machine.self_check {
+            build::checking(&toolchain)?;
+            workspace::checking_elf()
+        } else {
+            build::paging(&toolchain)?;
+            workspace::paging_elf()
+        };
         Ok(Self { image: elf.with_extension("img"), bootargs: None, strings: Some(elf) })
     }
 

@@ -211,6 +211,7 @@ mod tests {
             cpu: "max".into(),
             memory,
             console: None,
+            self_check: false,
             dom0_module: false,
             terrain: Terrain::Plain,
         }

@@ -14,6 +14,8 @@
 //! | `lives:N:C` | waits until domain N is in its Cth life |
 //! | `settle:N` | waits until domain N waits for an event or an interrupt |
 //! | `ping:F:L` | sends an event to each `pong` from domain F to L, when all have made their port, and waits for its answer |
+//! | `check` | has the hypervisor check itself, with all CPUs standing |
+//! | `soak:L:S` | for S seconds, time and again: destroys, builds, pauses or moves one of the domains 1 to L, or leaves them, and checks |
 //! | `mark`, `same` | remembers all counters; fails when they are not as they were |
 //! | `sleep:MS` | waits for so many milliseconds |
 //!
@@ -28,7 +30,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use guest_kernel::event::Channel;
-use guest_kernel::{Guest, control, interrupt, println, timer};
+use guest_kernel::{Guest, control, interrupt, println, time, timer};
 use pv_abi::control::{Counters, DomainInfo, flags, role};
 use pv_abi::{DomId, Errno, Port};
 
@@ -110,6 +112,8 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
             Ok(())
         }
         "ping" => ping(number()?.0, times()?),
+        "check" => control::self_check().map_err(refused),
+        "soak" => soak(number()?.0, times()?),
         "mark" => {
             *marked = everything()?;
             Ok(())
@@ -128,6 +132,52 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
         "sleep" => sleep(object.parse().map_err(|_| String::from("milliseconds expected"))?),
         _ => Err(String::from("unknown")),
     }
+}
+
+/// Steps of a soak at most between two looks at the time.
+const SOAK_PAUSE_MS: u64 = 2;
+
+/// Does to domains 1 to `last` what can be done to them, in an order of xorshift's, for so many seconds, and has the hypervisor check itself between.
+fn soak(last: u16, seconds: u32) -> Result<(), String> {
+    let refused = |errno: Errno| format!("{errno:?}");
+    let end = time::now().after(Duration::from_secs(seconds.into()));
+    let (mut seed, mut checks, mut lives) = (0x9e37_79b9_7f4a_7c15_u64, 0, 0);
+    while time::now() < end {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let domain = DomId(u16::try_from(seed % u64::from(last.max(1))).unwrap_or(0) + 1);
+        let done = match seed >> 32 & 7 {
+            0 | 1 => control::destroy(domain),
+            2 => control::pause(domain),
+            3 => control::unpause(domain),
+            4 => control::set_affinity(domain, 0, u8::from(seed >> 40 & 1 == 0) | 0xF0).map(drop),
+            5 => control::set_weight_and_cap(domain, 64 << (seed >> 40 & 7), 0),
+            6 => control::set_affinity(domain, 0, u8::MAX).map(drop),
+            _ => Ok(()),
+        };
+        match done {
+            Err(Errno::Esrch) => {
+                control::build(domain).map_err(refused)?;
+                lives += 1;
+            }
+            // An affinity without a CPU that there is, a pause that nobody made.
+            Ok(()) | Err(Errno::Einval) => {}
+            Err(errno) => return Err(format!("domain {}: {errno:?}", domain.0)),
+        }
+        control::self_check().map_err(refused)?;
+        checks += 1;
+        sleep(seed >> 48 & SOAK_PAUSE_MS)?;
+    }
+    println!("control: soak: {checks} checks, {lives} domains built, all was well");
+    // Whatever is paused, ended or lives goes, so that counters can be compared.
+    for id in (1..).take(last.into()) {
+        match control::destroy(DomId(id)) {
+            Ok(()) | Err(Errno::Esrch) => {}
+            Err(errno) => return Err(refused(errno)),
+        }
+    }
+    Ok(())
 }
 
 /// Sets weight and cap, and looks.
@@ -166,14 +216,20 @@ fn ping(first: u16, last: u32) -> Result<(), String> {
 fn everything() -> Result<Everything, String> {
     let refused = |errno: Errno| format!("{errno:?}");
     let mut all = Vec::new();
-    let nobodys = control::counters(DomId::XEN).map_err(refused)?;
+    let mut nobodys = control::counters(DomId::XEN).map_err(refused)?;
+    // Frames in limbo become free when somebody wants one.
+    nobodys.frames[role::FREE] += core::mem::take(&mut nobodys.frames[role::LIMBO]);
     all.push((DomId::XEN, nobodys));
-    let mut ids = Vec::new();
-    control::for_each_domain(|info| ids.push(info.domain)).map_err(refused)?;
-    for id in ids {
-        let counted = control::counters(id).map_err(refused)?;
-        // How often it was built is no resource.
-        all.push((id, Counters { generation: 0, ..counted }));
+    // Those that are dead too: what stays of them is counted. Ids that were refused at boot leave a gap.
+    let mut gaps = 0;
+    for id in (0..).map(DomId) {
+        match control::counters(id) {
+            // How often it was built is no resource.
+            Ok(counted) => all.push((id, Counters { generation: 0, ..counted })),
+            Err(Errno::Esrch) if gaps < 4 => gaps += 1,
+            Err(Errno::Esrch) => break,
+            Err(errno) => return Err(refused(errno)),
+        }
     }
     Ok(all)
 }

@@ -282,6 +282,16 @@ impl Hardware for Arm {
         }
     }
 
+    #[cfg(feature = "selfcheck")]
+    fn stop_others(&self, cpu: CpuId) -> bool {
+        super::stop::others(cpu)
+    }
+
+    #[cfg(feature = "selfcheck")]
+    fn let_go(&self) {
+        super::stop::let_go();
+    }
+
     fn log(&self, event: Event) {
         log::event(event);
     }

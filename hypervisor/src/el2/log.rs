@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use hypervisor::domain::{Fault, Life};
 use hypervisor::log::Event;
+use hypervisor::selfcheck;
 use pv_abi::sched::ShutdownReason;
 
 use super::{console, timer};
@@ -142,6 +143,11 @@ pub fn event(event: Event) {
             defmt::warn!("d{=u16}: not built again: too many restarts in a minute", domain.0);
         }
         Event::Keyboard(domain) => defmt::info!("keyboard: d{=u16}", domain.0),
+        Event::Violation(violation) if selfcheck::OFFERED => {
+            let (what, at) = violation.told();
+            defmt::error!("self-check: {=str}: {=u64:#x}", what, at);
+        }
+        Event::Violation(_) => {}
         Event::WordContended(domain) => defmt::warn!("d{=u16}: keeps a shared word busy", domain.0),
     }
 }

@@ -17,8 +17,8 @@ use super::arm::Arm;
 use super::context::ArchVcpu;
 use super::regs;
 
-/// Bytes of a CPU's stack, without its guard page.
-pub const STACK_SIZE: usize = 16 * 1024;
+/// Bytes of a CPU's stack, without its guard page. The self-check walks tables within tables.
+pub const STACK_SIZE: usize = if cfg!(feature = "selfcheck") { 64 * 1024 } else { 16 * 1024 };
 const PAGE: usize = pv_abi::PAGE_SIZE;
 
 /// A guard page below a stack: never mapped once the tables are final.

@@ -25,6 +25,8 @@ extern "C" fn switch_entry(frame: &mut Frame) {
     // Each turn either returns to a guest or waits for an interrupt.
     loop {
         cpu.reschedule.set(false);
+        #[cfg(feature = "selfcheck")]
+        super::stop::here();
         console::pump();
         attend(cpu);
         let now = timer::now();

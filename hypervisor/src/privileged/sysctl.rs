@@ -10,8 +10,9 @@ use crate::domain::Stage;
 use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop};
-use crate::life;
+use crate::log::Event;
 use crate::machine::{Current, Machine};
+use crate::{life, selfcheck};
 
 /// Domains that one call tells of: a caller that wants more asks again from the one behind the last.
 const MOST_AT_ONCE: u32 = 16;
@@ -65,6 +66,18 @@ pub(super) fn sysctl<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, a
             let ask: AskCounters = payload(&asked);
             let counted = counters::of(machine, ask.domain).ok_or(Errno::Esrch)?;
             guest_memory::write(machine, current, ask.buffer, &counted)?;
+        }
+        SysctlOp::SelfCheck if !selfcheck::OFFERED => return Err(Errno::Enosys.into()),
+        SysctlOp::SelfCheck => {
+            if !machine.hw.stop_others(current.cpu) {
+                return Err(Stop::Restart([args[0], 0, 0, 0, 0]));
+            }
+            let found = selfcheck::check(machine);
+            machine.hw.let_go();
+            found.map_err(|violation| {
+                machine.hw.log(Event::Violation(violation));
+                Errno::Eio
+            })?;
         }
     }
     Ok(0)

@@ -2,11 +2,9 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use core::ops::ControlFlow;
 
-use zerocopy::IntoBytes;
-
 use super::descriptor::{Descriptor, ENTRIES, INDEX_BITS, LAST_LEVEL};
 use super::{FIRST_LEVEL, Mapping, ROOT_TABLES, level_order};
-use crate::addr::{FrameAddr, Gfn, Mfn};
+use crate::addr::{Gfn, Mfn};
 use crate::hardware::Hardware;
 
 /// An entry that is not empty.
@@ -38,9 +36,6 @@ pub enum Entry {
         raw: u64,
     },
 }
-
-/// Entries that are read at once.
-const CHUNK: usize = 64;
 
 /// Shows every entry to `visit`, until that returns false. The caller holds the domain's lock.
 ///
@@ -83,15 +78,11 @@ fn each<H: Hardware>(
     level: u32,
     mut visit: impl FnMut(u64, Descriptor) -> bool,
 ) -> bool {
-    for start in (0..ENTRIES).step_by(CHUNK) {
-        let mut words = [0_u64; CHUNK];
-        let Some(at) = FrameAddr::new(table, start.wrapping_mul(size_of::<u64>())) else { return false };
-        hw.read(at, words.as_mut_bytes());
-        for (index, word) in (start..).zip(words) {
-            let gfn = first | (index as u64) << level_order(level);
-            if word != 0 && !visit(gfn, Descriptor::from_raw(word)) {
-                return false;
-            }
+    for index in 0..ENTRIES {
+        let word = hw.table_read(table, index);
+        let gfn = first | (index as u64) << level_order(level);
+        if word != 0 && !visit(gfn, Descriptor::from_raw(word)) {
+            return false;
         }
     }
     true

@@ -24,7 +24,7 @@ const POOL: Keys = Keys { known: &["name", "cpus", "scheduler"], later: &[] };
 const MOST_USED_CPUS: u32 = 8;
 /// Those of `[machine]`.
 const MACHINE: Keys = Keys {
-    known: &["board", "gic", "cpus", "cpu", "memory", "console", "dom0_module", "terrain"],
+    known: &["board", "gic", "cpus", "cpu", "memory", "console", "self_check", "dom0_module", "terrain"],
     later: &[],
 };
 /// Those of `[[domain]]`.
@@ -92,6 +92,8 @@ pub(crate) struct Machine {
     pub(crate) memory: u64,
     /// What the device tree's `stdout-path` says instead of the board's own choice; on the Raspberry Pi only.
     pub(crate) console: Option<String>,
+    /// For tests: the image with the self-check, which the control domain asks for.
+    pub(crate) self_check: bool,
     /// For tests: a dom0 kernel module directly under `/chosen`, which the hypervisor must refuse.
     pub(crate) dom0_module: bool,
     /// For tests: what kind of RAM.
@@ -399,6 +401,7 @@ fn read_machine(mut reader: Reader<'_>, other: Option<Board>) -> Outcome<Machine
     let (cpus, memory) = (reader.number("cpus", 1, MOST_CPUS)?, reader.size("memory")?);
     let (gic, cpu) = (reader.number("gic", 2, 3)?, reader.string("cpu")?);
     let (console, dom0_module) = (reader.string("console")?, reader.flag("dom0_module")?);
+    let self_check = reader.flag("self_check")?;
     let terrain = match reader.string("terrain")?.as_deref() {
         None => Terrain::Plain,
         Some("pieces") => Terrain::Pieces,
@@ -412,6 +415,7 @@ fn read_machine(mut reader: Reader<'_>, other: Option<Board>) -> Outcome<Machine
             cpu: cpu.unwrap_or_else(|| "cortex-a72".into()),
             memory: memory.unwrap_or(1 << 30),
             console: None,
+            self_check,
             dom0_module,
             terrain,
         },
@@ -423,6 +427,7 @@ fn read_machine(mut reader: Reader<'_>, other: Option<Board>) -> Outcome<Machine
             cpu: "cortex-a72".into(),
             memory: memory.unwrap_or(rpi4::MEMORY).min(rpi4::MEMORY),
             console,
+            self_check,
             dom0_module,
             terrain: Terrain::Plain,
         },

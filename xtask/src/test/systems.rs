@@ -206,6 +206,20 @@ pub(super) fn all() -> Vec<Step> {
             Err(observed.failed(&format!("no line \"{line}\"")))
         }
     }));
+    for (seconds, level) in [(5, Level::Default), (30 * 60, Level::Full)] {
+        steps.push(Step::new(format!("system: soak of {seconds} s"), level, move || soak(seconds)));
+    }
+    for cpus in [1, 4] {
+        let title = format!("system: lives, 10000 times on {cpus} CPUs");
+        steps.push(Step::new(title, Level::Full, move || {
+            let text = workspace::read(&run::shipped("lives"))?;
+            let text = String::from_utf8_lossy(&text).replace("cycle:1:100,", "cycle:1:10000,");
+            let text = text.replace("lives:2:100,", "lives:2:10000,").replace("= 1000\n", "= 1000000\n");
+            let mut options = Options::for_file(write("lives-10000", &text)?);
+            (options.cpus, options.timeout) = (Some(cpus), 4 * 3600);
+            cleanly(&options)
+        }));
+    }
     for domains in [16, 256] {
         let title = format!("system: {domains} domains at once answer the control domain");
         steps.push(Step::new(title, Level::Default, move || {
@@ -233,6 +247,23 @@ pub(super) fn all() -> Vec<Step> {
         }
     }));
     steps
+}
+
+/// The soak, for so many seconds. How its domains end does not matter, but for the control domain.
+fn soak(seconds: u64) -> Outcome<Found> {
+    let text = workspace::read(&run::shipped("soak"))?;
+    let text = String::from_utf8_lossy(&text).replace("soak:6:5", &format!("soak:6:{seconds}"));
+    let mut options = Options::for_file(write("soak", &text)?);
+    options.timeout = seconds * 4 + 240;
+    let observed = observe(&options)?;
+    let line = |start: &str| observed.console.iter().find(|line| line.starts_with(start));
+    let ended = |what: &str| observed.log.iter().any(|line| line == what);
+    match (line("(d0) control: soak: "), line("(d0) control: all as it was")) {
+        (Some(soak), Some(_)) if ended("d0: shutdown poweroff") && ended("all domains ended") => {
+            Ok(Found::Good(soak.trim_start_matches("(d0) control: soak: ").to_owned()))
+        }
+        _ => Err(observed.failed("the soak did not end well")),
+    }
 }
 
 /// So many domains that all live at one time and each answer the control domain.
