@@ -152,6 +152,39 @@ pub fn lookup<H: Hardware>(hw: &H, root: Mfn, gfn: Gfn) -> Option<Mapping> {
     two.below(table, gfn).read(hw).mapping(gfn, level_order(3))
 }
 
+/// The 2 MiB around a guest frame, while the domain's lock is held: whether each page of them is there can be said by one load at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Near {
+    /// Which 2 MiB.
+    region: u64,
+    /// Their table; none when a block maps them all.
+    table: Option<Mfn>,
+}
+
+impl Near {
+    /// Looks them up; `None` when nothing is there.
+    #[inline(never)]
+    pub fn find<H: Hardware>(hw: &H, root: Mfn, gfn: Gfn) -> Option<Self> {
+        let region = gfn.get() >> level_order(2);
+        let one = Place::first(root, gfn)?;
+        let entry = one.read(hw);
+        let Some(table) = entry.as_table() else { return entry.kind().map(|_| Self { region, table: None }) };
+        let entry = one.below(table, gfn).read(hw);
+        let table = entry.as_table();
+        (table.is_some() || entry.kind().is_some()).then_some(Self { region, table })
+    }
+
+    /// Whether a guest frame is mapped; `None` when it lies elsewhere.
+    #[inline]
+    pub fn has<H: Hardware>(self, hw: &H, gfn: Gfn) -> Option<bool> {
+        if gfn.get() >> level_order(2) != self.region {
+            return None;
+        }
+        let Some(table) = self.table else { return Some(true) };
+        Some(Descriptor::from_raw(hw.table_read(table, index(gfn.get()))).kind().is_some())
+    }
+}
+
 impl Stage2 {
     /// An empty address space of `owner`, which may have `limit` tables in all, the two of the root counted. `None` when the limit or
     /// the machine's memory does not allow the root.

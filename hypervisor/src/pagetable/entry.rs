@@ -11,7 +11,7 @@ use crate::domain::Domain;
 use crate::frame::Role;
 use crate::hardware::Hardware;
 use crate::machine::Machine;
-use crate::stage2::{self, GFN_LIMIT};
+use crate::stage2::{self, GFN_LIMIT, Near};
 
 /// A level of tables: 0 is the root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,6 +110,35 @@ pub(super) enum Target {
     Data(Gfn),
     /// To a table of the next level, or to text: counted. The role that it must have.
     Counted(Gfn, Role),
+}
+
+/// What a page that nobody executes must say, and what it may not.
+const DATA_PAGE: u64 = VALID | TABLE_OR_PAGE | PXN | UXN;
+
+/// The frame of an entry of level 3 that maps data: the short way through [`decode`], for the entries that there are most of.
+#[inline]
+pub(super) fn data_page(entry: u64) -> Option<Gfn> {
+    if entry & DATA_PAGE != DATA_PAGE || entry & !LEAF != 0 {
+        return None;
+    }
+    Gfn::new((entry & ADDRESS) >> PAGE_SHIFT).filter(|gfn| gfn.get() < GFN_LIMIT)
+}
+
+/// Which pages stage 2 maps, as long as the domain's lock is held.
+#[derive(Default)]
+pub(super) struct There(Option<Near>);
+
+impl There {
+    /// Whether a page is mapped, for an entry that maps data.
+    #[inline]
+    pub(super) fn has<H: Hardware>(&mut self, machine: &Machine<H>, domain: &Domain, page: Gfn) -> bool {
+        let hw = &machine.hw;
+        if let Some(found) = self.0.and_then(|near| near.has(hw, page)) {
+            return found;
+        }
+        self.0 = Near::find(hw, domain.stage2_root, page);
+        self.0.and_then(|near| near.has(hw, page)).unwrap_or(false)
+    }
 }
 
 /// Whether an entry is empty.

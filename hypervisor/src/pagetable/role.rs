@@ -7,7 +7,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use pv_abi::Errno;
 
-use super::entry::{self, Level};
+use super::entry::{self, Level, There};
 use crate::addr::{Gfn, Mfn};
 use crate::domain::{Domain, DomainState};
 use crate::frame::{FrameError, NO_LINK, Role};
@@ -161,8 +161,15 @@ pub(super) fn pin<H: Hardware>(
         _ => return Err(Errno::Ebusy),
     };
     let end = first.saturating_add(STEP).min(ALL);
+    let mut there = There::default();
     for index in first..end {
         let raw = machine.hw.table_read(mfn, index as usize);
+        if entry::is_empty(raw)
+            || level == Level::Three
+                && entry::data_page(raw).is_some_and(|page| there.has(machine, domain, page))
+        {
+            continue;
+        }
         let held = entry::decode(raw, level)
             .ok_or(Errno::Einval)
             .and_then(|target| entry::hold(machine, domain, target));
@@ -266,6 +273,9 @@ fn release<H: Hardware>(
     let rest = done.saturating_sub(STEP);
     for index in rest..done {
         let raw = machine.hw.table_read(mfn, index as usize);
+        if entry::is_empty(raw) || level == Level::Three && entry::data_page(raw).is_some() {
+            continue;
+        }
         if let Some(target) = entry::decode(raw, level) {
             entry::release(machine, domain, target);
         }

@@ -11,7 +11,7 @@ use pv_abi::{Errno, GuestHandle, PAGE_SHIFT};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::batch::Batch;
-use super::entry::{self, Level};
+use super::entry::{self, Level, There};
 use crate::addr::{Gfn, GuestVa, Ipa, Mfn};
 use crate::domain::{Domain, DomainState};
 use crate::guest_memory;
@@ -20,10 +20,10 @@ use crate::hypercall::{Answer, Args};
 use crate::machine::{Current, Machine};
 use crate::stage2::ENTRIES;
 
-/// Requests that are read, and done, at once.
-const CHUNK: usize = 16;
+/// Requests that are read at once.
+const CHUNK: usize = 32;
 /// Chunks that one run does.
-const CHUNKS: u32 = 4;
+const CHUNKS: u32 = 2;
 
 /// The domain's tables while its lock is held. What it has changed holds when [`Editor::finish`] has run.
 struct Editor<'a, H: Hardware> {
@@ -31,6 +31,8 @@ struct Editor<'a, H: Hardware> {
     domain: &'a Domain,
     /// The table that was changed last.
     table: Option<(Gfn, Mfn, Level)>,
+    /// What was mapped last.
+    there: There,
     /// An entry that was there is not, or not as it was.
     stale: bool,
     /// An entry is there that was not.
@@ -39,13 +41,44 @@ struct Editor<'a, H: Hardware> {
 
 impl<'a, H: Hardware> Editor<'a, H> {
     /// `_state` shows that the lock is held.
-    const fn new(machine: &'a Machine<H>, domain: &'a Domain, _state: &DomainState) -> Self {
-        Self { machine, domain, table: None, stale: false, made: false }
+    fn new(machine: &'a Machine<H>, domain: &'a Domain, _state: &DomainState) -> Self {
+        Self { machine, domain, table: None, there: There::default(), stale: false, made: false }
     }
 
-    /// Writes an entry.
-    #[inline]
+    /// Writes an entry. Nothing is counted where there was data or nothing, and is afterwards: that is done here, by a few loads; all else by
+    /// [`Editor::write_any`].
+    #[expect(clippy::inline_always, reason = "what an entry of a batch costs is little but this")]
+    #[inline(always)]
     fn write(&mut self, at: u64, new: u64) -> Result<(), Errno> {
+        if let Some((gfn, table, Level::Three)) = self.table
+            && at >> PAGE_SHIFT == gfn.get()
+            && at & 7 == NORMAL_PT_UPDATE
+        {
+            let index = (at >> 3) as usize & (ENTRIES - 1);
+            let hw = &self.machine.hw;
+            let old = hw.table_read(table, index);
+            let was = entry::is_empty(old) || entry::data_page(old).is_some();
+            let becomes = entry::is_empty(new)
+                || entry::data_page(new).is_some_and(|page| self.there.has(self.machine, self.domain, page));
+            if was
+                && becomes
+                && (entry::is_empty(old) && !self.stale
+                    || entry::is_empty(new)
+                    || entry::differ_in_permissions(old, new))
+            {
+                let before = !entry::is_empty(old);
+                self.stale |= before && old != new;
+                self.made |= !before && !entry::is_empty(new);
+                hw.table_write(table, index, new);
+                return Ok(());
+            }
+        }
+        self.write_any(at, new)
+    }
+
+    /// Writes any entry.
+    #[inline(never)]
+    fn write_any(&mut self, at: u64, new: u64) -> Result<(), Errno> {
         if at & 7 != NORMAL_PT_UPDATE {
             // Another command, or no entry begins there.
             return Err(if at.trailing_zeros() >= 2 { Errno::Einval } else { Errno::Enosys });
@@ -121,28 +154,29 @@ impl<'a, H: Hardware> Editor<'a, H> {
 pub fn mmu_update<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let mut batch = Batch::begin(machine, current, args)?;
     let mut result = Ok(());
-    for _ in 0..CHUNKS {
-        let mut requests = [MmuUpdate::new_zeroed(); CHUNK];
-        let wanted = usize::try_from(batch.left).unwrap_or(CHUNK).min(CHUNK);
-        let found = read(machine, current, batch.at, requests.get_mut(..wanted).unwrap_or_default());
-        let mut done: u32 = 0;
-        if let Ok(count) = found {
-            let state = current.domain.state.lock();
-            let mut editor = Editor::new(machine, current.domain, &state);
-            for request in requests.iter().take(count) {
+    let mut requests = [MmuUpdate::new_zeroed(); CHUNK];
+    {
+        // Requests are read under it: that takes no lock.
+        let state = current.domain.state.lock();
+        let mut editor = Editor::new(machine, current.domain, &state);
+        for _ in 0..CHUNKS {
+            let wanted = usize::try_from(batch.left).unwrap_or(CHUNK).min(CHUNK);
+            let found = read(machine, current, batch.at, requests.get_mut(..wanted).unwrap_or_default());
+            let mut done: u32 = 0;
+            for request in requests.iter().take(found.unwrap_or(0)) {
                 result = editor.write(request.ptr, request.val);
                 if result.is_err() {
                     break;
                 }
                 done = done.wrapping_add(1);
             }
-            editor.finish();
+            batch.advance(done, size_of::<MmuUpdate>());
+            result = result.and(found.map(|_| ()));
+            if result.is_err() || batch.left == 0 {
+                break;
+            }
         }
-        batch.advance(done, size_of::<MmuUpdate>());
-        result = result.and(found.map(|_| ()));
-        if result.is_err() || batch.left == 0 {
-            break;
-        }
+        editor.finish();
     }
     batch.end(machine, current, result)
 }
