@@ -44,3 +44,55 @@ pub(crate) fn explore(orderings: Orderings) -> Outcome<Found> {
         wrong.chain(said.lines().filter(|line| line.contains("panicked"))).map(str::to_owned).collect();
     Err(Failure::Shown { text: "a protocol does not hold, or its model misses nothing".into(), lines })
 }
+
+/// Tests of the library that Miri is through with in minutes: those that build no whole machine.
+const UNDER_MIRI: [&str; 11] = [
+    "addr::",
+    "evtchn::port",
+    "frame::",
+    "frame_alloc::",
+    "grant::active",
+    "runstate::",
+    "life::fate",
+    "devicetree::range",
+    "devicetree::cells",
+    "devicetree::uart",
+    "devicetree::gic",
+];
+/// A random walk that takes Miri many minutes.
+const TOO_LONG: &str = "the_lists_agree_with_a_naive_model";
+
+/// Runs tests of the portable library under Miri: undefined behaviour and data races, its memory model included.
+pub(crate) fn miri() -> Outcome<Found> {
+    let mut known = Command::new("cargo");
+    if process::quiet(known.args(["+nightly", "miri", "--version"])).is_err() {
+        return Ok(Found::Skipped(
+            "there is no Miri (`rustup component add miri --toolchain nightly`)".into(),
+        ));
+    }
+    let mut test = Command::new("cargo");
+    test.current_dir(workspace::root()).args([
+        "+nightly",
+        "miri",
+        "test",
+        "--quiet",
+        "-p",
+        "hypervisor",
+        "--lib",
+    ]);
+    test.arg("--target-dir").arg(workspace::target().join("miri"));
+    test.arg("--").args(UNDER_MIRI).args(["--skip", TOO_LONG]);
+    let output = process::output(&mut test)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let passed = text.lines().find_map(|line| line.strip_prefix("test result: ok. ")?.split_once(" passed"));
+    match passed {
+        Some((count, _)) if output.status.success() && count != "0" => {
+            Ok(Found::Good(format!("{count} tests")))
+        }
+        _ => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let lines = text.lines().chain(said.lines()).map(str::to_owned).collect();
+            Err(Failure::Shown { text: "Miri finds something, or does not run".into(), lines })
+        }
+    }
+}
