@@ -6,6 +6,8 @@
 //! 2. A guest writes at most [`BURST`] bytes at once and [`BYTES_PER_SECOND`] over time. What is more is dropped and counted, and
 //!    the count is told before the next line that comes through.
 //! 3. A line is put out in one piece, when it is complete, when it is full, and when the domain ends.
+//! 4. Within that rate nothing is lost while the machine's console is slower: what it has no room for is not taken, and the guest writes it
+//!    again. Since others may be the reason, nobody waits longer than two seconds for one line; then it is dropped as in 2.
 //!
 //! Xen lets the control domain alone write (a debug build all domains); Pavo lets every domain, since there is no control domain that
 //! would show their consoles. Reading gives the keys of whoever has the keyboard ([`keyboard`]).
@@ -24,6 +26,7 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, low_u32};
 use crate::machine::{Current, Machine};
+use crate::sched;
 
 /// Most characters of a line that are kept until the newline comes.
 pub const LINE_LENGTH: usize = 160;
@@ -31,6 +34,8 @@ pub const LINE_LENGTH: usize = 160;
 pub const BURST: u64 = 256 * 1024;
 /// Bytes that a domain may write over time; some ten times what a serial line at 115200 baud carries.
 pub const BYTES_PER_SECOND: u64 = 128 * 1024;
+/// How long a line waits for room (invariant 4): longer than a serial line at 115200 baud needs for all that may wait before it.
+const PATIENCE_SECONDS: u64 = 2;
 /// Bytes that are copied from the guest at once.
 const CHUNK: usize = 128;
 /// Chunks that one run of `write` takes before it lets interrupts in.
@@ -50,6 +55,8 @@ pub struct LineBuffer {
     refilled: u64,
     /// Bytes dropped since the last line that came through.
     dropped: u64,
+    /// Counter value at which there was no room for the line first; 0 when there was.
+    waits: u64,
 }
 
 impl Default for LineBuffer {
@@ -61,7 +68,7 @@ impl Default for LineBuffer {
 impl LineBuffer {
     /// An empty line and a full bucket.
     pub const fn new() -> Self {
-        Self { text: Vec::new(), tokens: BURST, refilled: 0, dropped: 0 }
+        Self { text: Vec::new(), tokens: BURST, refilled: 0, dropped: 0, waits: 0 }
     }
 
     /// Takes tokens for `bytes`; false, and they are counted as dropped, when there are not enough.
@@ -83,43 +90,76 @@ impl LineBuffer {
         left.is_some()
     }
 
-    fn put<H: Hardware>(&mut self, hw: &H, id: DomId, byte: u8) {
+    /// Takes a byte; false when there is no room for the line that it would put out, and nothing is changed.
+    fn put<H: Hardware>(&mut self, hw: &H, id: DomId, byte: u8) -> bool {
         match byte {
             b'\n' => self.put_out(hw, id),
             b'\t' | b' '..=b'~' | 0x80.. => {
                 if byte == MARK[1] && self.text.last() == Some(&MARK[0]) {
                     self.text.pop();
-                    return;
+                    return true;
                 }
-                if self.text.is_full() {
-                    self.put_out(hw, id);
+                if self.text.is_full() && !self.put_out(hw, id) {
+                    return false;
                 }
                 // There is room now.
                 let _ = self.text.push(byte);
+                true
             }
             // Control characters, DEL.
-            _ => {}
+            _ => true,
         }
     }
 
-    /// Puts out what there is of the line, even if it is empty.
-    fn put_out<H: Hardware>(&mut self, hw: &H, id: DomId) {
-        if self.dropped != 0 {
-            let mut note: Vec<u8, 64> = Vec::new();
-            // 64 characters hold the longest numbers.
-            prefix(&mut note, id);
-            let _ = note.extend_from_slice(b"[");
-            decimal(&mut note, self.dropped);
-            let _ = note.extend_from_slice(b" bytes dropped]\n");
-            hw.console(&note);
+    /// Puts out what there is of the line, even if it is empty; false when the console has no room and waiting is not over.
+    fn put_out<H: Hardware>(&mut self, hw: &H, id: DomId) -> bool {
+        if self.tell_dropped(hw, id) && hw.console(&self.line(id)) {
+            self.waits = 0;
+        } else {
+            let now = hw.counter().max(1);
+            if self.waits == 0 {
+                self.waits = now;
+            }
+            let patience = hw.counter_frequency().saturating_mul(PATIENCE_SECONDS);
+            if now.saturating_sub(self.waits) < patience {
+                return false;
+            }
+            self.drop_line();
+        }
+        self.text.clear();
+        true
+    }
+
+    /// Says how much was dropped, if anything was; false when there is no room for that.
+    fn tell_dropped<H: Hardware>(&mut self, hw: &H, id: DomId) -> bool {
+        if self.dropped == 0 {
+            return true;
+        }
+        let mut note: Vec<u8, 64> = Vec::new();
+        // 64 characters hold the longest numbers.
+        prefix(&mut note, id);
+        let _ = note.extend_from_slice(b"[");
+        decimal(&mut note, self.dropped);
+        let _ = note.extend_from_slice(b" bytes dropped]\n");
+        let told = hw.console(&note);
+        if told {
             self.dropped = 0;
         }
-        let mut line: Vec<u8, { LINE_LENGTH + DECORATION }> = Vec::new();
+        told
+    }
+
+    fn line(&self, id: DomId) -> Vec<u8, { LINE_LENGTH + DECORATION }> {
+        let mut line = Vec::new();
         prefix(&mut line, id);
         let _ = line.extend_from_slice(&self.text);
         let _ = line.push(b'\n');
-        hw.console(&line);
-        self.text.clear();
+        line
+    }
+
+    /// Counts the line, with its newline, as dropped.
+    fn drop_line(&mut self) {
+        let bytes = u64::try_from(self.text.len()).unwrap_or(0).saturating_add(1);
+        self.dropped = self.dropped.saturating_add(bytes);
     }
 }
 
@@ -147,21 +187,26 @@ fn decimal<const N: usize>(line: &mut Vec<u8, N>, number: u64) {
     }
 }
 
-/// Writes text for a domain, as an emulated serial port does too.
-pub fn write_text<H: Hardware>(hw: &H, domain: &Domain, text: &[u8]) {
+/// Writes text for a domain, as an emulated serial port does too. Returns how many bytes were taken: when they are not all, the console has no
+/// room now, and the rest is to be written again.
+pub fn write_text<H: Hardware>(hw: &H, domain: &Domain, text: &[u8]) -> usize {
     let mut buffer = domain.console.lock();
-    if buffer.admit(hw, text.len()) {
-        for byte in text {
-            buffer.put(hw, domain.id, *byte);
-        }
+    if !buffer.admit(hw, text.len()) {
+        return text.len();
     }
+    let taken = text.iter().take_while(|byte| buffer.put(hw, domain.id, **byte)).count();
+    let refused = u64::try_from(text.len().saturating_sub(taken)).unwrap_or(0);
+    buffer.tokens = buffer.tokens.saturating_add(refused);
+    taken
 }
 
 /// Puts out the line that a domain has begun: it has ended.
 pub fn flush<H: Hardware>(hw: &H, domain: &Domain) {
     let mut buffer = domain.console.lock();
     if !buffer.text.is_empty() || buffer.dropped != 0 {
-        buffer.put_out(hw, domain.id);
+        let _ = buffer.tell_dropped(hw, domain.id);
+        hw.console_last(&buffer.line(domain.id));
+        buffer.text.clear();
     }
 }
 
@@ -203,14 +248,19 @@ pub fn console_io<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args
         let mut bytes = [0; CHUNK];
         let chunk = bytes.get_mut(..left.min(CHUNK)).ok_or(Errno::Efault)?;
         guest_memory::read_bytes(machine, current, va, chunk)?;
-        write_text(&machine.hw, current.domain, chunk);
-        left = left.saturating_sub(CHUNK);
+        let (asked, taken) = (chunk.len(), write_text(&machine.hw, current.domain, chunk));
+        left = left.saturating_sub(taken);
         // Past the end of the address space there can be no more.
-        va = match u64::try_from(CHUNK).ok().and_then(|bytes| va.checked_add(bytes)) {
+        va = match u64::try_from(taken).ok().and_then(|bytes| va.checked_add(bytes)) {
             Some(next) => next,
             None if left == 0 => return Ok(0),
             None => return Err(Errno::Efault.into()),
         };
+        if taken < asked {
+            // No room: others run meanwhile.
+            sched::give_way(current);
+            break;
+        }
     }
     if left == 0 {
         return Ok(0);

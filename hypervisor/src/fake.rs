@@ -108,6 +108,8 @@ struct Inner {
     counter: u64,
     console: Vec<u8>,
     budget: Option<u32>,
+    /// Bytes that the console holds; without a number all.
+    console_room: Option<usize>,
     events: Vec<Event>,
 }
 
@@ -165,6 +167,11 @@ impl FakeHardware {
     /// From here on a frame that reaches a domain before it was cleaned to memory is a failure.
     pub fn watch_caches(&self) {
         self.inner().caches.watched = true;
+    }
+
+    /// The console holds so many bytes until they are taken from it.
+    pub fn limit_console(&self, bytes: usize) {
+        self.inner().console_room = Some(bytes);
     }
 
     /// Everything on the console so far; starts anew.
@@ -501,7 +508,16 @@ impl Hardware for FakeHardware {
         drop(self.record(Op::Unmask));
     }
 
-    fn console(&self, text: &[u8]) {
+    fn console(&self, text: &[u8]) -> bool {
+        let mut inner = self.inner();
+        let fits = inner.console.len().saturating_add(text.len()) <= inner.console_room.unwrap_or(usize::MAX);
+        if fits {
+            inner.console.extend_from_slice(text);
+        }
+        fits
+    }
+
+    fn console_last(&self, text: &[u8]) {
         self.inner().console.extend_from_slice(text);
     }
 

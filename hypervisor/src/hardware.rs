@@ -142,8 +142,10 @@ pub trait Hardware: Sync {
     fn raise_current(&self, irq: PrivateIntid);
     /// Lets the vCPU that is loaded on this CPU take interrupts (`PSTATE.I`), as `SCHEDOP_block` does.
     fn unmask_current(&self);
-    /// Writes to the machine's console.
-    fn console(&self, text: &[u8]);
+    /// Writes to the machine's console, if it has room now for the text as a whole; false, and nothing is written, if not.
+    fn console(&self, text: &[u8]) -> bool;
+    /// Writes to the machine's console what cannot be written again, into room that is kept for that.
+    fn console_last(&self, text: &[u8]);
     /// Records an event in the hypervisor's log.
     fn log(&self, event: Event);
 }

@@ -392,6 +392,52 @@ fn a_flood_is_cut_and_counted() {
 }
 
 #[test]
+fn what_the_console_has_no_room_for_is_written_again_and_nothing_is_lost() {
+    let world = two();
+    let one = guest(&world, 1);
+    world.machine.hw.limit_console(150);
+    let lines =
+        |name: &str| (0..200).fold(String::new(), |text, number| text + &format!("{name}line {number}\n"));
+    let text = lines("");
+    let mut args = [0, text.len() as u64, ARG, 0, 0];
+    one.write(ARG, text.as_bytes());
+    let mut shown = Vec::new();
+    for _ in 0..text.len() {
+        let outcome = one.once(number::CONSOLE_IO, args);
+        shown.extend(world.machine.hw.take_console());
+        match outcome {
+            Outcome::Done(result) => {
+                assert_eq!(result, 0);
+                break;
+            }
+            Outcome::Restart(rest) => args = rest,
+        }
+    }
+    assert_eq!(String::from_utf8(shown).unwrap(), lines("(d1) "));
+}
+
+#[test]
+fn a_console_that_never_has_room_costs_a_line_seconds_and_the_line_is_counted() {
+    let world = two();
+    let one = guest(&world, 1);
+    world.machine.hw.limit_console(0);
+    one.write(ARG, b"lost\nsaid\n");
+    let lost = [0, 5, ARG, 0, 0];
+    let rest = [0, 1, ARG + 4, 0, 0];
+    assert_eq!(one.once(number::CONSOLE_IO, lost), Outcome::Restart(rest));
+    for _ in 0..3 {
+        assert_eq!(one.once(number::CONSOLE_IO, rest), Outcome::Restart(rest));
+        world.machine.hw.advance(COUNTER_FREQUENCY / 4);
+    }
+    world.machine.hw.advance(2 * COUNTER_FREQUENCY);
+    assert_eq!(one.once(number::CONSOLE_IO, rest), Outcome::Done(0));
+    world.machine.hw.limit_console(1000);
+    assert_eq!(one.call(number::CONSOLE_IO, [0, 5, ARG + 5, 0, 0]), 0);
+    let out = String::from_utf8(world.machine.hw.take_console()).unwrap();
+    assert_eq!(out, "(d1) [5 bytes dropped]\n(d1) said\n");
+}
+
+#[test]
 fn there_is_nothing_to_read_at_the_console() {
     let world = two();
     let one = guest(&world, 1);

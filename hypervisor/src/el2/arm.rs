@@ -267,7 +267,11 @@ impl Hardware for Arm {
         regs::spsr_el2::write(regs::spsr_el2::read() & !SPSR::I::SET.value);
     }
 
-    fn console(&self, text: &[u8]) {
+    fn console(&self, text: &[u8]) -> bool {
+        console::offer(text)
+    }
+
+    fn console_last(&self, text: &[u8]) {
         console::write(text);
     }
 

@@ -3,7 +3,8 @@
 //!
 //! Invariants
 //! 1. `head` and `tail` count bytes and wrap together; `tail - head` is at most [`RING`]. Both change under the lock.
-//! 2. A text is taken whole or not at all; what is not taken is counted, and the next text that fits comes after a line that says so.
+//! 2. A text is taken whole or not at all. A guest's that is not taken now is offered again; it leaves room for the hypervisor's own
+//!    ([`KEPT`]). What cannot be offered again and is not taken is lost, and the next text that fits comes after a line that says so.
 //! 3. What is typed comes by the UART's interrupt, to the CPU that booted; one interrupt takes [`KEYS`] bytes, and comes again for more.
 //! 4. One call sends at most [`AT_ONCE`] bytes while guests run.
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -24,6 +25,8 @@ const RING: usize = 16 << 10;
 const AT_ONCE: usize = 1024;
 /// When bytes that wait are looked after again: the mini-UART's 8 bytes last 700 microseconds at 115200 baud.
 const AGAIN_MICROSECONDS: u64 = 500;
+/// Bytes of room that guests leave.
+const KEPT: usize = 2 << 10;
 /// Bytes that one interrupt takes.
 const KEYS: usize = 32;
 const LOST: &[u8] = b"pavo: console output was lost\n";
@@ -95,18 +98,21 @@ pub fn buffer() {
 /// Writes a text; newlines become CR LF.
 pub fn write(text: &[u8]) {
     let mut state = CONSOLE.lock();
-    if state.lost && state.takes(LOST) {
+    if state.lost && state.takes(LOST, 0) {
         state.lost = false;
     }
-    if !state.takes(text) {
+    if !state.takes(text, 0) {
         state.lost = true;
     }
-    state.send(AT_ONCE);
-    drop(state);
-    if WAITING.load(Ordering::Relaxed) {
-        // The scheduler is asked, and sets the timer.
-        percpu::this().reschedule.set(true);
-    }
+    state.finish();
+}
+
+/// Writes a guest's text if there is room.
+pub fn offer(text: &[u8]) -> bool {
+    let mut state = CONSOLE.lock();
+    let taken = state.takes(text, KEPT);
+    state.finish();
+    taken
 }
 
 /// Sends some of what waits, unless another CPU is about it.
@@ -133,7 +139,7 @@ pub fn write_anyway(text: &[u8]) {
         if let Some(mut state) = CONSOLE.try_lock() {
             state.buffered = false;
             state.send(RING);
-            let _ = state.takes(text);
+            let _ = state.takes(text, 0);
             state.send(RING);
             return;
         }
@@ -152,10 +158,10 @@ pub fn drain() {
 }
 
 impl State {
-    /// Takes a text into the ring; false when it does not fit as a whole.
+    /// Takes a text into the ring; false when it does not fit as a whole with `kept` bytes left.
     #[inline(never)]
-    fn takes(&mut self, text: &[u8]) -> bool {
-        let room = RING.wrapping_sub(self.tail.wrapping_sub(self.head));
+    fn takes(&mut self, text: &[u8], kept: usize) -> bool {
+        let room = RING.saturating_sub(kept).saturating_sub(self.tail.wrapping_sub(self.head));
         let bytes =
             text.iter().fold(0_usize, |sum, byte| sum.wrapping_add(if *byte == b'\n' { 2 } else { 1 }));
         if bytes > room {
@@ -174,6 +180,14 @@ impl State {
         if let Some(slot) = BYTES.get(self.tail % RING) {
             slot.store(byte, Ordering::Relaxed);
             self.tail = self.tail.wrapping_add(1);
+        }
+    }
+
+    /// Sends what the UART has room for; the scheduler is asked, and sets the timer, when some is left.
+    fn finish(&mut self) {
+        self.send(AT_ONCE);
+        if self.head != self.tail {
+            percpu::this().reschedule.set(true);
         }
     }
 

@@ -12,14 +12,25 @@ use super::percpu::PerCpu;
 use super::regs::ESR;
 use super::{passthrough, run};
 
-/// Serves an access to an emulated device; false when there is none at the address.
+/// What became of an access.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Done: the guest goes on behind it.
+    Done,
+    /// Not possible now: the guest makes it again.
+    Again,
+    /// There is no device at the address.
+    Nothing,
+}
+
+/// Serves an access to an emulated device.
 pub fn access(
     cpu: &'static PerCpu,
     arch: &'static ArchVcpu,
     frame: &mut Frame,
     syndrome: LocalRegisterCopy<u64, ESR::Register>,
     ipa: Ipa,
-) -> bool {
+) -> Access {
     let Some((device, offset)) = device(ipa.get()) else {
         return uart(cpu, arch, frame, syndrome, ipa.get());
     };
@@ -33,7 +44,7 @@ pub fn access(
     let register = syndrome.read(ESR::SRT);
     if access.is_sgir() && syndrome.is_set(ESR::WNR) {
         send_sgi(cpu, arch, frame.get(register) as u32);
-        return true;
+        return Access::Done;
     }
     let mut state = arch.domain.state.lock();
     if syndrome.is_set(ESR::WNR) {
@@ -43,7 +54,7 @@ pub fn access(
         });
         passthrough::release(&mut state.gic);
         drop(state);
-        let Some(done) = done else { return true };
+        let Some(done) = done else { return Access::Done };
         report(arch, device, offset, done.handling);
         run::kick_vcpus(cpu, arch, done.kick);
         after(cpu, arch, done.serviced);
@@ -52,15 +63,16 @@ pub fn access(
             .with_gic(|gic| Some(gic.mmio_read(&mut state.gic, arch.domain.gic, &mut HardwareLrs, access)));
         passthrough::release(&mut state.gic);
         drop(state);
-        let Some(done) = done else { return true };
+        let Some(done) = done else { return Access::Done };
         report(arch, device, offset, done.handling);
         frame.set(register, extend(done.value, size, syndrome));
         after(cpu, arch, done.serviced);
     }
-    true
+    Access::Done
 }
 
-/// Serves an access to the emulated UART, if the domain has one and that is where it is.
+/// Serves an access to the emulated UART, if the domain has one and that is where it is. A byte that the machine's console has no room for is
+/// written again: the FIFO is always empty for the guest, and it waits as long as that takes.
 #[inline(never)]
 fn uart(
     cpu: &'static PerCpu,
@@ -68,33 +80,35 @@ fn uart(
     frame: &mut Frame,
     syndrome: LocalRegisterCopy<u64, ESR::Register>,
     ipa: u64,
-) -> bool {
+) -> Access {
     let Some(offset) = ipa.checked_sub(layout::PL011_BASE).filter(|offset| *offset < layout::PL011_SIZE)
     else {
-        return false;
+        return Access::Nothing;
     };
     let mut state = arch.domain.state.lock();
-    let Some(mut device) = state.uart else { return false };
+    let Some(mut device) = state.uart else { return Access::Nothing };
     let register = syndrome.read(ESR::SRT);
-    let mut sent = None;
     if syndrome.is_set(ESR::WNR) {
-        sent = device.write(offset, frame.get(register) as u32);
+        let sent = device.write(offset, frame.get(register) as u32);
+        // Its lock's rank is higher.
+        if let (Some(byte), Some(machine)) = (sent, cpu.machine.get())
+            && console::write_text(&machine.hw, arch.domain, &[byte]) == 0
+        {
+            return Access::Again;
+        }
     } else {
-        let Some(machine) = cpu.machine.get() else { return false };
+        let Some(machine) = cpu.machine.get() else { return Access::Nothing };
         frame.set(register, device.read(offset, &machine.keyboard, arch.domain.id).map_or(0, u64::from));
     }
     state.uart = Some(device);
     let kick = state.gic.set_spi_line(vpl011::SPI, device.line(), arch.domain.gic);
     drop(state);
-    if let (Some(byte), Some(machine)) = (sent, cpu.machine.get()) {
-        console::write_text(&machine.hw, arch.domain, &[byte]);
-    }
     if !kick.is_empty() {
         // Its own vCPU among them: the scheduler's way looks at the mailbox.
         run::kick_vcpus(cpu, arch, kick);
         cpu.reschedule.set(true);
     }
-    true
+    Access::Done
 }
 
 /// A write to `GICD_SGIR`. It takes no lock: the senders are atomics, and the raise is that of any private interrupt.

@@ -222,12 +222,12 @@ fn data_abort(cpu: &'static PerCpu, arch: &'static ArchVcpu, frame: &mut Frame, 
         if kind == FSC_TRANSLATION && mapped_meanwhile(cpu, arch, ipa) {
             return;
         }
-        if !syndrome.is_set(ESR::S1PTW)
-            && syndrome.is_set(ESR::ISV)
-            && emulate::access(cpu, arch, frame, syndrome, ipa)
-        {
-            skip(syndrome);
-            return;
+        if !syndrome.is_set(ESR::S1PTW) && syndrome.is_set(ESR::ISV) {
+            match emulate::access(cpu, arch, frame, syndrome, ipa) {
+                emulate::Access::Done => return skip(syndrome),
+                emulate::Access::Again => return,
+                emulate::Access::Nothing => {}
+            }
         }
     }
     let write = if syndrome.is_set(ESR::WNR) { ESR::WNR::SET.value } else { 0 };
