@@ -124,6 +124,43 @@ fn virt_gic(w: &mut FdtWriter, gic: u32) {
 
 /// The Raspberry Pi 4 with 2 GiB.
 pub(super) fn raspberry_pi4() -> Blob {
+    raspberry_pi4_of(&[0, 0, 0x3c00_0000, 0, 0x4000_0000, 0x4000_0000], &LOW_PERIPHERALS)
+}
+
+/// `ranges` of `/soc` in the default mode (BCM2711 ARM Peripherals 1.2.3): bus address, CPU address of two cells, size.
+pub(super) const LOW_PERIPHERALS: [u32; 12] = [
+    0x7e00_0000,
+    0,
+    0xfe00_0000,
+    0x0180_0000,
+    0x7c00_0000,
+    0,
+    0xfc00_0000,
+    0x0200_0000,
+    0x4000_0000,
+    0,
+    0xff80_0000,
+    0x0080_0000,
+];
+
+/// The same in 35-bit mode (`arm_peri_high=1`; BCM2711 ARM Peripherals 1.2.2).
+pub(super) const HIGH_PERIPHERALS: [u32; 12] = [
+    0x7e00_0000,
+    4,
+    0x7e00_0000,
+    0x0180_0000,
+    0x7c00_0000,
+    4,
+    0x7c00_0000,
+    0x0200_0000,
+    0x4000_0000,
+    4,
+    0xc000_0000,
+    0x0080_0000,
+];
+
+/// The Raspberry Pi 4 with this `reg` of its memory (address of two cells, size of one), its peripherals where `ranges` says.
+pub(super) fn raspberry_pi4_of(memory: &[u32], ranges: &[u32]) -> Blob {
     tree(&[(0, 0x1000)], &|w| {
         w.property_u32("#address-cells", 2).unwrap();
         w.property_u32("#size-cells", 1).unwrap();
@@ -143,7 +180,7 @@ pub(super) fn raspberry_pi4() -> Blob {
                 w.property_null("no-map").unwrap();
             });
         });
-        node(w, "soc", &|w| pi_soc(w));
+        node(w, "soc", &|w| pi_soc(w, ranges));
         node(w, "timer", &|w| {
             w.property_array_u32("interrupts", &[1, 13, 0xf08, 1, 14, 0xf08, 1, 11, 0xf08, 1, 10, 0xf08])
                 .unwrap();
@@ -165,30 +202,16 @@ pub(super) fn raspberry_pi4() -> Blob {
         });
         node(w, "memory@0", &|w| {
             w.property_string("device_type", "memory").unwrap();
-            w.property_array_u32("reg", &[0, 0, 0x3c00_0000, 0, 0x4000_0000, 0x4000_0000]).unwrap();
+            w.property_array_u32("reg", memory).unwrap();
         });
     })
 }
 
-fn pi_soc(w: &mut FdtWriter) {
+fn pi_soc(w: &mut FdtWriter, ranges: &[u32]) {
     w.property_string("compatible", "simple-bus").unwrap();
     w.property_u32("#address-cells", 1).unwrap();
     w.property_u32("#size-cells", 1).unwrap();
-    let ranges = [
-        0x7e00_0000,
-        0,
-        0xfe00_0000,
-        0x0180_0000,
-        0x7c00_0000,
-        0,
-        0xfc00_0000,
-        0x0200_0000,
-        0x4000_0000,
-        0,
-        0xff80_0000,
-        0x0080_0000,
-    ];
-    w.property_array_u32("ranges", &ranges).unwrap();
+    w.property_array_u32("ranges", ranges).unwrap();
     node(w, "serial@7e201000", &|w| {
         list(w, "compatible", &["arm,pl011", "arm,primecell"]);
         w.property_array_u32("reg", &[0x7e20_1000, 0x200]).unwrap();

@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::super::fixtures::{Blob, Random, node, qemu_virt, raspberry_pi4, tree};
+use super::super::fixtures::{
+    Blob, HIGH_PERIPHERALS, LOW_PERIPHERALS, Random, node, qemu_virt, raspberry_pi4, raspberry_pi4_of, tree,
+};
 use super::super::{Domains, find_device, has_dom0_modules};
 use super::*;
 
@@ -87,6 +89,35 @@ fn the_raspberry_pi_is_read_through_the_ranges_of_its_bus() {
     let device = |wanted: &[&str]| find_device(&tree, wanted).unwrap();
     assert_eq!(device(&["brcm,bcm2835-pm-wdt"]), Some(range(0xfe10_0000, 0x114)));
     assert_eq!(device(&["brcm,bcm2835-mbox", "else"]), None);
+}
+
+/// What the firmware writes on a board of 8 GiB: sizes have one cell, so the RAM above 4 GiB is two entries.
+const EIGHT_GIB: [u32; 12] =
+    [0, 0, 0x3b40_0000, 0, 0x4000_0000, 0xbc00_0000, 1, 0, 0x8000_0000, 1, 0x8000_0000, 0x8000_0000];
+
+#[test]
+fn the_raspberry_pi_of_8_gib_has_ram_on_both_sides_of_its_peripherals() {
+    let blob = raspberry_pi4_of(&EIGHT_GIB, &LOW_PERIPHERALS);
+    let machine = read(&blob).unwrap();
+    let banks = [range(0, 0x3b40_0000), range(0x4000_0000, 0xbc00_0000), range(0x1_0000_0000, 4 * GIB)];
+    assert_eq!(machine.ram.as_slice(), banks);
+    let uart = machine.uart.map(|uart| uart.registers).unwrap();
+    assert!(banks.iter().all(|bank| !bank.overlaps(uart)), "{uart:?}");
+}
+
+#[test]
+fn the_raspberry_pis_35_bit_mode_is_what_the_ranges_of_its_bus_say() {
+    // RAM then goes on to 4 GiB without a gap for peripherals.
+    let memory =
+        [0, 0, 0x3b40_0000, 0, 0x4000_0000, 0xc000_0000, 1, 0, 0x8000_0000, 1, 0x8000_0000, 0x8000_0000];
+    let blob = raspberry_pi4_of(&memory, &HIGH_PERIPHERALS);
+    let machine = read(&blob).unwrap();
+    assert_eq!(machine.ram.as_slice(), [range(0, 0x3b40_0000), range(0x4000_0000, 7 * GIB)]);
+    let HostGic::V2 { distributor, virtual_interface, .. } = machine.gic else { panic!("a GICv2") };
+    assert_eq!(distributor, range(0x4_c004_1000, 0x1000));
+    assert_eq!(virtual_interface, range(0x4_c004_6000, 0x2000));
+    assert_eq!(machine.uart.map(|uart| uart.registers), Some(range(0x4_7e21_5040, 0x40)));
+    assert_eq!(find_device(&blob.tree(), &["brcm,bcm2835-pm-wdt"]), Ok(Some(range(0x4_7e10_0000, 0x114))));
 }
 
 #[test]
