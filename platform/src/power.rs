@@ -30,8 +30,13 @@ const RSTS_HALT: u32 = 0x555;
 const SOON: u32 = 10;
 
 impl PowerManager {
-    /// Resets the board within a millisecond; the caller waits.
+    /// Resets the board within a millisecond, to boot as usual; the caller waits.
     pub fn reset(&self) {
+        self.rsts.set(PASSWORD | self.rsts.get() & 0x00ff_ffff & !RSTS_HALT);
+        self.fire();
+    }
+
+    fn fire(&self) {
         self.wdog.set(PASSWORD | SOON);
         self.rstc.set(PASSWORD | self.rstc.get() & !(RSTC_ACTION | 0xff00_0000) | RSTC_FULL_RESET);
     }
@@ -39,6 +44,6 @@ impl PowerManager {
     /// Resets into the halted state, in which the board draws least; only a power cycle or its button end it.
     pub fn off(&self) {
         self.rsts.set(PASSWORD | self.rsts.get() & 0x00ff_ffff | RSTS_HALT);
-        self.reset();
+        self.fire();
     }
 }

@@ -14,6 +14,7 @@ use hypervisor::devicetree::{Tree, find_device};
 use platform::mailbox::{self, Mailbox, Message, Question};
 use platform::power::{self, PowerManager};
 
+use super::finish::Power;
 use super::mmu::{self, Kind};
 use super::{bug, direct};
 
@@ -56,12 +57,15 @@ pub fn ask(question: Question) -> Option<u32> {
     message.answer().filter(|_| answered)
 }
 
-/// Switches the board off, where it can be.
-pub fn power_off() {
+/// Switches the board off or resets it, where it can be.
+pub fn leave(how: Power) {
     let registers = with_exposed_provenance::<PowerManager>(POWER.load(Ordering::Relaxed));
     // SAFETY: null, or invariant 1.
     if let Some(power) = unsafe { registers.as_ref() } {
-        power.off();
+        match how {
+            Power::Off => power.off(),
+            Power::Reset => power.reset(),
+        }
         bug::halt()
     }
 }

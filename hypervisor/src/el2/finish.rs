@@ -1,7 +1,11 @@
-//! The end: power off when the last domain has ended (a deliberate difference from Xen, which waits for its console).
+//! The end: power off when the last domain has ended (a deliberate difference from Xen, which waits for its console). Where the control
+//! domain's own end was a reboot the machine is reset instead, as Xen's is by its dom0.
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use hypervisor::domain::Life;
 use hypervisor::machine::Machine;
+use pv_abi::DomId;
+use pv_abi::sched::ShutdownReason;
 use smccc::{Hvc, Smc, psci};
 
 use super::arm::Arm;
@@ -37,20 +41,40 @@ pub fn check(machine: &Machine<Arm>) {
         return;
     }
     defmt::info!("all domains ended");
-    power_off();
+    let control = machine.domain(DomId(0));
+    if control.is_some_and(|control| control.life.get() == Life::Shutdown(ShutdownReason::Reboot)) {
+        defmt::info!("the control domain rebooted: reset");
+        leave(Power::Reset);
+    }
+    leave(Power::Off);
 }
 
 /// Powers the machine off, or stops this CPU for ever where nobody can.
 pub fn power_off() -> ! {
+    leave(Power::Off)
+}
+
+/// How the machine ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Power {
+    /// Without power.
+    Off,
+    /// From the beginning.
+    Reset,
+}
+
+fn leave(power: Power) -> ! {
     // What was written is out before the power goes.
     console::drain();
-    match CONDUIT.load(Ordering::Relaxed) {
-        BY_SMC => drop(psci::system_off::<Smc>()),
-        BY_HVC => drop(psci::system_off::<Hvc>()),
+    match (CONDUIT.load(Ordering::Relaxed), power) {
+        (BY_SMC, Power::Off) => drop(psci::system_off::<Smc>()),
+        (BY_HVC, Power::Off) => drop(psci::system_off::<Hvc>()),
+        (BY_SMC, Power::Reset) => drop(psci::system_reset::<Smc>()),
+        (BY_HVC, Power::Reset) => drop(psci::system_reset::<Hvc>()),
         _ => {}
     }
-    board::power_off();
-    defmt::warn!("nothing here powers off: halted");
+    board::leave(power);
+    defmt::warn!("nothing here switches power: halted");
     bug::halt()
 }
 
