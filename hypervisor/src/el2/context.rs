@@ -301,9 +301,11 @@ pub fn init_cpu(own: bool) {
     unsafe { asm!("dsb nshst", "tlbi alle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
 }
 
-/// Turns walks with the loaded EL1 registers off (invariant 3).
+/// Turns walks with the loaded EL1 registers off (invariant 3). The MMU goes on, where the guest has it off, only when the walks are: registers that
+/// are written without an ISB between them may take effect in any order (Arm ARM D19.1.2).
 pub fn stop_walks() {
     regs::tcr_el1::write(regs::tcr_el1::read() | TCR_NO_WALKS);
+    isb();
     regs::sctlr_el1::write(regs::sctlr_el1::read() | SCTLR_M);
     isb();
 }
