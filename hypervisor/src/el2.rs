@@ -226,6 +226,7 @@ pub fn join() {
     }
     if let Some(running) = RUNNING.get() {
         boot::cpu_interrupts(&running.host, interrupts(), percpu::this());
+        passthrough::arrive(percpu::this().id);
     }
 }
 

@@ -78,7 +78,7 @@ register_structs! {
         (0x300 => pub isactiver: [ReadWrite<u32>; 32]),
         (0x380 => pub icactiver: [ReadWrite<u32>; 32]),
         (0x400 => pub ipriorityr: [ReadWrite<u32>; 256]),
-        (0x800 => pub itargetsr: [ReadWrite<u32>; 256]),
+        (0x800 => pub itargetsr: [ReadWrite<u8>; 1024]),
         (0xc00 => pub icfgr: [ReadWrite<u32>; 64]),
         (0xd00 => _implementation),
         (0xf00 => pub sgir: WriteOnly<u32, GICD_SGIR::Register>),
@@ -143,7 +143,7 @@ pub unsafe fn frame<T>(address: usize) -> Option<&'static T> {
 pub fn init_distributor(distributor: &Distributor) -> Result<(), Unresponsive> {
     distributor.ctlr.write(GICD_CTLR::ENABLE::CLEAR);
     let words = distributor.typer.read(GICD_TYPER::LINES) as usize;
-    let own = u32::from_le_bytes([own_interface(distributor); 4]);
+    let own = own_interface(distributor);
     // Word 0 is banked: each CPU's own.
     let words = 1..words.saturating_add(1);
     for arrays in [&distributor.icenabler, &distributor.icactiver, &distributor.icpendr] {
@@ -153,7 +153,9 @@ pub fn init_distributor(distributor: &Distributor) -> Result<(), Unresponsive> {
     let of = |each: usize| each..words.end.saturating_mul(each);
     fill(&distributor.icfgr, of(2), 0);
     fill(&distributor.ipriorityr, of(8), PRIORITIES);
-    fill(&distributor.itargetsr, of(8), own);
+    for target in distributor.itargetsr.iter().take(of(32).end).skip(of(32).start) {
+        target.set(own);
+    }
     distributor.ctlr.write(GICD_CTLR::ENABLE::SET);
     if distributor.ctlr.is_set(GICD_CTLR::ENABLE) { Ok(()) } else { Err(Unresponsive) }
 }
@@ -169,7 +171,15 @@ pub fn init_private(distributor: &Distributor, enabled: &[u32]) {
     fill(&distributor.isenabler, 0..1, set);
 }
 
-/// Enables a shared interrupt, which goes to the CPU that set the distributor up.
+/// Makes a shared interrupt come to this CPU. Targets are bytes, and may be written as such (4.3.12): CPUs need no turns.
+pub fn target_here(distributor: &Distributor, intid: u32) {
+    let own = own_interface(distributor);
+    if let Some(target) = distributor.itargetsr.get(intid as usize).filter(|_| own != 0) {
+        target.set(own);
+    }
+}
+
+/// Enables a shared interrupt, which goes to the CPU that set the distributor up until another one asks for it ([`target_here`]).
 pub fn enable_shared(distributor: &Distributor, intid: u32, edge: bool) {
     let (word, bit) = ((intid / 32) as usize, intid % 32);
     let (field, shift) = ((intid / 16) as usize, (intid % 16).wrapping_mul(2));
@@ -186,8 +196,7 @@ pub fn enable_shared(distributor: &Distributor, intid: u32, edge: bool) {
 /// This CPU's interface, the bit that target lists name it by; none on a machine with one CPU, where nobody needs it. Targets of
 /// private interrupts read as it (4.3.12), though not all need to be implemented.
 pub fn own_interface(distributor: &Distributor) -> u8 {
-    let words = distributor.itargetsr.iter().take(8);
-    words.map(ReadWrite::get).flat_map(u32::to_le_bytes).find(|byte| *byte != 0).unwrap_or(0)
+    distributor.itargetsr.iter().take(32).map(ReadWrite::get).find(|byte| *byte != 0).unwrap_or(0)
 }
 
 /// Signals interrupts to this CPU, with split end of interrupt.

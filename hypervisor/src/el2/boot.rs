@@ -388,14 +388,14 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
         let scratch = super::scratch();
         let made = passthrough::devices(tree, host, &config, &given).and_then(|devices| {
             let ready = builder.build_with(&config, &shape, devices.as_ref(), scratch)?;
-            if let Some(devices) = devices {
-                passthrough::give(host, config.id, &devices.assigned, &mut given);
+            plan::settle(&ready.domain, place, &config.scheduling, built);
+            if let (Some(devices), Some(first)) = (devices, ready.domain.vcpus.first()) {
+                passthrough::give(host, config.id, first.home.get(), &devices.assigned, &mut given);
             }
             Ok(ready)
         });
         match made {
             Ok(ready) => {
-                plan::settle(&ready.domain, place, &config.scheduling, built);
                 if ready.domain.is_control() {
                     control = Some(built);
                 }

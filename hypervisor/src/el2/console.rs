@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use heapless::Vec;
 use hypervisor::console::keyboard;
 use hypervisor::devicetree::HostMachine;
+use hypervisor::hardware::CpuId;
 
 use platform::uart::Console;
 use spin::mutex::TicketMutex;
@@ -63,7 +64,7 @@ pub fn listen(host: &HostMachine<'_>) {
     {
         INTERRUPT.store(intid, Ordering::Relaxed);
         console.listen();
-        passthrough::enable(host, intid, false);
+        passthrough::enable(host, intid, false, CpuId(0));
     }
 }
 

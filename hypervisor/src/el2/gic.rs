@@ -20,7 +20,7 @@ use hypervisor::vgic::{Layout, ListRegisters, Maintenance, PrivateIntid, Raised}
 
 use super::percpu::PerCpu;
 
-pub use v2::{Frames, V2, enable_shared, init_distributor, init_private};
+pub use v2::{Frames, V2, enable_shared, init_distributor, init_private, target_here};
 pub use v3::V3;
 
 /// The SGI that kicks a CPU.

@@ -11,22 +11,26 @@
 
 use core::ptr::with_exposed_provenance;
 use core::slice;
-use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
 use hypervisor::devicetree::{Assigned, DomainConfig, HostGic, HostMachine, NotAssigned, PhysRange, Tree};
 use hypervisor::domain_build::{Devices, Refusal};
+use hypervisor::hardware::CpuId;
 use hypervisor::sched;
 use hypervisor::vgic::{DistState, Intid, Spi};
 use platform::passthrough::WITHOUT_DMA;
 use pv_abi::{DomId, layout};
 
-use super::percpu::PerCpu;
+use super::percpu::{ENTRIES, PerCpu};
 use super::{direct, gic, mmu};
 
 /// First shared interrupt.
 const FIRST: u32 = 32;
 /// For each SPI that a guest can have, the id of the domain that has it, plus 1.
 static OWNERS: [AtomicU16; 256] = [const { AtomicU16::new(0) }; 256];
+
+/// For each of them the CPU that it goes to.
+static HOMES: [AtomicU8; 256] = [const { AtomicU8::new(0) }; 256];
 
 /// Whether any domain has an interrupt of a device.
 static ANY: AtomicBool = AtomicBool::new(false);
@@ -87,30 +91,54 @@ fn owner(intid: u32) -> Option<&'static AtomicU16> {
     OWNERS.get(intid.checked_sub(FIRST)? as usize)
 }
 
-/// Notes whose the devices are from now on, and lets their interrupts in.
-pub fn give(host: &HostMachine<'_>, id: DomId, assigned: &Assigned, given: &mut Given) {
+/// Notes whose the devices are from now on, and lets their interrupts in. They go to `cpu`, where the domain's first vCPU starts: one that has its
+/// CPU for itself gets them there, and nobody else's CPU is interrupted.
+pub fn give(host: &HostMachine<'_>, id: DomId, cpu: CpuId, assigned: &Assigned, given: &mut Given) {
     // There is room: `devices` looked.
     given.extend(assigned.ranges.iter().map(|range| range.host));
     for interrupt in &assigned.interrupts {
         if let Some(owner) = owner(interrupt.intid) {
             owner.store(id.0.wrapping_add(1), Ordering::Relaxed);
             ANY.store(true, Ordering::Relaxed);
-            enable(host, interrupt.intid, interrupt.edge);
+            if let Some(home) = home(interrupt.intid) {
+                home.store(cpu.0, Ordering::Relaxed);
+            }
+            enable(host, interrupt.intid, interrupt.edge, cpu);
         }
     }
 }
 
-/// Lets a shared interrupt in, on this CPU: by the first one, during boot.
-pub fn enable(host: &HostMachine<'_>, intid: u32, edge: bool) {
+/// Lets a shared interrupt in, on a CPU (of a `GICv2`, once that CPU arrives): by the first one, during boot.
+pub fn enable(host: &HostMachine<'_>, intid: u32, edge: bool, cpu: CpuId) {
     match &host.gic {
         HostGic::V2 { .. } => gic::enable_shared(intid, edge),
         HostGic::V3 { distributor, .. } => {
-            let mpidr = super::regs::mpidr_el1::read() & super::boot::AFFINITY;
             let address = direct::virt(distributor.start());
             // SAFETY: the distributor, which `boot::interrupt_controller` mapped; boot runs on one CPU.
-            let _ = unsafe { platform::gicv3::enable_shared(address, intid, edge, mpidr) };
+            let _ = unsafe { platform::gicv3::enable_shared(address, intid, edge, affinity(cpu)) };
         }
     }
+}
+
+fn home(intid: u32) -> Option<&'static AtomicU8> {
+    HOMES.get(intid.checked_sub(FIRST)? as usize)
+}
+
+/// This CPU, another than the first, takes interrupts from now on: those of a `GICv2` that are to come here do; by the number of its interface, which
+/// only the CPU itself can read.
+pub fn arrive(cpu: CpuId) {
+    if gic::is_v2() && ANY.load(Ordering::Relaxed) {
+        for (intid, _) in (FIRST..).zip(&HOMES).filter(|(_, home)| home.load(Ordering::Relaxed) == cpu.0) {
+            gic::target_here(intid);
+        }
+    }
+}
+
+/// A CPU's affinity.
+fn affinity(cpu: CpuId) -> u64 {
+    let entry = ENTRIES.get(usize::from(cpu.0)).filter(|_| cpu.0 != 0);
+    let known = entry.map(|entry| entry.mpidr.load(Ordering::Relaxed)).filter(|mpidr| *mpidr != u64::MAX);
+    known.unwrap_or_else(|| super::regs::mpidr_el1::read() & super::boot::AFFINITY)
 }
 
 /// Ends physical interrupts that their guest cancelled before it took them, after a service.

@@ -85,6 +85,13 @@ pub fn enable_shared(intid: u32, edge: bool) {
     }
 }
 
+/// Makes a shared interrupt come to this CPU.
+pub fn target_here(intid: u32) {
+    if let Some(distributor) = distributor() {
+        gicv2::target_here(distributor, intid);
+    }
+}
+
 /// Sets this CPU's interfaces up; returns how many list registers it has.
 pub fn init_cpu(cpu: &PerCpu) -> usize {
     let (Some(distributor), Some(physical), Some(interface)) =
