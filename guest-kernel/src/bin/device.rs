@@ -1,15 +1,20 @@
 //! A device of the machine's own, given to this domain: a PL011 that sends a line, or a PL031 clock that gives an alarm. Either must
-//! raise its interrupt here. With `touch=ADDRESS` on the command line (hexadecimal) the guest reads that address instead, which is no
-//! device of its own, and must fault.
+//! raise its interrupt here. QEMU's configuration device, which does DMA and has no interrupt, must say its name.
+//!
+//! With `touch=ADDRESS` on the command line (hexadecimal) the guest reads that address instead, which is no device of its own, and must
+//! fault. With `listen=INTID` it has no device: it enables that shared interrupt, and must get none while the owner, at the other end of
+//! its channel, gets three.
 #![no_std]
 #![no_main]
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 use guest_kernel::device::{self, Registers};
+use guest_kernel::event::Channel;
 use guest_kernel::interrupt::{self, Intid, Shared};
 use guest_kernel::tree::Region;
 use guest_kernel::{Guest, println, time, timer};
+use pv_abi::Port;
 use spin::Once;
 
 guest_kernel::main!(main);
@@ -43,6 +48,9 @@ enum Failed {
     NoController,
     NoInterrupt,
     Touched(u32),
+    Signature(u32),
+    NoChannel,
+    Heard(u32),
 }
 
 /// Clears the device's interrupt, so that its line drops before this interrupt ends.
@@ -57,13 +65,44 @@ fn map(region: Region) -> Result<Registers, Failed> {
     device::map(region).map_err(|_| Failed::Mapping)
 }
 
+/// The channel to the domain with the device, or to the one that listens.
+fn channel(guest: &Guest) -> Result<Option<Channel>, Failed> {
+    let port = guest.args().number("port").and_then(|port| u32::try_from(port).ok());
+    port.map(|port| Channel::fixed(Port(port)).map_err(|_| Failed::NoChannel)).transpose()
+}
+
+/// Another's interrupt, enabled here, must not come.
+fn listen(guest: &Guest, intid: u64) -> Result<(), Failed> {
+    let shared = u32::try_from(intid).ok().and_then(Shared::new).ok_or(Failed::NoInterrupt)?;
+    let channel = channel(guest)?.ok_or(Failed::NoChannel)?;
+    interrupt::start(guest.tree.gic).map_err(|_| Failed::NoController)?;
+    interrupt::enable_shared(shared, served).map_err(|_| Failed::NoController)?;
+    println!("device: listening for interrupt {}", shared.number());
+    channel.notify().map_err(|_| Failed::NoChannel)?;
+    channel.wait().map_err(|_| Failed::NoChannel)?;
+    match CAME.load(Ordering::SeqCst) {
+        0 => Ok(println!("device: heard nothing")),
+        count => Err(Failed::Heard(count)),
+    }
+}
+
 fn main(guest: &Guest) -> Result<(), Failed> {
+    if let Some(intid) = guest.args().number("listen") {
+        return listen(guest, intid);
+    }
     if let Some(address) = guest.args().text("touch").and_then(|text| u64::from_str_radix(text, 16).ok()) {
         println!("device: touching {address:#x}");
         let registers = map(Region { start: address, size: 0x1000 })?;
         return Err(Failed::Touched(registers.read32(0)));
     }
     let device = guest.tree.device.ok_or(Failed::NoDevice)?;
+    if device.compatible == "qemu,fw-cfg-mmio" {
+        // Its data register, after reset that of the signature (QEMU `docs/specs/fw_cfg.rst`).
+        let word = map(device.registers)?.read32(0);
+        println!("device: {} says {word:#x}", device.compatible);
+        return if word.to_le_bytes() == *b"QEMU" { Ok(()) } else { Err(Failed::Signature(word)) };
+    }
+    let listener = channel(guest)?;
     let shared = Shared::new(device.interrupt.ok_or(Failed::NoInterrupt)?).ok_or(Failed::NoInterrupt)?;
     println!("device: {} at {:#x}, interrupt {}", device.compatible, device.registers.start, shared.number());
     let registers = map(device.registers)?;
@@ -71,6 +110,9 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     let clock = device.compatible == "arm,pl031";
     DEVICE.call_once(|| (registers, if clock { pl031::ICR } else { pl011::ICR }));
     interrupt::enable_shared(shared, served).map_err(|_| Failed::NoController)?;
+    if let Some(listener) = &listener {
+        listener.wait().map_err(|_| Failed::NoChannel)?;
+    }
     for round in 1..=3 {
         if clock {
             registers.write32(pl031::MR, registers.read32(pl031::DR).wrapping_add(1));
@@ -92,5 +134,5 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         }
     }
     println!("device: {} interrupts", CAME.load(Ordering::SeqCst));
-    Ok(())
+    listener.map_or(Ok(()), |listener| listener.notify().map_err(|_| Failed::NoChannel))
 }

@@ -32,6 +32,9 @@ const FIRMWARE: [&str; 2] = ["start4.elf", "fixup4.dat"];
 /// Where they are to be had.
 const SOURCE: &str = "from Debian's package raspi-firmware (non-free-firmware; /usr/lib/raspi-firmware) or \
                       github.com/raspberrypi/firmware, folder boot";
+/// Where the board's tree is to be had.
+const TREE_SOURCE: &str =
+    "from Debian's package linux-image-arm64 (usr/lib/linux-image-*/broadcom) or the same folder boot";
 
 /// Builds and packs.
 pub(crate) fn command(options: &Options) -> Outcome<()> {
@@ -62,7 +65,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
         workspace::write(&file, bytes)?;
         println!("{}  {} KiB", file.display(), bytes.len().div_ceil(1024));
     }
-    let mut missing = Vec::new();
+    let mut missing: Vec<&str> = Vec::new();
     for name in FIRMWARE.into_iter().chain([TREE]) {
         match std::fs::read(options.out.join(name)) {
             Ok(bytes) => drop(card.files.insert(name.into(), bytes)),
@@ -72,12 +75,16 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     if let Some(file) = &options.sd {
         write_disk(file, &card)?;
     }
+    let (trees, firmware): (Vec<_>, Vec<_>) = missing.iter().partition(|name| **name == TREE);
+    for (names, source) in [(trees, TREE_SOURCE), (firmware, SOURCE)] {
+        if !names.is_empty() {
+            println!("missing: {}: add to {}, {source}", names.join(", "), options.out.display());
+        }
+    }
     if missing.is_empty() {
         println!(
             "complete: copy the folder's files to a card's FAT32 partition, or write the image to the card"
         );
-    } else {
-        println!("missing: {}: add them, {SOURCE}", missing.join(", "));
     }
     Ok(())
 }

@@ -8,6 +8,10 @@ mod early;
 mod firmware;
 mod overlay;
 
+use std::collections::BTreeMap;
+
+use crate::failure::Outcome;
+
 /// The board has four CPUs.
 pub(crate) const CPUS: u32 = 4;
 /// QEMU's board has 2 GiB.
@@ -16,3 +20,8 @@ pub(crate) const MEMORY: u64 = 2 << 30;
 pub(crate) use command::{Options, command};
 pub(crate) use content::{Content, GUESTS, GUESTS_END, KERNEL};
 pub(crate) use firmware::boot;
+
+/// The files of an image of a card.
+pub(crate) fn read_card(image: Vec<u8>) -> Outcome<BTreeMap<String, Vec<u8>>> {
+    disk::read(image).map(|content| content.files)
+}

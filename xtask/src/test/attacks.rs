@@ -20,6 +20,7 @@ use super::systems::{self, Observed, observe, observe_until};
 /// A machine, and how much of the address space is tried on it: every page, or one of so many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct On {
+    board: &'static str,
     cpu: &'static str,
     cpus: u32,
     gic: u32,
@@ -35,10 +36,13 @@ impl On {
 
 /// The first counts instructions: there the victims' time is compared too.
 const MACHINES: [On; 3] = [
-    On { cpu: "max", cpus: 1, gic: 3, step: 1 },
-    On { cpu: "cortex-a72", cpus: 2, gic: 3, step: 64 },
-    On { cpu: "cortex-a72", cpus: 4, gic: 2, step: 64 },
+    On { board: "virt", cpu: "max", cpus: 1, gic: 3, step: 1 },
+    On { board: "virt", cpu: "cortex-a72", cpus: 2, gic: 3, step: 64 },
+    On { board: "virt", cpu: "cortex-a72", cpus: 4, gic: 2, step: 64 },
 ];
+
+/// Whose model and controller are given.
+const RPI4: On = On { board: "rpi4", cpu: "cortex-a72", cpus: 4, gic: 2, step: 64 };
 
 /// Families of `guest:attack`.
 const FAMILIES: [&str; 10] = [
@@ -94,7 +98,11 @@ pub(super) fn all() -> Vec<Step> {
         let title = format!("hostile: what nobody survives, on {} x {}, GICv{}", on.cpus, on.cpu, on.gic);
         Step::new(title, Level::Default, move || dies(on))
     });
-    survived.chain(deadly).collect()
+    let on_rpi4 = FAMILIES.into_iter().map(|family| {
+        super::rpi4::step(&format!("hostile: {family}"), Level::Default, move || survives(RPI4, family))
+    });
+    let deadly_on_rpi4 = super::rpi4::step("hostile: what nobody survives", Level::Default, || dies(RPI4));
+    survived.chain(deadly).chain(on_rpi4).chain([deadly_on_rpi4]).collect()
 }
 
 fn victims(rounds: u32) -> String {
@@ -118,8 +126,9 @@ fn third(kernel: &str, cmdline: &str) -> String {
 }
 
 fn options(on: On, name: &str, rounds: u32, attackers: &str) -> Outcome<Options> {
-    let name = format!("attack-{name}-{}-{}-{}", on.cpu, on.cpus, on.gic);
+    let name = format!("attack-{name}-{}-{}-{}-{}", on.board, on.cpu, on.cpus, on.gic);
     let mut options = Options::for_file(systems::write(&name, &format!("{}{attackers}", victims(rounds)))?);
+    options.board = Some(on.board.into());
     options.cpu = Some(on.cpu.into());
     options.cpus = Some(on.cpus);
     options.gic = Some(on.gic);

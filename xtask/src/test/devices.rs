@@ -16,6 +16,8 @@ struct Machine {
     path: &'static str,
     /// Where the machine has its registers.
     address: &'static str,
+    /// Its interrupt's number.
+    intid: u32,
 }
 
 const MACHINES: [Machine; 3] = [
@@ -24,20 +26,26 @@ const MACHINES: [Machine; 3] = [
         text: "gic = 3\n",
         path: "/pl031@9010000",
         address: "9010000",
+        intid: 32 + 2,
     },
     Machine {
         name: "virt, GICv2: the PL031 clock",
         text: "gic = 2\n",
         path: "/pl031@9010000",
         address: "9010000",
+        intid: 32 + 2,
     },
     Machine {
         name: "the second UART",
         text: "board = \"rpi4\"\n",
         path: "/soc/serial@7e201000",
         address: "fe201000",
+        intid: 32 + 121,
     },
 ];
+
+const DMA: &str = "the device may do DMA: xen,force-assign-without-iommu is missing";
+const TAKEN: &str = "the device belongs to somebody else";
 
 fn system(name: &str, machine: &Machine, domains: &str) -> Outcome<systems::Observed> {
     let text = format!("[machine]\n{}{domains}", machine.text);
@@ -48,19 +56,26 @@ fn domain(name: &str, more: &str) -> String {
     format!("[[domain]]\nname = \"{name}\"\nkernel = \"guest:device\"\nmemory = \"16M\"\n{more}")
 }
 
-/// Its owner uses it; a neighbour that reads where the machine has it, and one that reads where the owner sees it, fault.
+/// Its owner uses it; a neighbour that reads where the machine has it, and one that reads where the owner sees it, fault; one that has enabled its
+/// interrupt hears nothing.
 fn given(index: usize) -> Outcome<Found> {
     let machine = &MACHINES[index];
-    let owner = domain("owner", &format!("passthrough = [\"{}\"]\n", machine.path));
+    let owner =
+        domain("owner", &format!("passthrough = [\"{}\"]\nchannels = [\"listener\"]\n", machine.path));
     let thief = domain("thief", &format!("cmdline = \"touch={}\"\n", machine.address));
     let other = domain("other", "cmdline = \"touch=a000000\"\n");
-    let observed = system(&format!("given-{index}"), machine, &(owner + &thief + &other))?;
+    let listener = domain("listener", &format!("cmdline = \"listen={}\"\n", machine.intid));
+    let observed = system(&format!("given-{index}"), machine, &(owner + &thief + &other + &listener))?;
     let ends = |line: &str| observed.log.iter().any(|seen| seen == line);
     if !ends("d1: shutdown poweroff") {
         return Err(observed.failed("the device's owner did not end well"));
     }
     if !ends("d2: shutdown crash") || !ends("d3: shutdown crash") {
         return Err(observed.failed("a domain touched a device that it was not given"));
+    }
+    let said = |line: &str| observed.console.iter().any(|seen| seen == line);
+    if !said("(d1) device: 3 interrupts") || !said("(d4) device: heard nothing") {
+        return Err(observed.failed("the device's interrupt did not reach its owner alone"));
     }
     Ok(Found::Good(String::new()))
 }
@@ -80,14 +95,27 @@ fn twice(index: usize) -> Outcome<Found> {
 }
 
 /// A device that does DMA is refused unless the file says otherwise; the hypervisor's console always.
-fn refused(path: &str, why: &str) -> Outcome<Found> {
-    let machine = &MACHINES[0];
+fn refused(machine: &Machine, name: &str, path: &str, why: &str) -> Outcome<Found> {
     let text = domain("greedy", &format!("passthrough = [\"{path}\"]\n"));
-    let observed = system("refused", machine, &text)?;
+    let observed = system(name, machine, &text)?;
     if observed.log.iter().any(|seen| seen == &format!("d1: refused: passthrough: {why}")) {
         Ok(Found::Good(String::new()))
     } else {
         Err(observed.failed("the domain was not refused"))
+    }
+}
+
+/// With `unsafe_dma` the same device is given, and answers; a neighbour does not get it besides.
+fn trusted() -> Outcome<Found> {
+    let keys = "passthrough = [\"/fw-cfg@9020000\"]\nunsafe_dma = true\n";
+    let text = domain("trusted", keys) + &domain("thief", "cmdline = \"touch=9020000\"\n");
+    let observed = system("trusted", &MACHINES[0], &text)?;
+    let ends = |line: &str| observed.log.iter().any(|seen| seen == line);
+    let said = observed.console.iter().any(|line| line == "(d1) device: qemu,fw-cfg-mmio says 0x554d4551");
+    if said && ends("d1: shutdown poweroff") && ends("d2: shutdown crash") {
+        Ok(Found::Good(String::new()))
+    } else {
+        Err(observed.failed("a device given with unsafe_dma does not answer its domain alone"))
     }
 }
 
@@ -105,10 +133,18 @@ pub(super) fn all() -> Vec<Step> {
     }
     steps.push(Step::new("passthrough: one device is not given twice", Level::Default, || twice(0)));
     steps.push(Step::new("passthrough: a device that may do DMA is refused", Level::Default, || {
-        refused("/fw-cfg@9020000", "the device may do DMA: xen,force-assign-without-iommu is missing")
+        refused(&MACHINES[0], "refused-dma", "/fw-cfg@9020000", DMA)
+    }));
+    steps.push(Step::new(
+        "passthrough: a device that may do DMA is given with unsafe_dma",
+        Level::Default,
+        trusted,
+    ));
+    steps.push(super::rpi4::step("a device that may do DMA is refused", Level::Default, || {
+        refused(&MACHINES[2], "refused-dma-rpi4", "/soc/mmc@7e300000", DMA)
     }));
     steps.push(Step::new("passthrough: the hypervisor's own UART is refused", Level::Default, || {
-        refused("/pl011@9000000", "the device belongs to somebody else")
+        refused(&MACHINES[0], "refused-uart", "/pl011@9000000", TAKEN)
     }));
     steps
 }

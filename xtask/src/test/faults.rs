@@ -40,16 +40,17 @@ pub(super) fn all() -> Vec<Step> {
     });
     let hostile = ATTACKS.iter().map(|(seed, cpus)| {
         Step::new(format!("a hostile guest, seed {seed}, on {cpus} CPUs"), Level::Default, move || {
-            attacked(*seed, *cpus)
+            attacked("virt", *seed, *cpus)
         })
         .shared()
     });
-    ends.chain(endless).chain(hostile).collect()
+    let on_rpi4 = super::rpi4::step("a hostile guest, seed 5", Level::Default, || attacked("rpi4", 5, 4));
+    ends.chain(endless).chain(hostile).chain([on_rpi4]).collect()
 }
 
 /// The two guests exchange their file beside one that makes a hundred thousand arbitrary calls: they end as if it were not there. What
 /// becomes of the attacker is its own affair.
-fn attacked(seed: u32, cpus: u32) -> Outcome<Found> {
+fn attacked(board: &str, seed: u32, cpus: u32) -> Outcome<Found> {
     let text = format!(
         "[[domain]]\nname = \"hostile\"\nkernel = \"guest:hostile\"\nmemory = \"16M\"\ncmdline = \"calls=100000 seed={seed}\"\n\
          [[domain]]\nname = \"sender\"\nkernel = \"guest:sender\"\nramdisk = \"hypervisor\"\nmemory = \"32M\"\n\
@@ -58,6 +59,7 @@ fn attacked(seed: u32, cpus: u32) -> Outcome<Found> {
          [expect]\ndigest_of_ramdisk = \"sender\"\n"
     );
     let mut options = Options::for_file(systems::write(&format!("hostile-{seed}-{cpus}"), &text)?);
+    options.board = Some(board.into());
     options.cpus = Some(cpus);
     let observed = observe(&options)?;
     let count = |wanted: &str| observed.log.iter().filter(|text| *text == wanted).count();

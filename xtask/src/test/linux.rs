@@ -28,22 +28,27 @@ pub(super) fn all() -> Vec<Step> {
             if let Err(why) = setup::linux() {
                 return Ok(Found::Skipped(why.to_string()));
             }
-            boots(gic, cpus, cpu, vcpus, terrain)
+            boots("virt", gic, cpus, cpu, vcpus, terrain)
         })
         .shared()
     });
-    steps.collect()
+    let on_rpi4 = super::rpi4::step("linux: 4 vCPUs", Level::Default, || match setup::linux() {
+        Err(why) => Ok(Found::Skipped(why.to_string())),
+        Ok(_) => boots("rpi4", 2, 4, "cortex-a72", 4, ""),
+    });
+    steps.chain([on_rpi4]).collect()
 }
 
-fn boots(gic: u32, cpus: u32, cpu: &str, vcpus: u32, terrain: &str) -> Outcome<Found> {
+fn boots(board: &str, gic: u32, cpus: u32, cpu: &str, vcpus: u32, terrain: &str) -> Outcome<Found> {
     let text = format!(
         "[machine]\ngic = {gic}\ncpus = {cpus}\ncpu = \"{cpu}\"\nmemory = \"1G\"\n{terrain}\
          [[domain]]\nname = \"linux\"\nkernel = \"debian:linux\"\nramdisk = \"debian:busybox\"\ncmdline = \"console=ttyAMA0\"\n\
          vuart = true\nmemory = \"320M\"\nvcpus = {vcpus}\n\
          [[domain]]\nname = \"small\"\nkernel = \"guest:smp\"\nmemory = \"16M\"\nvcpus = 2\n"
     );
-    let name = format!("linux-{gic}-{cpus}-{cpu}-{vcpus}");
+    let name = format!("linux-{board}-{gic}-{cpus}-{cpu}-{vcpus}");
     let mut options = Options::for_file(systems::write(&name, &text)?);
+    options.board = Some(board.into());
     options.timeout = 240;
     let observed = observe(&options)?;
     let expected = [

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod calls;
+mod card;
 mod conformance;
 mod devices;
 mod faults;
@@ -11,6 +12,7 @@ mod figures;
 mod keyboard;
 mod linux;
 mod matrix;
+mod monitor;
 mod paging;
 mod pairs;
 mod poison;
@@ -105,6 +107,8 @@ fn all() -> Vec<Step> {
         linux::all(),
         poison::all(),
         rpi4::all(),
+        card::all(),
+        monitor::all(),
         devices::all(),
         keyboard::all(),
         shares::all(),

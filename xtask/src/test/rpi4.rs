@@ -43,6 +43,38 @@ fn options(system: &str) -> Options {
     options
 }
 
+/// A control domain that reboots, and is not to be built anew, resets the machine when the others have ended; QEMU then exits.
+fn resets(board: &str) -> Outcome<Found> {
+    let text = "[[domain]]\nname = \"control\"\nkernel = \"guest:faulty\"\ncmdline = \"how=reboot\"\nmemory = \"16M\"\n\
+                privileged = true\non_reboot = \"destroy\"\n\
+                [[domain]]\nname = \"a\"\nkernel = \"guest:hello\"\nmemory = \"16M\"\n";
+    let mut options = Options::for_file(systems::write(&format!("reset-{board}"), text)?);
+    options.board = Some(board.into());
+    let observed = systems::observe(&options)?;
+    let last = ["all domains ended", "the control domain rebooted: reset"];
+    let ended = observed.log.len() >= 2 && observed.log[observed.log.len() - 2..] == last;
+    // A time that is over would be another status.
+    if ended && observed.result.as_ref().is_err_and(|failure| failure.status() == 1) {
+        Ok(Found::Good(String::new()))
+    } else {
+        Err(observed.failed("the machine was not reset"))
+    }
+}
+
+/// A guest of so many MiB and vCPUs, and a smaller one of the same program.
+fn guests(name: &str, memory: u32, vcpus: u32) -> Outcome<Found> {
+    let domain = |name: &str, kernel: &str, memory: u32, vcpus: u32| {
+        format!(
+            "[[domain]]\nname = \"{name}\"\nkernel = \"guest:{kernel}\"\nmemory = \"{memory}M\"\nvcpus = {vcpus}\n"
+        )
+    };
+    let text = domain("one", name, memory, vcpus) + &domain("two", name, 32, 3);
+    let mut options = Options::for_file(systems::write(&format!("rpi4-{name}"), &text)?);
+    options.board = Some("rpi4".into());
+    options.timeout = 180;
+    systems::cleanly(&options)
+}
+
 /// Boots the image, loaded as `command` says, and waits for a line.
 fn says(line: &str, image: &[u8], command: impl Fn(&mut Command, &Path)) -> Outcome<Found> {
     let file = workspace::pavo().join("test").join(format!("rpi4-{}.img", image.len() + line.len()));
@@ -107,10 +139,12 @@ fn early() -> Vec<Step> {
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
-    let mut steps: Vec<_> = ["two-guests", "hello", "smp"]
+    let mut steps: Vec<_> = ["two-guests", "hello", "smp", "control", "lives"]
         .into_iter()
         .map(|name| step(name, Level::Default, move || systems::cleanly(&options(name))))
         .collect();
+    steps.push(step("siblings", Level::Default, || guests("siblings", 32, 4)));
+    steps.push(step("scan", Level::Default, || guests("scan", 640, 2)));
     steps.push(step("two-guests on one CPU with 512 MiB", Level::Default, || {
         let mut options = options("two-guests");
         (options.cpus, options.memory) = (Some(1), Some("512M".into()));
@@ -121,6 +155,10 @@ pub(super) fn all() -> Vec<Step> {
                     [[domain]]\nname = \"a\"\nkernel = \"guest:hello\"\nmemory = \"16M\"\n";
         systems::cleanly(&Options::for_file(systems::write("pl011", text)?))
     }));
+    steps.push(Step::new("system: the control domain's reboot resets the machine", Level::Default, || {
+        resets("virt")
+    }));
+    steps.push(step("the control domain's reboot resets the machine", Level::Default, || resets("rpi4")));
     steps.extend(early());
     steps.push(step("conformance", Level::Default, || {
         let mut options = conformance::Options::on_pavo(2, 4, "cortex-a72");
