@@ -75,7 +75,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     if let Some(file) = &options.sd {
         write_disk(file, &card)?;
     }
-    let (trees, firmware): (Vec<_>, Vec<_>) = missing.iter().partition(|name| **name == TREE);
+    let (trees, firmware): (Vec<&str>, Vec<&str>) = missing.iter().copied().partition(|name| *name == TREE);
     for (names, source) in [(trees, TREE_SOURCE), (firmware, SOURCE)] {
         if !names.is_empty() {
             println!("missing: {}: add to {}, {source}", names.join(", "), options.out.display());

@@ -108,14 +108,13 @@ fn incomplete() -> Outcome<Found> {
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
-    let step = super::rpi4::step;
     vec![
-        step(
+        super::rpi4::step(
             "a card without firmware names the missing files and their package",
             Level::Default,
             without_firmware,
         ),
-        step("the image of a card holds what its folder holds", Level::Default, complete),
-        step("a firmware folder that lacks a file is refused", Level::Default, incomplete),
+        super::rpi4::step("the image of a card holds what its folder holds", Level::Default, complete),
+        super::rpi4::step("a firmware folder that lacks a file is refused", Level::Default, incomplete),
     ]
 }

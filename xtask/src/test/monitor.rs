@@ -13,7 +13,7 @@ use crate::run::{self, Options};
 use crate::watch::watch;
 use crate::{build, process, setup, workspace};
 
-/// What comes over the line while a system runs, byte for byte.
+/// What comes over the line while a system runs, each line with the end that the console gives it.
 fn line_of(options: &Options) -> Outcome<Vec<u8>> {
     let system = options.load()?;
     build::some(&setup::toolchain()?, &system.guests())?;
@@ -23,6 +23,7 @@ fn line_of(options: &Options) -> Outcome<Vec<u8>> {
     let mut raw = Vec::new();
     watch(&mut prepared.command, Duration::from_secs(options.timeout), None, &mut |bytes| {
         raw.extend_from_slice(bytes);
+        raw.extend_from_slice(b"\r\n");
         ControlFlow::Continue(())
     })?;
     Ok(raw)
