@@ -81,7 +81,10 @@ fn listen(guest: &Guest, intid: u64) -> Result<(), Failed> {
     channel.notify().map_err(|_| Failed::NoChannel)?;
     channel.wait().map_err(|_| Failed::NoChannel)?;
     match CAME.load(Ordering::SeqCst) {
-        0 => Ok(println!("device: heard nothing")),
+        0 => {
+            println!("device: heard nothing");
+            Ok(())
+        }
         count => Err(Failed::Heard(count)),
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::content::{Content, TREE};
 use super::disk;
 use crate::failure::{Failure, Outcome};
+use crate::hypervisor::Hypervisor;
 use crate::system::Board;
 use crate::{build, run, setup, workspace};
 
@@ -47,7 +48,8 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     let system = load.load()?;
     debug_assert_eq!(system.machine.board, Board::Rpi4, "asked for");
     build::some(&setup::toolchain()?, &system.guests())?;
-    let (mut card, _) = run::card(&system, load.checking(), workspace::read(&workspace::pavo_img())?)?;
+    let (mut card, _) =
+        run::card(&system, load.checking(), workspace::read(&Hypervisor::of(&system)?.image)?)?;
     if let Err(why) = card.add_tree() {
         println!("{why}");
     }

@@ -139,7 +139,7 @@ fn early() -> Vec<Step> {
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
-    let mut steps: Vec<_> = ["two-guests", "hello", "smp", "control"]
+    let mut steps: Vec<_> = ["two-guests", "hello", "smp", "control", "pv"]
         .into_iter()
         .map(|name| step(name, Level::Default, move || systems::cleanly(&options(name))))
         .collect();
