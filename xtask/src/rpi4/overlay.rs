@@ -2,6 +2,9 @@
 //!
 //! Format: Devicetree overlays in the Linux tree (`Documentation/devicetree/overlay-notes.rst`) and libfdt's `fdt_overlay.c`. Only what
 //! our overlays use: fragments with `target-path`, and references between their own nodes (`__local_fixups__`).
+//!
+//! The firmware merges with libfdt (raspberrypi/utils, `dtmerge/dtoverlay.c`), whose `fdt_add_subnode` puts a new node before those that are
+//! there: siblings that an overlay adds come out in the reverse order. [`apply`] does so too, and [`Overlay::tree`] writes them reversed.
 
 use crate::failure::{Failure, Outcome};
 use crate::fdt::Node;
@@ -31,7 +34,7 @@ impl Overlay {
             let name = format!("fragment@{index}");
             let fragment = root.child(&name);
             fragment.set_strings("target-path", &[path]);
-            fragment.children.push(content.clone());
+            fragment.children.push(reversed(content));
             if let Some(marks) = marks(content, references) {
                 fixups.child(&name).children.push(marks);
             }
@@ -40,6 +43,28 @@ impl Overlay {
             root.children.push(fixups);
         }
         root
+    }
+}
+
+/// The node with all siblings below it in the reverse order.
+fn reversed(node: &Node) -> Node {
+    let mut turned = node.clone();
+    turned.children = node.children.iter().rev().map(reversed).collect();
+    turned
+}
+
+/// Takes over properties and children as libfdt does.
+fn graft(target: &mut Node, from: &Node) {
+    for (name, bytes) in from.properties() {
+        target.set(name, bytes);
+    }
+    for child in &from.children {
+        if target.existing_child(&child.name).is_none() {
+            target.children.insert(0, Node::new(child.name.clone()));
+        }
+        if let Some(own) = target.existing_child(&child.name) {
+            graft(own, child);
+        }
     }
 }
 
@@ -71,7 +96,7 @@ pub(crate) fn apply(base: &mut Node, mut overlay: Node) -> Outcome<()> {
                 target.existing_child(name).ok_or_else(|| bad(&format!("the board's tree has no {path}")))?;
         }
         if let Some(content) = fragment.children.iter().find(|child| child.name == "__overlay__") {
-            target.merge(content);
+            graft(target, content);
         }
     }
     Ok(())
@@ -136,6 +161,23 @@ mod tests {
         assert_eq!(one.get("phandle"), Some(&8u32.to_be_bytes()[..]));
         assert_eq!(one.get("xen,evtchn"), Some(&[0, 0, 0, 1, 0, 0, 0, 9][..]));
         assert_eq!(two.get("xen,evtchn"), Some(&[0, 0, 0, 1, 0, 0, 0, 8][..]));
+    }
+
+    #[test]
+    fn domains_come_out_in_the_order_of_the_file_where_new_nodes_go_to_the_front() {
+        let mut base = Node::new("");
+        base.child("chosen").child("framebuffer");
+        let mut overlay = Overlay::default();
+        for domain in ["domU1", "domU2", "domU3"] {
+            overlay.at("/chosen").child(domain).child("evtchn@1");
+        }
+        let tree = overlay.tree(&[]);
+        // As bytes: what the firmware finds in the file, last domain first.
+        let written = &tree.children[0].children[0].children;
+        assert_eq!(written.iter().map(|node| &*node.name).collect::<Vec<_>>(), ["domU3", "domU2", "domU1"]);
+        apply(&mut base, tree).unwrap();
+        let merged: Vec<_> = base.child("chosen").children.iter().map(|node| node.name.clone()).collect();
+        assert_eq!(merged, ["domU1", "domU2", "domU3", "framebuffer"]);
     }
 
     #[test]

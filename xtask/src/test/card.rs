@@ -8,7 +8,7 @@ use std::process::Command;
 use super::step::{Level, Step};
 use crate::check::Found;
 use crate::failure::{Doing, Failure, Outcome};
-use crate::{process, rpi4, workspace};
+use crate::{fdt, process, rpi4, workspace};
 
 /// Two files of the firmware, in the place of the real ones.
 const FIRMWARE: [&str; 2] = ["start4.elf", "fixup4.dat"];
@@ -93,6 +93,29 @@ fn complete() -> Outcome<Found> {
     }
 }
 
+/// libfdt, which the firmware merges with, makes of board's tree and overlay the domains in the order of the file: their numbers hang on it.
+fn merged() -> Outcome<Found> {
+    if !process::exists("fdtoverlay") {
+        return Ok(Found::Skipped(
+            "fdtoverlay is not installed (Debian's package device-tree-compiler)".into(),
+        ));
+    }
+    let out = folder("card-merged")?;
+    let (_, said) = image(&["--out".as_ref(), &out])?;
+    let tree = out.join("merged.dtb");
+    let mut command = Command::new("fdtoverlay");
+    command.arg("-i").arg(out.join("bcm2711-rpi-4-b.dtb")).arg("-o").arg(&tree);
+    process::quiet(command.arg(out.join("overlays/pavo.dtbo")))?;
+    let tree = fdt::parse(&workspace::read(&tree)?)?;
+    let chosen = tree.at_path("/chosen").ok_or_else(|| wrong("no /chosen", &said))?;
+    let found: Vec<_> = chosen.children.iter().filter_map(|node| node.text("pavo,name")).collect();
+    if found == ["sender", "receiver"] {
+        Ok(Found::Good(String::new()))
+    } else {
+        Err(wrong("the domains are in another order", &found.join("\n")))
+    }
+}
+
 /// A folder that lacks one is told with the file and the package, in one line and status 2.
 fn incomplete() -> Outcome<Found> {
     let (out, given) = (folder("card-half")?, folder("half-a-firmware")?);
@@ -115,6 +138,7 @@ pub(super) fn all() -> Vec<Step> {
             without_firmware,
         ),
         super::rpi4::step("the image of a card holds what its folder holds", Level::Default, complete),
+        super::rpi4::step("libfdt merges the domains in their order", Level::Default, merged),
         super::rpi4::step("a firmware folder that lacks a file is refused", Level::Default, incomplete),
     ]
 }

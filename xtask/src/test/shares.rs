@@ -23,10 +23,11 @@ struct Told {
     shares: BTreeMap<u32, (u64, u64)>,
 }
 
-fn tell(file: PathBuf, cpus: u32) -> Outcome<Told> {
+fn tell(file: PathBuf, board: &str, cpus: u32) -> Outcome<Told> {
     let mut options = Options::for_file(file);
+    options.board = Some(board.into());
     options.icount = true;
-    options.cpu = Some("max".into());
+    options.cpu = (board == "virt").then(|| "max".into());
     options.cpus = Some(cpus);
     options.timeout = 300;
     let observed = systems::observe(&options)?;
@@ -56,24 +57,32 @@ impl Told {
     }
 }
 
+/// The shipped system.
+fn divided(board: &str) -> Outcome<Found> {
+    let told = tell(run::shipped("shares"), board, 2)?;
+    // The capped one may have 100; what is left is shared 1 : 2 : 4.
+    for (domain, thousandths) in [(1, 129), (2, 257), (3, 514), (4, 100), (5, 1000)] {
+        told.expect(domain, thousandths)?;
+    }
+    if told.observed.log.iter().any(|line| line == "CPU 1: 0 interrupts and traps") {
+        Ok(Found::Good(String::new()))
+    } else {
+        Err(told.observed.failed("the partition's CPU was interrupted"))
+    }
+}
+
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
     vec![
         Step::new("shares: weights, a cap, and a partition without exits", Level::Default, || {
-            let told = tell(run::shipped("shares"), 2)?;
-            // The capped one may have 100; what is left is shared 1 : 2 : 4.
-            for (domain, thousandths) in [(1, 129), (2, 257), (3, 514), (4, 100), (5, 1000)] {
-                told.expect(domain, thousandths)?;
-            }
-            if told.observed.log.iter().any(|line| line == "CPU 1: 0 interrupts and traps") {
-                Ok(Found::Good(String::new()))
-            } else {
-                Err(told.observed.failed("the partition's CPU was interrupted"))
-            }
+            divided("virt")
+        }),
+        super::rpi4::step("shares: weights, a cap, and a partition without exits", Level::Default, || {
+            divided("rpi4")
         }),
         Step::new("shares: sixteen domains on four CPUs", Level::Default, || {
             let text: String = (0..16).map(|number| spinner(number, "")).collect();
-            let told = tell(systems::write("sixteen", &text)?, 4)?;
+            let told = tell(systems::write("sixteen", &text)?, "virt", 4)?;
             (1..=16).try_for_each(|domain| told.expect(domain, 250))?;
             Ok(Found::Good(String::new()))
         }),
