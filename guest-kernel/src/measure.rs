@@ -10,13 +10,15 @@
 #![expect(clippy::missing_errors_doc, reason = "every error is the hypervisor's refusal")]
 use core::arch::asm;
 
-use aarch64_cpu::registers::{CNTV_CTL_EL0, CNTV_CVAL_EL0, Readable, VBAR_EL1, Writeable};
+use aarch64_cpu::registers::{
+    CNTV_CTL_EL0, CNTV_CVAL_EL0, CPACR_EL1, ReadWriteable, Readable, VBAR_EL1, Writeable,
+};
 use pv_abi::event::{EventOp, PortArg};
 use pv_abi::grant::GrantOp;
 use pv_abi::memory::MemoryOp;
-use pv_abi::sched::SchedOp;
+use pv_abi::sched::{Poll, SchedOp};
 use pv_abi::version::VersionOp;
-use pv_abi::{DomId, Errno, GrantRef, HYPERCALL_TAG, Hypercall, Port};
+use pv_abi::{DomId, Errno, GrantRef, GuestHandle, HYPERCALL_TAG, Hypercall, Port};
 
 use crate::frame::Frame;
 use crate::gic::OwnSgi;
@@ -36,8 +38,18 @@ unsafe extern "C" {
 
 /// # Safety
 /// As [`crate::hypercall::raw`].
-#[inline(never)]
 unsafe fn timed(number: u64, args: [u64; 5]) -> (i64, u64) {
+    // SAFETY: the caller's.
+    let (result, start, end) = unsafe { stamped(number, args) };
+    (result, end.wrapping_sub(start))
+}
+
+/// The counter before and after a call.
+///
+/// # Safety
+/// As [`crate::hypercall::raw`].
+#[inline(never)]
+unsafe fn stamped(number: u64, args: [u64; 5]) -> (i64, u64, u64) {
     let (result, start, end): (i64, u64, u64);
     // SAFETY: as in `hypercall::raw`; the counter reads have no effect.
     unsafe {
@@ -58,7 +70,7 @@ unsafe fn timed(number: u64, args: [u64; 5]) -> (i64, u64) {
             options(nostack),
         );
     }
-    (result, end.wrapping_sub(start))
+    (result, start, end)
 }
 
 /// Runs `work` with interrupts masked and the measuring vectors in place, then takes the interrupt that it raised.
@@ -116,6 +128,64 @@ pub fn sched_yield() -> Result<u64, Errno> {
     let cmd = u64::from(SchedOp::Yield.number());
     // SAFETY: no argument, no memory.
     checked(unsafe { timed(u64::from(Hypercall::SchedOp.number()), [cmd, 0, 0, 0, 0]) })
+}
+
+/// Lets floating point in, on this vCPU.
+pub fn allow_fp() {
+    CPACR_EL1.modify(CPACR_EL1::FPEN::TrapNothing);
+    cpu::synchronize();
+}
+
+/// Uses a floating-point register: this guest is built without.
+#[inline]
+pub fn use_fp() {
+    // SAFETY: nobody else has anything in this register.
+    unsafe { asm!(".arch_extension fp", ".arch_extension simd", "movi v0.2d, #0", options(nomem, nostack)) };
+}
+
+/// `SCHEDOP_yield`, to the next instruction and the use of a floating-point register behind it.
+#[inline(never)]
+pub fn sched_yield_fp() -> Result<u64, Errno> {
+    let (start, end): (u64, u64);
+    // SAFETY: as `sched_yield`, and `use_fp`.
+    unsafe {
+        asm!(
+            ".arch_extension fp", ".arch_extension simd",
+            "isb", "mrs {start}, cntvct_el0", "hvc #{tag}", "movi v0.2d, #0", "mrs {end}, cntvct_el0",
+            tag = const HYPERCALL_TAG,
+            start = out(reg) start, end = out(reg) end,
+            inlateout("x16") u64::from(Hypercall::SchedOp.number()) => _,
+            inlateout("x0") u64::from(SchedOp::Yield.number()) => _,
+            lateout("x1") _, lateout("x2") _, lateout("x3") _, lateout("x4") _,
+            options(nostack),
+        );
+    }
+    Ok(end.wrapping_sub(start))
+}
+
+/// `EVTCHNOP_send`: the counter before it.
+pub fn event_send_at(port: Port) -> Result<u64, Errno> {
+    let mut argument = PortArg { port };
+    let args = send_args(&mut argument);
+    // SAFETY: the call reads `argument` only.
+    let (result, start, _) = unsafe { stamped(u64::from(Hypercall::EventChannelOp.number()), args) };
+    Errno::check(result).map(|_| start)
+}
+
+/// `SCHEDOP_poll` of one port for ever: the counter at the first instruction behind it.
+pub fn woken_at(port: Port) -> Result<u64, Errno> {
+    let ports = [port];
+    let mut argument = Poll {
+        ports: GuestHandle(ports.as_ptr().expose_provenance() as u64),
+        nr_ports: 1,
+        pad: 0,
+        timeout: 0,
+    };
+    let at = core::ptr::from_mut(&mut argument).expose_provenance() as u64;
+    let args = [u64::from(SchedOp::Poll.number()), at, 0, 0, 0];
+    // SAFETY: the call reads `argument` and `ports` only.
+    let (result, _, end) = unsafe { stamped(u64::from(Hypercall::SchedOp.number()), args) };
+    Errno::check(result).map(|_| end)
 }
 
 fn send_args(argument: &mut PortArg) -> [u64; 5] {

@@ -18,6 +18,9 @@ use guest_kernel::interrupt::{self, Intid};
 use guest_kernel::{Guest, hypercall, measure, println, time, timer};
 use pv_abi::{DomId, Errno, GrantRef, Port};
 
+#[path = "bench/switches.rs"]
+mod switches;
+
 guest_kernel::main!(main);
 
 /// Offset of `GICD_CTLR`.
@@ -65,7 +68,7 @@ impl Peer {
         Some(Self { id: DomId(id), port: Port(number("port")?), page: GrantRef(number("ref")?) })
     }
 
-    /// Grants a page, and answers each event with one, for ever.
+    /// Grants a page, and answers each event with one, or does what the page asks for, for ever.
     fn serve(self, guest: &Guest) -> Result<(), Errno> {
         let page = Grant::new(Frame::boxed(), self.id, Access::ReadWrite).map_err(|_| Errno::Enospc)?;
         if page.reference() != self.page || interrupt::start(guest.tree.gic).is_err() {
@@ -77,8 +80,10 @@ impl Peer {
         };
         channel.handle(answer).map_err(|_| Errno::Einval)?;
         // Until it answers, the other asks in vain.
-        interrupt::wait_until(|| false);
-        Ok(())
+        loop {
+            interrupt::wait_until(|| switches::wanted(page.frame()));
+            switches::play(page.frame(), &channel)?;
+        }
     }
 }
 
@@ -92,6 +97,15 @@ fn main(guest: &Guest) -> Result<(), Errno> {
         bench.unit = "instructions";
     }
     bench.pair = measure::nothing();
+    // Elsewhere than on this CPU: all else is measured on one.
+    if guest.args().has("wake") {
+        interrupt::start(guest.tree.gic).map_err(|_| Errno::Einval)?;
+        let peer = peer.ok_or(Errno::Einval)?;
+        ping_pong(&bench, "event_ping_pong_other_cpu", peer)?;
+        switches::wake(&bench, "wake_other_cpu", peer)?;
+        println!("bench done");
+        return Ok(());
+    }
     bench.run("null_hypercall", measure::null_hypercall);
     bench.run("invalid_hypercall", measure::invalid_hypercall);
     bench.run("sched_yield", measure::sched_yield);
@@ -105,7 +119,8 @@ fn main(guest: &Guest) -> Result<(), Errno> {
             events(&bench, own)?;
             match peer {
                 Some(peer) => {
-                    ping_pong(&bench, peer)?;
+                    ping_pong(&bench, "event_ping_pong", peer)?;
+                    switches::all(&bench, peer)?;
                     grants(&bench, peer);
                 }
                 None => println!("bench grants unsupported NoPeer"),
@@ -148,14 +163,14 @@ fn events(bench: &Bench, own: DomId) -> Result<(), Errno> {
 }
 
 /// An event there, the other domain's turn on the same CPU, its event back, and this one's turn again; both wait with WFI.
-fn ping_pong(bench: &Bench, peer: Peer) -> Result<(), Errno> {
+fn ping_pong(bench: &Bench, name: &str, peer: Peer) -> Result<(), Errno> {
     static ANSWERS: AtomicU32 = AtomicU32::new(0);
     let channel = Channel::fixed(peer.port)?;
     let answered = |_| {
         ANSWERS.fetch_add(1, Ordering::SeqCst);
     };
     if channel.handle(answered).is_err() {
-        println!("bench event_ping_pong unsupported NoInterrupt");
+        println!("bench {name} unsupported NoInterrupt");
         return Ok(());
     }
     let mut answers = 0;
@@ -168,7 +183,7 @@ fn ping_pong(bench: &Bench, peer: Peer) -> Result<(), Errno> {
     while settled.elapsed() < SETTLING {
         answers = ANSWERS.load(Ordering::SeqCst);
     }
-    bench.run("event_ping_pong", || {
+    bench.run(name, || {
         let began = time::now();
         channel.notify()?;
         interrupt::wait_until(|| ANSWERS.load(Ordering::SeqCst) != answers);
