@@ -21,6 +21,10 @@ struct Told {
     observed: Observed,
     /// Nanoseconds that each ran, and of how many.
     shares: BTreeMap<u32, (u64, u64)>,
+    /// How much each did.
+    work: BTreeMap<u32, u64>,
+    /// Nanoseconds that each woke too late: half of the times, 99 %, ever; and how many times.
+    late: BTreeMap<u32, [u64; 4]>,
 }
 
 fn tell(file: PathBuf, board: &str, cpus: u32) -> Outcome<Told> {
@@ -33,10 +37,17 @@ fn tell(file: PathBuf, board: &str, cpus: u32) -> Outcome<Told> {
     let observed = systems::observe(&options)?;
     let share = Regex::new(r"^\(d([0-9]+)\) share ([0-9]+) of ([0-9]+) ns").doing("pattern")?;
     let number = |text: &str| text.parse::<u64>().unwrap_or(0);
-    let mut told = Told { observed, shares: BTreeMap::new() };
+    let work = Regex::new(r"^\(d([0-9]+)\) work ([0-9]+)").doing("pattern")?;
+    let late = Regex::new(r"^\(d([0-9]+)\) late ([0-9]+) ([0-9]+) ([0-9]+) of ([0-9]+)").doing("pattern")?;
+    let mut told = Told { observed, shares: BTreeMap::new(), work: BTreeMap::new(), late: BTreeMap::new() };
     for line in &told.observed.console {
         if let Some(parts) = share.captures(line) {
             told.shares.insert(parts[1].parse().unwrap_or(0), (number(&parts[2]), number(&parts[3])));
+        } else if let Some(parts) = work.captures(line) {
+            told.work.insert(parts[1].parse().unwrap_or(0), number(&parts[2]));
+        } else if let Some(parts) = late.captures(line) {
+            let times = [2, 3, 4, 5].map(|index| number(&parts[index]));
+            told.late.insert(parts[1].parse().unwrap_or(0), times);
         }
     }
     if let Err(failure) = &told.observed.result {
@@ -71,6 +82,56 @@ fn divided(board: &str) -> Outcome<Found> {
     }
 }
 
+/// What the fifth of the domains does while the first sleeps, and the others spin.
+const ATTACKS: [&str; 5] = ["events", "yields", "hypercalls", "flushes", "sleeps"];
+/// Nanoseconds: longest time from when a domain that waits for events is due to its first instruction, with others that spin. A grain of 250 us, in
+/// which nobody is interrupted, and two switches.
+const LATEST: u64 = 300_000;
+/// Wake-ups in the time that is looked at: every 1 ms and [`LATEST`] at least.
+const WAKES: u64 = 200;
+
+/// A domain that sleeps a millisecond at a time, three that spin, and one that does as told, on one CPU: how late the first woke, and what
+/// the second, the third and the fourth did.
+fn beside(name: &str, fifth: &str) -> Outcome<(Told, [u64; 4], [u64; 3])> {
+    let span = "from=100 to=500";
+    let text = [
+        spinner(1, &format!("cmdline = \"{span} sleep=1000\"")),
+        (2..=4).map(|number| spinner(number, &format!("cmdline = \"{span}\""))).collect(),
+        spinner(5, &format!("channels = [\"s1\"]\ncmdline = \"{span} {fifth}\"")),
+    ];
+    let told = tell(systems::write(&format!("latency-{name}"), &text.concat())?, "virt", 1)?;
+    let (late, work) = (told.late.get(&1).copied(), [2, 3, 4].map(|domain| told.work.get(&domain).copied()));
+    let ([Some(second), Some(third), Some(fourth)], Some(late)) = (work, late) else {
+        return Err(told.observed.failed("a domain told nothing"));
+    };
+    Ok((told, late, [second, third, fourth]))
+}
+
+/// Whoever waits for events is woken in time, and nobody loses more than 2 % of what there was without the attack.
+fn latency() -> Outcome<Found> {
+    let (told, quiet, share) = beside("quiet", "")?;
+    let mut lines = vec![format!("quiet {quiet:?}")];
+    punctual(&told, quiet)?;
+    for attack in ATTACKS {
+        let (told, late, work) = beside(attack, &format!("attack={attack}"))?;
+        punctual(&told, late)?;
+        for (now, before) in work.into_iter().zip(share) {
+            if now * 100 < before * 98 {
+                return Err(told.observed.failed(&format!("{attack}: {now} turns instead of {before}")));
+            }
+        }
+        lines.push(format!("{attack} {late:?}"));
+    }
+    Ok(Found::Good(format!("half, 99 %, all, ns: {}", lines.join(", "))))
+}
+
+fn punctual(told: &Told, [_, _, latest, times]: [u64; 4]) -> Outcome<()> {
+    if latest <= LATEST && times >= WAKES {
+        return Ok(());
+    }
+    Err(told.observed.failed(&format!("{times} wake-ups, the latest {latest} ns late")))
+}
+
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
     vec![
@@ -86,5 +147,11 @@ pub(super) fn all() -> Vec<Step> {
             (1..=16).try_for_each(|domain| told.expect(domain, 250))?;
             Ok(Found::Good(String::new()))
         }),
+        Step::new(
+            "shares: wake-ups beside spinning domains, and beside an attacker",
+            Level::Default,
+            latency,
+        )
+        .shared(),
     ]
 }
