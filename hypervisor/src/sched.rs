@@ -297,7 +297,12 @@ impl Scheduler {
                     || waiting < own && now >= queue.given.saturating_add(self.ticks.grain));
             match self.allowance(machine, vcpu, now) {
                 Ok(left) if !gives_way => return self.goes_on(id, queue, now, vcpu, left),
-                Ok(_) => queue.ready.put(vcpu.index, own),
+                // Who yields is behind whoever is first, even when it would be served before.
+                Ok(_) => {
+                    queue
+                        .ready
+                        .put(vcpu.index, if yields { own.max(waiting.saturating_add(1)) } else { own });
+                }
                 Err(again) => Self::park(queue, vcpu, again),
             }
             vcpu.run.set(Run::Runnable);

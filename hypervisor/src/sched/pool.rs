@@ -2,7 +2,8 @@
 //!
 //! `fair` is a weighted fair queue over virtual time. A vCPU asks for a turn at a time; its request is served at the virtual time
 //! `had + turn / weight`, and whose is served first goes first. The pool's own virtual time is the latest at which somebody was given a CPU:
-//! who comes back from sleep, or weighs more than a CPU can give, is at most a turn behind it, so nobody saves time up.
+//! who comes back from sleep, or weighs more than a CPU can give, is at most a turn behind it, so nobody saves time up. Who wakes asks for a grain
+//! at first, and so is served before those that spin: this changes when it runs, not how much.
 //!
 //! `partition` gives a vCPU a CPU of its own: nothing is accounted, nothing is looked at again.
 use core::sync::atomic::AtomicU64;
@@ -77,9 +78,9 @@ impl Fair<'_> {
         self.time.load(Relaxed).saturating_sub(self.ticks.turn)
     }
 
-    fn request(&self, share: &Share, had: u64) {
-        share.left.store(self.ticks.turn, Relaxed);
-        share.served.store(had.saturating_add(share.aged(self.ticks.turn)), Relaxed);
+    fn request(share: &Share, had: u64, length: u64) {
+        share.left.store(length, Relaxed);
+        share.served.store(had.saturating_add(share.aged(length)), Relaxed);
     }
 }
 
@@ -90,7 +91,7 @@ impl Policy for Fair<'_> {
         share.had.store(had, Relaxed);
         let left = share.left.load(Relaxed).saturating_sub(ran);
         if left == 0 {
-            self.request(share, had);
+            Self::request(share, had, self.ticks.turn);
             true
         } else {
             share.left.store(left, Relaxed);
@@ -100,14 +101,15 @@ impl Policy for Fair<'_> {
 
     #[inline]
     fn join(&self, share: &Share, why: Joins) {
-        let least = match why {
-            Joins::Starts => self.time.load(Relaxed),
-            Joins::Wakes => self.horizon(),
+        let (least, length) = match why {
+            Joins::Starts => (self.time.load(Relaxed), self.ticks.turn),
+            // The virtual time may be as far ahead of who waits as a turn: by asking for one, it would be served as late as they.
+            Joins::Wakes => (self.horizon(), self.ticks.grain),
         };
         let had = share.had.load(Relaxed).max(least);
         share.had.store(had, Relaxed);
         if share.served.load(Relaxed) <= had {
-            self.request(share, had);
+            Self::request(share, had, length);
         }
     }
 

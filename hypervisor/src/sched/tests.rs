@@ -327,7 +327,8 @@ fn what_a_capped_domain_may_not_use_goes_to_the_others() {
 #[test]
 fn who_sleeps_a_lot_runs_soon_after_waking_beside_four_that_spin() {
     let world = World::new(3);
-    let does = [Does::Sleeps(2 * STEP, SECOND / 333), Does::Spins, Does::Spins, Does::Spins, Does::Spins];
+    // By its own running it comes as close behind the pool's time as it can.
+    let does = [Does::Sleeps(STEP, SECOND / 1000), Does::Spins, Does::Spins, Does::Spins, Does::Spins];
     let mut model = Model::new(&world, 1, &does);
     // At first nobody has had anything.
     model.run_for(SECOND / 50);
@@ -336,6 +337,17 @@ fn who_sleeps_a_lot_runs_soon_after_waking_beside_four_that_spin() {
     let grain = Ticks::new(SECOND).grain;
     assert!(model.guests[0].latest <= grain + 2 * STEP, "{} ticks", model.guests[0].latest);
     assert_shares(&model.ran()[1..], &[1; 4]);
+}
+
+#[test]
+fn who_yields_gives_the_cpu_to_another_however_little_it_has_had() {
+    let world = World::new(1);
+    let mut model = Model::new(&world, 1, &[Does::Spins, Does::Yields(STEP)]);
+    model.run_for(SECOND);
+    // The one spins for its turns of 2 ms, the other yields after a step: each of its stays is followed by a turn.
+    let turns = model.ran()[0] / Ticks::new(SECOND).turn;
+    let stays = model.ran()[1] / STEP;
+    assert!(stays <= turns + turns / 4, "{stays} stays, {turns} turns");
 }
 
 #[test]
