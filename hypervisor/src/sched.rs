@@ -32,7 +32,7 @@ use crate::hardware::{CpuId, Hardware};
 use crate::machine::{Current, Machine};
 use crate::pause::{self, Hold};
 use crate::runstate;
-use crate::vcpu::{NOT_POLLING, Run, Vcpu};
+use crate::vcpu::{NOT_POLLING, Run, Vcpu, VcpuIndex};
 use crate::vgic::{Intid, PrivateIntid};
 use crate::watchdog;
 use heap::Heap;
@@ -65,6 +65,8 @@ struct Queue {
     turn_end: u64,
     /// When the CPU looks here next, by its timer or since it was told; 0 for soon.
     look: u64,
+    /// The vCPU that took its blocking back since the last look.
+    back: Option<VcpuIndex>,
 }
 
 /// A CPU's queue, and what others see of it without the lock.
@@ -135,6 +137,7 @@ impl Scheduler {
                 given: 0,
                 turn_end: 0,
                 look: u64::MAX,
+                back: None,
             };
             let pool = pools.iter().position(|pool| pool.cpus & bit(cpu) != 0);
             Cpu {
@@ -307,6 +310,7 @@ impl Scheduler {
             }
             vcpu.run.set(Run::Runnable);
         }
+        let back = queue.back.take();
         // Each turn takes one out.
         while let Some(entry) = queue.ready.pop() {
             let Some((domain, vcpu)) = machine.vcpu(entry.vcpu) else { continue };
@@ -332,7 +336,10 @@ impl Scheduler {
                             continue;
                         }
                     }
-                    vcpu.share.began.store(now, Relaxed);
+                    // Who never left pays for the attempt: else it would have more than its share by trying all the time.
+                    if back != Some(entry.vcpu) {
+                        vcpu.share.began.store(now, Relaxed);
+                    }
                     queue.given = now;
                     if let Some(pool) = self.pool_of(vcpu) {
                         pool.give(&self.ticks, &vcpu.share);
@@ -685,19 +692,32 @@ pub fn block<H: Hardware>(
     fence(SeqCst);
     if ready() || deadline.is_some_and(|at| at <= machine.hw.counter()) {
         // Either this CPU takes the wake-up back, or a waker has queued the vCPU already.
-        unblock(machine, current.cpu, vcpu);
+        unblock(machine, current.cpu, vcpu, Idled::No);
     }
     current.reschedule.set(true);
 }
 
+/// Whether a CPU has waited since its vCPU blocked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Idled {
+    /// It goes on at once.
+    No,
+    /// It has.
+    Yes,
+}
+
 /// Wakes a vCPU that this CPU was about to give up.
 #[inline(never)]
-pub fn unblock<H: Hardware>(machine: &Machine<H>, cpu: CpuId, vcpu: &Vcpu) {
+pub fn unblock<H: Hardware>(machine: &Machine<H>, cpu: CpuId, vcpu: &Vcpu, idled: Idled) {
     if awaken(machine, vcpu) {
         let sched = &machine.sched;
         if let Some((pool, cpu)) = sched.pool_of(vcpu).zip(sched.cpu(cpu)) {
             pool.join(&sched.ticks, &vcpu.share, Joins::Wakes);
             let mut queue = cpu.queue.lock();
+            queue.back = match idled {
+                Idled::No => Some(vcpu.index),
+                Idled::Yes => None,
+            };
             queue.timers.remove(vcpu.index);
             queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
             cpu.publish(&queue);

@@ -4,11 +4,12 @@
 use core::arch::asm;
 
 use hypervisor::domain::{Fault, Life};
+use hypervisor::life;
 use hypervisor::machine::{Current, Machine};
 use hypervisor::pause::{self, Hold};
+use hypervisor::sched::{self, Idled};
 use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, Raised, Serviced, VcpuMask};
-use hypervisor::{life, sched};
 
 use super::arm::Arm;
 use super::context::{self, ArchVcpu, Frame};
@@ -107,7 +108,7 @@ fn settle(
         },
         Run::Blocked => {
             if due(arch) {
-                sched::unblock(machine, cpu.id, arch.vcpu);
+                sched::unblock(machine, cpu.id, arch.vcpu, if *fresh { Idled::No } else { Idled::Yes });
             }
         }
         Run::Runnable | Run::Offline | Run::Paused => {}

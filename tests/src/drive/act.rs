@@ -202,7 +202,7 @@ impl Run {
         if self.spec.of(id).vcpus[vcpu as usize].blocked {
             self.spec.of_mut(id).vcpus[vcpu as usize].wake();
             let vcpu = self.world.domain(id).vcpu(vcpu).expect("it exists");
-            sched::unblock(&self.world.machine, vcpu.home.get(), vcpu);
+            sched::unblock(&self.world.machine, vcpu.home.get(), vcpu, sched::Idled::Yes);
             self.schedule();
         }
     }
