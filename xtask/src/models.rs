@@ -70,8 +70,8 @@ pub(crate) fn miri() -> Outcome<Found> {
             "there is no Miri (`rustup component add miri --toolchain nightly`)".into(),
         ));
     }
-    let mut test = Command::new("cargo");
-    test.current_dir(workspace::root()).args([
+    let mut miri = Command::new("cargo");
+    miri.current_dir(workspace::root()).args([
         "+nightly",
         "miri",
         "test",
@@ -80,9 +80,9 @@ pub(crate) fn miri() -> Outcome<Found> {
         "hypervisor",
         "--lib",
     ]);
-    test.arg("--target-dir").arg(workspace::target().join("miri"));
-    test.arg("--").args(UNDER_MIRI).args(["--skip", TOO_LONG]);
-    let output = process::output(&mut test)?;
+    miri.arg("--target-dir").arg(workspace::target().join("miri"));
+    miri.arg("--").args(UNDER_MIRI).args(["--skip", TOO_LONG]);
+    let output = process::output(&mut miri)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let passed = text.lines().find_map(|line| line.strip_prefix("test result: ok. ")?.split_once(" passed"));
     match passed {

@@ -86,11 +86,11 @@ fn main(_: &Guest) -> Result<(), Errno> {
         }
     }
     let leaf = Entry::page(run[0], Rights::UserData);
-    let mut spare = space::take_page()?;
+    let mut lone = space::take_page()?;
     for (what, filled) in [("empty", 0), ("full", 512)] {
         for n in 0..filled {
             let to = core::ptr::with_exposed_provenance_mut::<u64>(
-                usize::try_from(spare + 8 * n).unwrap_or_default(),
+                usize::try_from(lone + 8 * n).unwrap_or_default(),
             );
             // SAFETY: a page of its own, which is data now.
             unsafe { to.write_volatile(leaf.bits()) };
@@ -98,14 +98,14 @@ fn main(_: &Guest) -> Result<(), Errno> {
         let mut pin = u64::MAX;
         let mut unpin = u64::MAX;
         for _ in 0..TIMES {
-            pin = pin.min(ticks_once(|| pv::pin(Page::Table(3), spare))?);
-            unpin = unpin.min(ticks_once(|| pv::unpin(spare))?);
+            pin = pin.min(ticks_once(|| pv::pin(Page::Table(3), lone))?);
+            unpin = unpin.min(ticks_once(|| pv::unpin(lone))?);
         }
         println!("a table of level 3, {what}: pin {pin} ticks, unpin {unpin}");
     }
-    spare = space::take_page()?;
+    lone = space::take_page()?;
     for tables in [1_u64, 8, 64, 512] {
-        let (pin, unpin) = tree(spare, tables)?;
+        let (pin, unpin) = tree(lone, tables)?;
         println!(
             "a tree of {tables} tables below one: pin {} ticks a table, unpin {}",
             pin / tables,

@@ -841,7 +841,7 @@ impl Run {
             domid: DomId(dom),
             pad: [0; 3],
         };
-        let (what, wanted, (result, _)) = match kind {
+        let (what, wanted, (result, ())) = match kind {
             0 => {
                 let done = u64::from(n.below(3));
                 let wanted = self.spec.exchange(id, dom, gfn, done);
