@@ -93,7 +93,7 @@ pub fn end_domain<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, doma
 
 /// [`end_domain`] by a CPU, whoever runs on it; false when the domain had ended before. The CPU's own vCPU goes off when it is chosen again.
 #[cold]
-pub(crate) fn end_on<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain, end: Life) -> bool {
+pub fn end_on<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain, end: Life) -> bool {
     machine.sched.ending.fetch_add(1, Ordering::AcqRel);
     let first = domain.life.end(end);
     if first {

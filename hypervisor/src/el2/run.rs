@@ -8,6 +8,7 @@ use hypervisor::life;
 use hypervisor::machine::{Current, Machine};
 use hypervisor::pause::{self, Hold};
 use hypervisor::sched::{self, Idled};
+use hypervisor::sched_op;
 use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, Raised, Serviced, VcpuMask};
 
@@ -170,11 +171,8 @@ fn contain_serror(machine: &Machine<Arm>, cpu: &'static PerCpu, leaving: &ArchVc
     let before = cpu.serrors.get();
     // SAFETY: unmasks SErrors for a moment; vectors.S counts and returns.
     unsafe { asm!("msr daifclr, #4", "isb", "msr daifset, #4", "isb", options(nostack, preserves_flags)) };
-    if cpu.serrors.get() != before && leaving.domain.life.end(Life::Destroyed(Fault::SystemError)) {
-        hypervisor::hardware::Hardware::log(
-            &machine.hw,
-            hypervisor::log::Event::Ended(leaving.domain.id, Life::Destroyed(Fault::SystemError)),
-        );
+    if cpu.serrors.get() != before {
+        sched_op::end_on(machine, cpu.id, leaving.domain, Life::Destroyed(Fault::SystemError));
     }
 }
 
