@@ -3,7 +3,7 @@
 //!
 //! With `touch=ADDRESS` on the command line (hexadecimal) the guest reads that address instead, which is no device of its own, and must
 //! fault. With `listen=INTID` it has no device: it enables that shared interrupt, and must get none while the owner, at the other end of
-//! its channel, gets three.
+//! its channel, gets its own.
 #![no_std]
 #![no_main]
 use core::sync::atomic::{AtomicU32, Ordering};

@@ -73,8 +73,11 @@ fn given(index: usize) -> Outcome<Found> {
     if !ends("d2: shutdown crash") || !ends("d3: shutdown crash") {
         return Err(observed.failed("a domain touched a device that it was not given"));
     }
-    let said = |line: &str| observed.console.iter().any(|seen| seen == line);
-    if !said("(d1) device: 3 interrupts") || !said("(d4) device: heard nothing") {
+    let said = |start: &str, end: &str| {
+        observed.console.iter().any(|line| line.starts_with(start) && line.ends_with(end))
+    };
+    // How many is the device's matter: a UART may raise one for each byte. The owner fails when a round brought none.
+    if !said("(d1) device: ", " interrupts") || !said("(d4) device: heard nothing", "") {
         return Err(observed.failed("the device's interrupt did not reach its owner alone"));
     }
     Ok(Found::Good(String::new()))
