@@ -12,7 +12,7 @@ use core::time::Duration;
 use guest_kernel::interrupt::{self, Intid};
 use guest_kernel::process::{self, Counts, DATA, Ended, Processes, Program, Stop};
 use guest_kernel::vmap::Mapped;
-use guest_kernel::{Guest, exception, heap, println, pv, time, timer};
+use guest_kernel::{Guest, cpu, exception, heap, println, pv, time, timer};
 use pv_abi::Errno;
 
 global_asm!(include_str!("pv-process/user.S"), options(raw));
@@ -214,9 +214,13 @@ fn spin(guest: &Guest, kernel: &mut Kernel) -> Result<(), Failed> {
     interrupt::start(guest.tree.gic).map_err(|_| Failed::Check("an interrupt controller"))?;
     interrupt::enable(Intid::TIMER, timer::disarm).map_err(|_| Failed::Check("a timer"))?;
     let id = kernel.processes.spawn(&kernel.program, 10, 4096)?;
-    timer::arm(time::now().after(Duration::from_millis(1)));
-    let stopped = kernel.processes.run(id)?;
-    interrupt::dispatch();
+    // Masked until the process runs: the handler, which disarms the timer, must not come before it.
+    let stopped = cpu::without_interrupts(|| {
+        timer::arm(time::now().after(Duration::from_millis(1)));
+        let stopped = kernel.processes.run(id);
+        interrupt::dispatch();
+        stopped
+    })?;
     ok("who does not end is interrupted", stopped == Stop::Interrupted)?;
     kernel.processes.end(id, Ok(0))?;
     Ok(())
