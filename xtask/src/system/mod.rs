@@ -3,6 +3,7 @@
 //! Domains are counted from 1 in the order of the file: `domain[2]` in a message is the second domain. That is its id too, unless a
 //! control domain (`privileged = true`), whose id is 0, stands before it.
 
+mod kernel;
 mod reader;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use toml::Table;
 
-use crate::failure::{Doing, Failure, Outcome};
+use crate::failure::{Failure, Outcome};
+use crate::rpi4;
 use crate::terrain::Terrain;
-use crate::{rpi4, setup, workspace};
+use kernel::read_kernel;
+pub(crate) use kernel::{Kernel, kernel_image};
 pub(crate) use reader::parse_size;
 use reader::{Keys, Reader};
 
@@ -164,28 +167,6 @@ pub(crate) struct Scheduling {
     pub(crate) affinity: Option<u32>,
     /// CPUs of its pool as bits, and the pool's scheduler.
     pub(crate) pool: Option<(u32, &'static str)>,
-}
-
-/// A kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Kernel {
-    /// A guest of this workspace, by name: a file once it is built.
-    Guest(String),
-    /// An arm64 image.
-    File(PathBuf),
-    /// Debian's Linux, fetched when it is needed.
-    Linux,
-}
-
-impl Kernel {
-    /// Where its image is.
-    pub(crate) fn path(&self) -> Outcome<PathBuf> {
-        Ok(match self {
-            Self::Guest(name) => workspace::guest_img(name),
-            Self::File(path) => path.clone(),
-            Self::Linux => setup::linux()?.kernel,
-        })
-    }
 }
 
 /// A ramdisk's content.
@@ -585,42 +566,6 @@ fn read_action(reader: &mut Reader<'_>, key: &str, default: &str) -> Outcome<Str
 fn is_name(name: &str) -> bool {
     (1..=31).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-}
-
-/// Reads a `kernel` key.
-fn read_kernel(text: &str, folder: &Path) -> Result<Kernel, String> {
-    if let Some(name) = text.strip_prefix("guest:") {
-        let guests = crate::build::guest_names().map_err(|failure| failure.to_string())?;
-        if guests.contains(name) {
-            return Ok(Kernel::Guest(name.to_owned()));
-        }
-        let nearest = guests.iter().min_by_key(|guest| strsim::damerau_levenshtein(guest, name));
-        return Err(match nearest {
-            Some(guest) => format!("this workspace has no guest \"{name}\", did you mean \"{guest}\"?"),
-            None => format!("this workspace has no guest \"{name}\""),
-        });
-    }
-    if text == "debian:linux" {
-        return Ok(Kernel::Linux);
-    }
-    let path = folder.join(text);
-    if path.is_file() { Ok(Kernel::File(path)) } else { Err(format!("{} does not exist", path.display())) }
-}
-
-/// A kernel's image: the file, unpacked if it is gzip, checked to be an arm64 image.
-pub(crate) fn kernel_image(path: &Path, checking: Checking) -> Outcome<Vec<u8>> {
-    let mut bytes = workspace::read(path)?;
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        let mut unpacked = Vec::new();
-        std::io::Read::read_to_end(&mut flate2::read::MultiGzDecoder::new(&bytes[..]), &mut unpacked)
-            .doing(format_args!("{}: damaged gzip file", path.display()))?;
-        bytes = unpacked;
-    }
-    if checking == Checking::Full && !crate::image::has_arm64_header(&bytes) {
-        let text = "not an arm64 Image (no \"ARM\\x64\" at byte 56); give an uncompressed or gzip `Image`";
-        return Err(Failure::usage(format!("{}: {text}", path.display())));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
