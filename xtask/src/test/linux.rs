@@ -40,10 +40,13 @@ pub(super) fn all() -> Vec<Step> {
 }
 
 fn boots(board: &str, gic: u32, cpus: u32, cpu: &str, vcpus: u32, terrain: &str) -> Outcome<Found> {
+    // Where the controller is a GICv3 it says everything through its PV console, `hvc0`.
+    let console =
+        if gic == 3 { "console=hvc0\"\npv_console = true" } else { "console=ttyAMA0\"\nvuart = true" };
     let text = format!(
         "[machine]\ngic = {gic}\ncpus = {cpus}\ncpu = \"{cpu}\"\nmemory = \"1G\"\n{terrain}\
-         [[domain]]\nname = \"linux\"\nkernel = \"debian:linux\"\nramdisk = \"debian:busybox\"\ncmdline = \"console=ttyAMA0\"\n\
-         vuart = true\nmemory = \"320M\"\nvcpus = {vcpus}\n\
+         [[domain]]\nname = \"linux\"\nkernel = \"debian:linux\"\nramdisk = \"debian:busybox\"\ncmdline = \"{console}\n\
+         memory = \"320M\"\nvcpus = {vcpus}\n\
          [[domain]]\nname = \"small\"\nkernel = \"guest:smp\"\nmemory = \"16M\"\nvcpus = 2\n"
     );
     let name = format!("linux-{board}-{gic}-{cpus}-{cpu}-{vcpus}");
