@@ -4,7 +4,7 @@
 //! What a case may not do is end this guest, or harm the hypervisor or another guest; the guests that run beside it (`victim`) and the
 //! hypervisor's own counters say whether it did.
 //!
-//! Command line: `only=` a family; `step=` pages from one that is tried to the next (1); `peer=` the id of a domain to molest.
+//! Command line: `only=` a family; `ledger=1` asks the control domain after each case whether everything is as it was; `step=` pages from one that is tried to the next (1); `peer=` the id of a domain to molest.
 #![no_std]
 #![no_main]
 #![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on the one target")]
@@ -20,6 +20,7 @@ mod attack {
     pub(crate) mod immediates;
     pub(crate) mod instruction;
     pub(crate) mod interrupts;
+    pub(crate) mod ledger;
     pub(crate) mod pool;
     pub(crate) mod registers;
     pub(crate) mod revoke;
@@ -27,6 +28,7 @@ mod attack {
     pub(crate) mod storms;
 }
 
+use attack::ledger::Ledger;
 use attack::{addresses, calls, counts, handles, immediates, interrupts, registers, revoke, states, storms};
 use guest_kernel::Guest;
 use guest_kernel::attempt::{Code, Window};
@@ -40,15 +42,21 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         tap.that("room for instructions", false);
         return tap.end();
     };
+    let ledger = Ledger::begin(guest);
+    tap.after_each(ledger.afterwards());
     tap.family("registers", |tap| registers::check(tap, &mut code, guest));
     tap.family("immediates", |tap| immediates::check(tap, &mut code));
     tap.family("states", |tap| states::check(tap, &mut code, guest));
     tap.family("addresses", |tap| addresses::check(tap, &mut code, &mut window, guest));
     tap.family("handles", |tap| handles::check(tap, guest));
     tap.family("counts", counts::check);
-    tap.family("calls", |tap| calls::check(tap, guest));
+    tap.family("calls", |tap| {
+        ledger.gives_pages();
+        calls::check(tap, guest);
+    });
     tap.family("revoke", |tap| revoke::check(tap, guest));
     tap.family("storms", |tap| storms::check(tap, guest));
     tap.family("interrupts", |tap| interrupts::check(tap, &mut code, &mut window));
+    ledger.end();
     tap.end()
 }

@@ -16,6 +16,8 @@
 //! | `ping:F:L` | sends an event to each `pong` from domain F to L, when all have made their port, and waits for its answer |
 //! | `check` | has the hypervisor check itself, with all CPUs standing |
 //! | `soak:L:S` | for S seconds, time and again: destroys, builds, pauses or moves one of the domains 1 to L, or leaves them, and checks |
+//! | `ledger:N` | tells domain N, whenever it asks through the first page that it grants, whether its counts are as they were; until it is done |
+//! | `twice:F:L` | destroys domains F to L, has each live once more for a while, and fails when counters are not as they were between the lives |
 //! | `mark`, `same` | remembers all counters; fails when they are not as they were |
 //! | `sleep:MS` | waits for so many milliseconds |
 //!
@@ -23,6 +25,9 @@
 #![no_std]
 #![no_main]
 extern crate alloc;
+
+#[path = "control/ledger.rs"]
+mod ledger;
 
 use alloc::format;
 use alloc::string::String;
@@ -112,6 +117,8 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
             Ok(())
         }
         "ping" => ping(number()?.0, times()?),
+        "ledger" => ledger::serve(number()?),
+        "twice" => twice(number()?.0, times()?),
         "check" => control::self_check().map_err(refused),
         "soak" => soak(number()?.0, times()?),
         "mark" => {
@@ -255,6 +262,49 @@ fn same(before: &Everything, after: &Everything) -> Result<(), String> {
 
 fn sleep(milliseconds: u64) -> Result<(), String> {
     timer::sleep(Duration::from_millis(milliseconds)).map_err(|_| String::from("no timer"))
+}
+
+/// How long a second life is: milliseconds of a CPU's time.
+const SECOND_LIFE_MS: u64 = 5;
+
+/// Each of the domains lives again for a while, and leaves nothing behind.
+fn twice(first: u16, last: u32) -> Result<(), String> {
+    let refused = |errno: Errno| format!("{errno:?}");
+    let all = || (first..).take_while(|id| u32::from(*id) <= last).map(DomId);
+    let destroy = || {
+        all().try_for_each(|id| match control::destroy(id) {
+            Ok(()) | Err(Errno::Esrch) => Ok(()),
+            Err(errno) => Err(format!("domain {}: {errno:?}", id.0)),
+        })
+    };
+    destroy()?;
+    let between = everything()?;
+    for id in all() {
+        control::build(id).map_err(refused)?;
+    }
+    for id in all() {
+        lived(id).map_err(refused)?;
+    }
+    destroy()?;
+    same(&between, &everything()?)
+}
+
+/// Waits until a domain that was built has run for a while; also until it waits itself, or is no more.
+fn lived(id: DomId) -> Result<(), Errno> {
+    let mut began = None;
+    loop {
+        let info = match control::domain_info(id) {
+            Ok(info) => info,
+            Err(Errno::Esrch) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        let since = info.cpu_time.saturating_sub(*began.get_or_insert(info.cpu_time));
+        let still = info.flags & (flags::BLOCKED | flags::SHUTDOWN | flags::DYING) != 0;
+        if still || since >= SECOND_LIFE_MS * 1_000_000 {
+            return Ok(());
+        }
+        timer::sleep(Duration::from_millis(1)).map_err(|_| Errno::Eio)?;
+    }
 }
 
 /// One line a domain.

@@ -11,7 +11,7 @@ extern crate alloc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::arch::asm;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 use guest_kernel::event::{Channel, Wake};
@@ -28,9 +28,14 @@ const WORDS: usize = 64 << 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Channels beside the static one, on some of which events are left pending.
 const CHANNELS: u32 = 8;
+/// The third domain, which may be an attacker.
+const THIRD: DomId = DomId(3);
 /// Words of the shared page: the turn, and the ports.
 const TURN: usize = 0;
 const PORTS: usize = 8;
+
+/// How often the third interrupted.
+static STORMED: AtomicU32 = AtomicU32::new(0);
 
 fn main(guest: &Guest) -> Result<(), &'static str> {
     let number = |key| guest.args().number(key).and_then(|value| u32::try_from(value).ok());
@@ -69,6 +74,11 @@ fn work(page: &Frame, channel: &Channel, peer: DomId, parity: u32, rounds: u32) 
     let mut memory: Vec<u64> = (0..WORDS as u64)
         .map(|index| (index + u64::from(parity)).wrapping_mul(0x9e37_79b9_7f4a_7c15))
         .collect();
+    // Two ports for whoever is the third, whatever it does with them; the rest goes on.
+    let [open, masked] =
+        [(); 2].map(|()| Channel::unbound(THIRD)).map(|offer| offer.map_err(|_| "no channel to offer"));
+    let (open, masked) = (open?, masked?);
+    open.handle(|_| _ = STORMED.fetch_add(1, Ordering::Relaxed)).map_err(|_| "no handler")?;
     let channels = channels(page, channel, peer, parity)?;
     let registers = Registers::fill(parity);
     let began = time::now();
@@ -100,6 +110,9 @@ fn work(page: &Frame, channel: &Channel, peer: DomId, parity: u32, rounds: u32) 
     let pending: Vec<u8> = channels.iter().map(|channel| u8::from(channel.take())).collect();
     println!("victim: pending {pending:?}");
     println!("victim: unexpected interrupts {}", interrupt::unhandled());
+    let left = u32::from(masked.take()) + u32::from(masked.take());
+    println!("storm: port {} interrupted {} times", open.port().0, STORMED.load(Ordering::Relaxed));
+    println!("storm: port {} has {left} pending", masked.port().0);
     println!("victim: registers are as they were");
     page.words()[TURN].store(u32::MAX, Ordering::Release);
     Ok(())

@@ -6,7 +6,6 @@
 //! `guest:attack` tries one family of cases a run and survives them; `guest:faulty` ends itself in ways that nobody survives.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 
 use crate::check::Found;
@@ -15,7 +14,7 @@ use crate::machine::Clock;
 use crate::run::Options;
 
 use super::step::{Level, Step};
-use super::systems::{self, Observed, observe, observe_until};
+use super::systems::{self, Observed, observe};
 
 /// A machine, and how much of the address space is tried on it: every page, or one of so many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,7 +115,9 @@ fn victims(rounds: u32) -> String {
 
 /// Who asks what is left, in front of the others: domain 0.
 const CONTROL: &str = "[[domain]]\nname = \"control\"\nkernel = \"guest:control\"\nmemory = \"16M\"\nprivileged = true\n\
-                       cmdline = \"do=end:1,end:2,end:3,count\"\n";
+                       cmdline = \"do=ledger:3,end:1,end:2,end:3,count\"\n";
+/// What it is asked for.
+const ASKED: &str = "ledger:3,end:1,end:2,end:3,count";
 
 /// The third domain.
 fn third(kernel: &str, cmdline: &str) -> String {
@@ -177,7 +178,8 @@ fn alone(on: On, rounds: u32) -> Outcome<Alone> {
     if let Some(known) = runs.get(&(on, rounds)) {
         return Ok(known.clone());
     }
-    let observed = observe(&options(on, &format!("alone-{rounds}"), rounds, &third("attack", "only=none"))?)?;
+    let observed =
+        observe(&options(on, &format!("alone-{rounds}"), rounds, &third("attack", "only=none ledger=1"))?)?;
     if let Err(failure) = &observed.result {
         return Err(observed.failed(&format!("without an attacker: {failure}")));
     }
@@ -216,9 +218,45 @@ fn unharmed(on: On, rounds: u32, observed: &Observed, clock: Clock, attackers: u
     Ok(attacked.saturating_mul(10).checked_div(time).unwrap_or(0))
 }
 
+/// Events that `attack/storms.rs` sends to each of a victim's ports.
+const STORM: u64 = 20_000;
+/// Lines of its flood of text, and bytes of each with its end.
+const FLOOD: u64 = 4096;
+const FLOOD_LINE: u64 = 128;
+
+/// Sum of the numbers between the two texts, over all lines that have both.
+fn between(observed: &Observed, begin: &str, end: &str) -> Option<u64> {
+    let numbers = observed
+        .console
+        .iter()
+        .filter_map(|line| line.strip_prefix(begin)?.strip_suffix(end)?.parse::<u64>().ok());
+    numbers.reduce(|sum, number| sum + number)
+}
+
+/// Each victim was interrupted, and no more often than events were sent; at its masked port one event is pending. Of the flood of text
+/// every line either came or is counted as dropped.
+fn stormed(observed: &Observed) -> Result<(), String> {
+    for id in [1, 2] {
+        let times = between(observed, &format!("(d{id}) storm: port 2 interrupted "), " times");
+        if !matches!(times, Some(1..=STORM)) {
+            return Err(format!("domain {id} was interrupted {times:?} times by {STORM} events"));
+        }
+        let pending = between(observed, &format!("(d{id}) storm: port 3 has "), " pending");
+        if pending != Some(1) {
+            return Err(format!("domain {id} has {pending:?} events pending of a storm at a masked port"));
+        }
+    }
+    let came = observed.console.iter().filter(|line| line.starts_with("(d3) ####")).count() as u64;
+    let dropped = between(observed, "(d3) [", " bytes dropped]").unwrap_or(0);
+    if dropped == 0 || came == 0 || came * FLOOD_LINE + dropped != FLOOD * FLOOD_LINE {
+        return Err(format!("of {FLOOD} lines of text {came} came, and {dropped} bytes were dropped"));
+    }
+    Ok(())
+}
+
 /// One family of cases, all of which the attacker survives and finds right.
 fn survives(on: On, family: &str) -> Outcome<Found> {
-    let text = third("attack", &format!("only={family} step={} peer=1", on.step));
+    let text = third("attack", &format!("only={family} step={} peer=1 ledger=1", on.step));
     let observed = observe(&options(on, family, ROUNDS, &text)?)?;
     let cases = observed.console.iter().filter(|line| line.starts_with("(d3) ok ")).count();
     if let Some(wrong) = observed.console.iter().find(|line| line.starts_with("(d3) not ok ")) {
@@ -229,12 +267,20 @@ fn survives(on: On, family: &str) -> Outcome<Found> {
             observed.failed(&format!("{cases} cases are ok, and the attacker's plan does not say so"))
         );
     }
+    if !observed.console.iter().any(|line| line == "(d3) ledger: counted after each case") {
+        return Err(observed.failed("the hypervisor's counters are not looked at"));
+    }
     if let Err(failure) = &observed.result {
         return Err(observed.failed(&failure.to_string()));
     }
     let (found, expected) = (left(&observed), alone(on, ROUNDS)?.1);
     if found.is_none() || found != expected {
         return Err(observed.failed(&format!("free and own frames at the end: {found:?}, not {expected:?}")));
+    }
+    if family == "storms"
+        && let Err(why) = stormed(&observed)
+    {
+        return Err(observed.failed(&why));
     }
     let lines = observed.log.iter().filter(|line| line.starts_with("d3: ")).count();
     if lines > LINES {
@@ -244,27 +290,30 @@ fn survives(on: On, family: &str) -> Outcome<Found> {
     Ok(Found::Good(format!("{cases} cases; the victims took {}.{} times as long", times / 10, times % 10)))
 }
 
-/// All that nobody survives at once, until the victims have ended.
+/// All that nobody survives at once, until the victims have ended. Then the control domain ends them, has them do all that again, and nothing of
+/// what the hypervisor counts may be other than between these lives.
 fn dies(on: On) -> Outcome<Found> {
     let domain = |how: &&str| {
         format!(
             "[[domain]]\nname = \"{how}\"\nkernel = \"guest:faulty\"\nmemory = \"8M\"\ncmdline = \"how={how}\"\n"
         )
     };
-    let attackers = DEADLY.iter().map(domain).collect::<Vec<_>>().concat();
-    let mut ended = 0;
+    let (first, last) = (3, DEADLY.len() + 2);
+    let control = CONTROL.replace(ASKED, &format!("end:1,end:2,twice:{first}:{last}"));
+    let attackers = DEADLY.iter().map(domain).collect::<Vec<_>>().concat() + &control;
     let mut options = options(on, "deadly", FEW_ROUNDS, &attackers)?;
     // A guest that takes exceptions without ever executing an instruction stops a clock that counts instructions.
     options.icount = false;
-    let observed = observe_until(&options, &mut |log| {
-        ended += u32::from(["d1: shutdown poweroff", "d2: shutdown poweroff"].contains(&log));
-        if ended == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    for (index, how) in DEADLY.iter().enumerate() {
-        let began = format!("(d{}) faulty: {how}", index + 3);
-        if !observed.console.contains(&began) {
-            return Err(observed.failed(&format!("no line \"{began}\"")));
+    let observed = observe(&options)?;
+    for (how, id) in DEADLY.iter().zip(first..) {
+        let began = format!("(d{id}) faulty: {how}");
+        let lives = observed.console.iter().filter(|line| **line == began).count();
+        if lives != 2 {
+            return Err(observed.failed(&format!("{lives} lines \"{began}\", not 2")));
         }
+    }
+    if !observed.console.iter().any(|line| line.starts_with("(d0) control: all as it was, ")) {
+        return Err(observed.failed("what is counted is not as it was"));
     }
     let times = unharmed(on, FEW_ROUNDS, &observed, Clock::Wall, DEADLY.len() as u64)?;
     Ok(Found::Good(format!("the victims took {}.{} times as long", times / 10, times % 10)))

@@ -64,19 +64,10 @@ pub(super) fn observe(options: &Options) -> Outcome<Observed> {
     observe_on(&Hypervisor::of(&options.load()?)?, options)
 }
 
-/// Boots a system and keeps what it prints until `enough` has seen the text of the log that it waits for.
-pub(super) fn observe_until(
-    options: &Options,
-    enough: &mut dyn FnMut(&str) -> ControlFlow<()>,
-) -> Outcome<Observed> {
-    let nothing = &mut |_: &str| ControlFlow::Continue(());
-    observe_with(&Hypervisor::of(&options.load()?)?, options, None, nothing, enough)
-}
-
 /// Boots a system with a changed image.
 pub(super) fn observe_on(hypervisor: &Hypervisor, options: &Options) -> Outcome<Observed> {
     let nothing = &mut |_: &str| ControlFlow::Continue(());
-    observe_with(hypervisor, options, None, nothing, &mut |_| ControlFlow::Continue(()))
+    observe_with(hypervisor, options, None, nothing)
 }
 
 fn observe_with(
@@ -84,7 +75,6 @@ fn observe_with(
     options: &Options,
     keys: Option<Keys>,
     line: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    enough: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Outcome<Observed> {
     let system = options.load()?;
     build::some(&setup::toolchain()?, &system.guests())?;
@@ -94,14 +84,10 @@ fn observe_with(
         let text = String::from_utf8_lossy(&each.render(Colour::Off)).trim_end().to_owned();
         let more = line(&text);
         console.push(text);
-        if more.is_break() {
-            return more;
-        }
         if let Line::Log(entry) = each {
             log.push(entry.text.clone());
-            return enough(&entry.text);
         }
-        ControlFlow::Continue(())
+        more
     })?;
     Ok(Observed { result: report.result(), console, log })
 }
@@ -118,7 +104,7 @@ pub(super) fn observe_typing(options: &Options, talk: &[(&str, &str)]) -> Outcom
         }
         ControlFlow::Continue(())
     };
-    observe_with(&Hypervisor::pavo(), options, Some(keys), &mut answer, &mut |_| ControlFlow::Continue(()))
+    observe_with(&Hypervisor::pavo(), options, Some(keys), &mut answer)
 }
 
 /// The system must end cleanly.

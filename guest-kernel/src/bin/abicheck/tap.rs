@@ -1,4 +1,6 @@
 //! The Test Anything Protocol, version 13: one line a case, the plan at the end.
+use alloc::boxed::Box;
+use alloc::string::String;
 use core::fmt::Debug;
 
 use guest_kernel::{print, println, record};
@@ -9,8 +11,12 @@ use pv_abi::Hypercall;
 #[expect(dead_code, reason = "shown when the guest ends")]
 pub(crate) struct Failed(u32);
 
+/// Says what is not as it was before the case, if anything is.
+pub(crate) type Afterwards = Box<dyn FnMut() -> Option<String>>;
+
 /// What was checked so far.
 pub(crate) struct Tap {
+    afterwards: Option<Afterwards>,
     only: Option<&'static str>,
     family: &'static str,
     cases: u32,
@@ -22,7 +28,13 @@ impl Tap {
     pub(crate) fn new(only: Option<&'static str>) -> Self {
         println!("TAP version 13");
         record::start();
-        Self { only, family: "", cases: 0, failed: 0 }
+        Self { afterwards: None, only, family: "", cases: 0, failed: 0 }
+    }
+
+    /// After each case that holds, `afterwards` has to find nothing too.
+    #[allow(dead_code, reason = "not every user of this file does")]
+    pub(crate) fn after_each(&mut self, afterwards: Option<Afterwards>) {
+        self.afterwards = afterwards;
     }
 
     /// Checks a family.
@@ -38,11 +50,14 @@ impl Tap {
     pub(crate) fn is<T: PartialEq + Debug>(&mut self, what: &str, got: T, expected: T) {
         self.cases += 1;
         let (number, family) = (self.cases, self.family);
-        if got == expected {
-            println!("ok {number} - {family}: {what}");
-        } else {
+        if got != expected {
             self.failed += 1;
             println!("not ok {number} - {family}: {what} # got {got:?}, expected {expected:?}");
+        } else if let Some(left) = self.afterwards.as_mut().and_then(|afterwards| afterwards()) {
+            self.failed += 1;
+            println!("not ok {number} - {family}: {what} # and then {left}");
+        } else {
+            println!("ok {number} - {family}: {what}");
         }
     }
 

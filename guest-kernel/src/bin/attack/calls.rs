@@ -70,8 +70,8 @@ fn call((number, args): Registers) -> i64 {
     unsafe { hypercall::raw(number, args) }
 }
 
-/// No ports, no watchdogs.
-fn settle() -> bool {
+/// Ends all ports and watchdogs of this domain.
+pub(super) fn settle() -> bool {
     let watchdogs = [1_u64, 2].map(|id| {
         let stop = [id];
         let at = stop.as_ptr().expose_provenance() as u64;

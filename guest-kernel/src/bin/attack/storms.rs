@@ -6,10 +6,14 @@ use guest_kernel::event::{self, Channel};
 use guest_kernel::interrupt::{self, Intid};
 use guest_kernel::smp::Cpu;
 use guest_kernel::{Guest, cpu, hypercall, print, println, time, timer};
+use pv_abi::{DomId, Port};
 
 use crate::tap::Tap;
 
 const TIMES: u32 = 20_000;
+/// The ports that each victim offers (`victim.rs`): its first beside the static one.
+const STORMED: Port = Port(2);
+const MASKED: Port = Port(3);
 static EVENTS: AtomicU32 = AtomicU32::new(0);
 static SGIS: AtomicU32 = AtomicU32::new(0);
 static TIMERS: AtomicU32 = AtomicU32::new(0);
@@ -19,6 +23,7 @@ pub(crate) fn check(tap: &mut Tap, guest: &Guest) {
         return tap.that("interrupts", false);
     }
     events(tap);
+    at_others(tap);
     sgis(tap);
     timers(tap);
     waits(tap);
@@ -32,21 +37,39 @@ fn events(tap: &mut Tap) {
     };
     channel.mask();
     let sent = (0..TIMES).filter(|_| channel.notify().is_ok()).count();
-    tap.is(
-        "events to a masked port are taken",
-        (sent, channel.take(), channel.take()),
-        (TIMES as usize, true, false),
-    );
+    let masked = (sent, channel.take(), channel.take());
     let handled = channel.handle(|_| {
         EVENTS.fetch_add(1, Ordering::SeqCst);
     });
     let sent = (0..TIMES).filter(|_| channel.notify().is_ok()).count();
     cpu::synchronize();
-    tap.is(
-        "row_89: every event that interrupts comes",
-        (handled, sent, EVENTS.load(Ordering::SeqCst)),
-        (Ok(()), TIMES as usize, TIMES),
-    );
+    let interrupting = (handled, sent, EVENTS.load(Ordering::SeqCst));
+    drop(channel);
+    tap.is("events to a masked port are taken", masked, (TIMES as usize, true, false));
+    tap.is("row_89: every event that interrupts comes", interrupting, (Ok(()), TIMES as usize, TIMES));
+}
+
+/// Events to the victims: to the port at which they are interrupted, and to the one that they keep masked.
+fn at_others(tap: &mut Tap) {
+    for id in [1, 2].map(DomId) {
+        for (port, what) in [
+            (STORMED, "row_89: a storm of events that interrupt another domain is taken"),
+            (MASKED, "a storm of events to a masked port of another domain is taken"),
+        ] {
+            // Offered as soon as they have begun.
+            let end = time::now().after(Duration::from_secs(60));
+            let channel = loop {
+                match Channel::bind(id, port) {
+                    Ok(channel) => break channel,
+                    Err(_) if time::now() < end => _ = timer::sleep(Duration::from_micros(500)),
+                    Err(_) => return tap.that("a victim's port", false),
+                }
+            };
+            let sent = (0..TIMES).filter(|_| channel.notify().is_ok()).count();
+            drop(channel);
+            tap.is(what, sent, TIMES as usize);
+        }
+    }
 }
 
 fn sgis(tap: &mut Tap) {
@@ -106,11 +129,12 @@ fn waits(tap: &mut Tap) {
     tap.that("200 sleeps", true);
 }
 
-/// Twice what may be written at once, in lines; what is more is dropped and counted, and the guest goes on.
+/// Twice what may be written at once, in lines; what is more is dropped and counted, and the guest goes on. A line is what the hypervisor
+/// takes or drops at once, 128 bytes.
 fn text(tap: &mut Tap) {
-    let line = "################################################################";
+    let line = "###############################################################";
     for _ in 0..4096 {
-        println!("{line}{line}");
+        println!("{line}#{line}");
     }
     print!("");
     // Time for what is left to be told.
