@@ -226,6 +226,24 @@ impl FakeHardware {
         Ok(())
     }
 
+    /// [`Self::guest_write`] by an alias that bypasses the caches: memory has the bytes, and EL2 sees what was there before until the frame is
+    /// cleaned and invalidated (or written by somebody else, which stands for an eviction).
+    ///
+    /// # Errors
+    /// The fault that the guest would take.
+    pub fn guest_write_uncached(
+        &self,
+        vmid: Vmid,
+        root: Mfn,
+        ipa: Ipa,
+        from: &[u8],
+    ) -> Result<(), Stage2Fault> {
+        let inner = &mut *self.inner();
+        let at = inner.tlb.access(&inner.ram, vmid, root, ipa, Access::Write)?;
+        inner.ram.write_behind(at, from);
+        Ok(())
+    }
+
     /// What the current vCPU's translation is controlled by.
     pub fn set_controls(&self, controls: Controls) {
         self.inner().controls = controls;
@@ -382,6 +400,7 @@ impl Hardware for FakeHardware {
         let mut inner = self.record(Op::CleanToMemory(frame));
         inner.caches.cleaned(frame);
         inner.ram.check(frame);
+        inner.ram.invalidate(frame);
     }
 
     fn sync_instructions(&self, frame: Mfn) {

@@ -6,6 +6,7 @@
 //! misuse.
 mod act;
 mod compare;
+mod paging;
 mod shrink;
 
 use std::cell::Cell;
@@ -13,6 +14,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
+use hypervisor::devicetree::Paging;
 use hypervisor::fake::{Random, World};
 
 use crate::spec::Spec;
@@ -74,8 +76,42 @@ pub struct Failure {
     pub story: Vec<String>,
 }
 
+/// What is played on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Setup {
+    /// How many domains.
+    pub domains: u16,
+    /// Whether the first one's page tables are checked.
+    pub paging: bool,
+}
+
+impl Setup {
+    /// Two domains, the first of which has its page tables checked.
+    pub const PAGING: Self = Self { domains: 2, paging: true };
+
+    /// As it was printed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let domains = text.strip_suffix("pv").unwrap_or(text);
+        Some(Self { domains: domains.parse().ok()?, paging: domains != text })
+    }
+}
+
+impl From<u16> for Setup {
+    fn from(domains: u16) -> Self {
+        Self { domains, paging: false }
+    }
+}
+
+impl fmt::Display for Setup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.domains, if self.paging { "pv" } else { "" })
+    }
+}
+
 /// A machine and its specification.
 pub struct Run {
+    /// What it is.
+    pub setup: Setup,
     /// The machine.
     pub world: World,
     /// What it must be like.
@@ -111,16 +147,22 @@ fn quiet_panics() {
 }
 
 impl Run {
-    /// A machine with so many domains of two vCPUs, all running.
-    pub fn new(domains: u16) -> Self {
-        let world = World::tight(domains);
-        for id in 1..=domains {
-            for vcpu in world.domain(id).vcpus {
+    /// A machine of domains of two vCPUs, all running; vCPU 1 of one with checked page tables is off at first.
+    pub fn new(setup: impl Into<Setup>) -> Self {
+        let setup = setup.into();
+        let world = World::with_paging(setup.domains, if setup.paging { Paging::Pv } else { Paging::Nested });
+        for id in 1..=setup.domains {
+            for vcpu in world
+                .domain(id)
+                .vcpus
+                .iter()
+                .filter(|vcpu| vcpu.number == 0 || world.domain(id).paging().is_none())
+            {
                 vcpu.run.set(hypervisor::vcpu::Run::Running);
             }
         }
-        let spec = compare::observe(&world, domains);
-        Self { world, spec, calls: 0, told: None, tells: false, states: Vec::new(), steps: 0 }
+        let spec = compare::observe(&world, setup.domains);
+        Self { setup, world, spec, calls: 0, told: None, tells: false, states: Vec::new(), steps: 0 }
     }
 
     /// Does a step and compares.
@@ -138,9 +180,9 @@ impl Run {
     ///
     /// # Errors
     /// The first difference; a panic is one.
-    pub fn play(domains: u16, sequence: &Sequence, tells: bool) -> Result<u64, Failure> {
+    pub fn play(setup: impl Into<Setup>, sequence: &Sequence, tells: bool) -> Result<u64, Failure> {
         quiet_panics();
-        let mut run = Self::new(domains);
+        let mut run = Self::new(setup);
         run.tells = tells;
         let mut story = Vec::new();
         for (index, step) in sequence.0.iter().enumerate() {

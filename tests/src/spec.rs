@@ -11,7 +11,7 @@
 //! - I2 a frame that becomes a domain's is nobody's before, has no reference and holds zeroes.
 //! - I3 a domain maps its own RAM, its own shared pages, and grants that it holds a handle for.
 //! - I4 a frame's references are counted from its holders ([`Spec::references`]), never kept.
-//! - I5 (page tables of `pv` domains) is not specified here.
+//! - I5 a table is written by nobody, and each of its entries may be there (`paging`).
 //! - I6 a frame of RAM is in one place at most.
 //! - I7 the uses of a reference are the handles that name it; the shared entry says that it is in use exactly while it is.
 //! - I8 a channel's two ends name each other; ports notify vCPUs that exist; a free port is not pending.
@@ -19,6 +19,7 @@
 mod event;
 mod grant;
 mod memory;
+pub mod paging;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use event::{InfoAt, Polls, Port, PortFacts, Vcpu};
 pub use grant::{Entry, Held, MapArgs, Side, Use};
 pub use memory::{Place, SharedPage};
+pub use paging::{Paging, Role};
 pub use watched::Watched;
 
 /// A domain's number.
@@ -82,6 +84,8 @@ pub struct Domain {
     pub masked: BTreeSet<u32>,
     /// Its vCPUs.
     pub vcpus: Vec<Vcpu>,
+    /// If its page tables are checked.
+    pub paging: Option<Paging>,
 }
 
 /// The whole machine.
@@ -91,6 +95,8 @@ pub struct Spec {
     pub domains: BTreeMap<Dom, Domain>,
     /// Bytes of frames that somebody wrote or that became RAM since the start.
     pub bytes: BTreeMap<Frame, Vec<u8>>,
+    /// References that a frame may have.
+    pub most_references: u32,
     /// Upcalls that the last call raised: domain and vCPU.
     pub upcalls: Vec<(Dom, u32)>,
 }
@@ -112,7 +118,7 @@ impl Spec {
         self.domains.get_mut(&id).expect("it exists")
     }
 
-    /// I4: how many hold this frame of a domain's: references of grants in use, and areas that the hypervisor writes to.
+    /// I4: how many hold this frame of a domain's, beside page tables: references of grants in use, and areas that the hypervisor writes to.
     pub fn references(&self, owner: Dom, frame: Frame) -> u32 {
         let domain = self.of(owner);
         let uses = domain.uses.values().filter(|used| used.frame == frame).count();
@@ -139,6 +145,7 @@ impl Spec {
             }
         }
         for (id, domain) in &self.domains {
+            self.check_paging(*id)?;
             let says = |what: &str| Err(format!("specification: domain {id}: {what}"));
             let permits = |held: &Held, frame: Frame, writable: bool| {
                 let used = self.of(held.granter).uses.get(&held.gref);

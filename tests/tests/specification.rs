@@ -1,14 +1,15 @@
 //! The shipping library does what the specification says, whatever two or three guests call.
 #![allow(clippy::panic, reason = "tests")]
 
-use pavo_tests::drive::{Run, Sequence, shrink};
+use pavo_tests::drive::{Run, Sequence, Setup, shrink};
 
-fn plays(domains: u16, seeds: std::ops::Range<u64>, steps: usize) {
+fn plays(setup: impl Into<Setup>, seeds: std::ops::Range<u64>, steps: usize) {
+    let setup = setup.into();
     for seed in seeds {
         let sequence = Sequence::of_seed(seed, steps);
-        if let Err(failure) = Run::play(domains, &sequence, false) {
-            let (small, failure) = shrink(domains, &sequence, &failure);
-            panic!("seed {seed}: {}\n{}\n--seed {small}", failure.what, failure.story.join("\n"));
+        if let Err(failure) = Run::play(setup, &sequence, false) {
+            let (small, failure) = shrink(setup, &sequence, &failure);
+            panic!("seed {seed}: {}\n{}\n--seed {setup}:{small}", failure.what, failure.story.join("\n"));
         }
     }
 }
@@ -21,4 +22,9 @@ fn two_domains_do_what_is_specified() {
 #[test]
 fn three_domains_do_what_is_specified() {
     plays(3, 100..103, 400);
+}
+
+#[test]
+fn a_domain_with_checked_page_tables_does_what_is_specified() {
+    plays(Setup::PAGING, 200..206, 400);
 }

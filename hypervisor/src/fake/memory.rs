@@ -22,13 +22,15 @@ pub(super) struct Ram {
     /// Frames that were written since they were last asked for, each once; index = frame in `frames` for `is_written`.
     written: Vec<u64>,
     is_written: Vec<bool>,
+    /// What memory has and the caches hide.
+    behind: Vec<(FrameAddr, Vec<u8>)>,
 }
 
 impl Ram {
     pub(super) fn new(frames: Range<u64>) -> Self {
         let count = usize::try_from(frames.end - frames.start).expect("fewer frames than addresses");
         let (bytes, is_written) = (std::vec![Bytes::Garbage; count], std::vec![false; count]);
-        Self { frames, bytes, written: Vec::new(), is_written }
+        Self { frames, bytes, written: Vec::new(), is_written, behind: Vec::new() }
     }
 
     /// Shows the frames that were written since the last time.
@@ -44,6 +46,20 @@ impl Ram {
         if !self.is_written[index] {
             self.is_written[index] = true;
             self.written.push(frame.get());
+        }
+    }
+
+    /// Bytes reach memory past the caches.
+    pub(super) fn write_behind(&mut self, at: FrameAddr, from: &[u8]) {
+        self.behind.push((at, from.into()));
+    }
+
+    /// The caches have nothing of a frame any more: memory is seen.
+    pub(super) fn invalidate(&mut self, frame: Mfn) {
+        if self.behind.iter().any(|(at, _)| at.frame() == frame) {
+            for (at, bytes) in core::mem::take(&mut self.behind) {
+                if at.frame() == frame { self.write(at, &bytes) } else { self.behind.push((at, bytes)) }
+            }
         }
     }
 

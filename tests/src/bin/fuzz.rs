@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pavo_tests::drive::{Failure, Run, Sequence, shrink};
+use pavo_tests::drive::{Failure, Run, Sequence, Setup, shrink};
 use pavo_tests::tiny::explore;
 
 /// Steps of a sequence: long enough to fill tables, short enough that what fails is shrunk quickly.
@@ -31,9 +31,9 @@ fn main() -> ExitCode {
             random(Duration::from_secs(number(seconds)), number(seed))
         }
         ["replay", sequence] => {
-            let (domains, sequence) = sequence.split_once(':').unwrap_or(("2", sequence));
+            let (setup, sequence) = sequence.split_once(':').unwrap_or(("2", sequence));
             let sequence = Sequence::parse(sequence).expect("a sequence as it was printed");
-            replay(domains.parse().expect("a number"), &sequence)
+            replay(Setup::parse(setup).expect("domains, and `pv` behind them or not"), &sequence)
         }
         ["tiny", depth, calls] => tiny(
             u32::try_from(number(depth)).expect("a depth"),
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "seeded")]
         ["plant", name, seconds] => plant(name, Duration::from_secs(number(seconds))),
         _ => {
-            eprintln!("fuzz random SECONDS SEED | replay [DOMAINS:]SEQUENCE | tiny DEPTH CALLS");
+            eprintln!("fuzz random SECONDS SEED | replay [DOMAINS[pv]:]SEQUENCE | tiny DEPTH CALLS");
             ExitCode::from(2)
         }
     }
@@ -76,21 +76,21 @@ fn watch(what: &'static str, code: ExitCode) {
     });
 }
 
-/// Two domains, every fourth time three.
-const fn domains(seed: u64) -> u16 {
-    if seed % 4 == 3 { 3 } else { 2 }
+/// Two domains, every fourth time three; every other time with checked page tables.
+const fn setup(seed: u64) -> Setup {
+    Setup { domains: if seed % 4 == 3 { 3 } else { 2 }, paging: seed.is_multiple_of(2) }
 }
 
 /// Plays the sequences of seed after seed; hypercalls and sequences, or the first that fails.
-fn play(time: Duration, seed: u64, steps: usize) -> Result<(u64, u64), (u16, Sequence, Failure)> {
+fn play(time: Duration, seed: u64, steps: usize) -> Result<(u64, u64), (Setup, Sequence, Failure)> {
     let start = Instant::now();
     let (mut calls, mut sequences) = (0, 0);
     while start.elapsed() < time {
         let seed = seed.wrapping_add(sequences);
         let sequence = Sequence::of_seed(seed, steps);
-        match Run::play(domains(seed), &sequence, false) {
+        match Run::play(setup(seed), &sequence, false) {
             Ok(made) => calls += made,
-            Err(failure) => return Err((domains(seed), sequence, failure)),
+            Err(failure) => return Err((setup(seed), sequence, failure)),
         }
         sequences += 1;
         PLAYED.fetch_add(1, Ordering::Relaxed);
@@ -108,16 +108,16 @@ fn random(time: Duration, seed: u64) -> ExitCode {
             println!("{calls} calls in {sequences} sequences agree{rate}");
             ExitCode::SUCCESS
         }
-        Err((domains, sequence, failure)) => {
+        Err((setup, sequence, failure)) => {
             println!("step {}: {}", failure.step, failure.what);
-            let (small, _) = shrink(domains, &sequence, &failure);
-            replay(domains, &small)
+            let (small, _) = shrink(setup, &sequence, &failure);
+            replay(setup, &small)
         }
     }
 }
 
-fn replay(domains: u16, sequence: &Sequence) -> ExitCode {
-    match Run::play(domains, sequence, true) {
+fn replay(setup: Setup, sequence: &Sequence) -> ExitCode {
+    match Run::play(setup, sequence, true) {
         Ok(calls) => {
             println!("{calls} calls agree");
             ExitCode::SUCCESS
@@ -127,7 +127,7 @@ fn replay(domains: u16, sequence: &Sequence) -> ExitCode {
                 println!("  {line}");
             }
             println!("  -> {}", failure.what);
-            println!("again: cargo xtask fuzz --seed {domains}:{sequence}");
+            println!("again: cargo xtask fuzz --seed {setup}:{sequence}");
             ExitCode::FAILURE
         }
     }
@@ -145,7 +145,7 @@ fn tiny(depth: u32, calls: usize) -> ExitCode {
         Err(failed) => {
             println!("step {}: {}", failed.1.step, failed.1.what);
             let (small, _) = shrink(2, &failed.0, &failed.1);
-            replay(2, &small)
+            replay(2.into(), &small)
         }
     }
 }
@@ -161,11 +161,10 @@ fn plant(name: &str, time: Duration) -> ExitCode {
             println!("{:>7} | not caught in {calls} calls", "-");
             ExitCode::FAILURE
         }
-        Err((domains, sequence, failure)) => {
+        Err((_, _, failure)) => {
             let after = start.elapsed().as_secs_f64();
             let steps = failure.step + 1;
             let what = failure.what.lines().last().unwrap_or_default();
-            let _ = (domains, sequence);
             println!("{after:6.2} s  | call {steps}: {what}");
             ExitCode::SUCCESS
         }

@@ -15,7 +15,7 @@ mod memory;
 mod numbers;
 mod vcpus;
 
-use numbers::Numbers;
+pub(super) use numbers::Numbers;
 
 use super::{Run, STEP};
 use crate::spec::Place;
@@ -30,7 +30,7 @@ pub(super) const RAM_POOL: [u64; 12] = {
 /// More RAM, a page for each byte: what is given back for good.
 const SPARE: u64 = (RAM >> 12) + 0x304;
 /// Nothing is mapped here at first.
-const HOLE: u64 = 0x5_0000;
+pub(super) const HOLE: u64 = 0x5_0000;
 /// Where many grants are mapped.
 const FIELD: u64 = 0x5_1000;
 /// Where a domain's arrays of arguments begin.
@@ -39,28 +39,28 @@ const LIST: u64 = ARG + 64;
 const PATIENCE: u32 = 1000;
 
 /// The errno of a specified result, 0 for none.
-fn code<T>(result: &Result<T, Errno>) -> i64 {
+pub(super) fn code<T>(result: &Result<T, Errno>) -> i64 {
     result.as_ref().map_or_else(|errno| errno.to_result(), |_| 0)
 }
 
 /// The address of a page that exists, for calls that name places by address.
-fn address(gfn: u64) -> u64 {
+pub(super) fn address(gfn: u64) -> u64 {
     gfn << 12
 }
 
 impl Run {
-    fn tell(&mut self, what: impl FnOnce() -> String) {
+    pub(super) fn tell(&mut self, what: impl FnOnce() -> String) {
         if self.tells {
             self.told = Some(what());
         }
     }
 
-    fn guest(&self, id: u16, vcpu: u32) -> Guest<'_> {
+    pub(super) fn guest(&self, id: u16, vcpu: u32) -> Guest<'_> {
         Guest { world: &self.world, id, vcpu }
     }
 
     /// Makes a call to its end, other CPUs passing in between.
-    fn call(&mut self, id: u16, vcpu: u32, number: u64, args: [u64; 5]) -> Result<i64, String> {
+    pub(super) fn call(&mut self, id: u16, vcpu: u32, number: u64, args: [u64; 5]) -> Result<i64, String> {
         let mut args = args;
         self.calls += 1;
         for _ in 0..PATIENCE {
@@ -104,13 +104,23 @@ impl Run {
         let mut n = Numbers(step);
         let (kind, from) = (n.next(), n.next());
         let domains = u8::try_from(self.spec.domains.len()).expect("few");
-        let who = (u16::from(1 + (from >> 4) % domains), u32::from(from & 1));
+        let mut who = (u16::from(1 + (from >> 4) % domains), u32::from(from & 1));
+        // More than half of the steps are about page tables, where there are checked ones, and few of another domain's.
+        let about_tables = self.setup.paging && matches!(from & 0xE, 4..0xE);
+        if about_tables && from < 0xF0 {
+            who.0 = 1;
+        }
+        if self.spec.of(who.0).paging.as_ref().is_some_and(|paging| !paging.on[who.1 as usize]) {
+            who.1 = 0;
+        }
         self.awake(who);
         self.spec.upcalls.clear();
         // What guests put into shared words since the last step is not the hypervisor's doing.
         self.world.machine.hw.take_ops();
         if from & 0xE == 0xE {
             if kind & 1 == 0 { self.bad_handle(who, &mut n)? } else { self.result_nowhere(who, &mut n)? }
+        } else if about_tables {
+            self.paging_step(who, kind, &mut n)?;
         } else {
             match kind {
                 0..0x60 => self.event_step(who, kind, &mut n)?,

@@ -5,7 +5,7 @@ use hypervisor::addr::{FrameAddr, Gfn, Mfn};
 use hypervisor::domain::{Domain, Life};
 use hypervisor::evtchn::{PortKind, check_channels, find};
 use hypervisor::fake::World;
-use hypervisor::frame::Role;
+use hypervisor::frame::{MAX_COUNT, Role};
 use hypervisor::grant::Track;
 use hypervisor::selfcheck::{check_counts, check_mappings_of};
 use hypervisor::stage2::{Entry as TableEntry, Kind, walk};
@@ -26,7 +26,7 @@ const FIRST_PORTS: u32 = 64;
 
 /// The specification of a machine as it was built: what RAM it has, and where.
 pub(super) fn observe(world: &World, domains: u16) -> Spec {
-    let mut spec = Spec::default();
+    let mut spec = Spec { most_references: MAX_COUNT, ..Spec::default() };
     for id in 1..=domains {
         let domain = world.domain(id);
         let places = places(world, domain);
@@ -72,6 +72,7 @@ pub(super) fn observe(world: &World, domains: u16) -> Spec {
             pending: BTreeSet::new(),
             masked: BTreeSet::new(),
             vcpus: (0..domain.vcpus.len()).map(vcpu).collect(),
+            paging: super::paging::observe(world, id),
         };
         spec.domains.insert(id, wanted);
     }
@@ -186,7 +187,9 @@ impl Run {
         }
         let machine = &self.world.machine;
         let any_table = thoroughly || traces.domains.iter().any(|(tables, _)| *tables);
-        let checked = if traces.counts || thoroughly { check_counts(machine) } else { Ok(()) };
+        // Slow where there are page tables, all of which the specification looks at itself.
+        let often = !self.setup.paging || self.steps.is_multiple_of(8);
+        let checked = if (traces.counts && often) || thoroughly { check_counts(machine) } else { Ok(()) };
         checked
             .and_then(|()| {
                 let mut written = machine.domains.iter().filter(|domain| {
@@ -204,7 +207,8 @@ impl Run {
         for id in self.spec.domains.keys().copied().collect::<Vec<_>>() {
             let (mut tables, mut grants) = traces.domains.get(usize::from(id)).copied().unwrap_or_default();
             let wanted = self.spec.of_mut(id);
-            tables |= wanted.places.take_touched() || thoroughly;
+            let roles = wanted.paging.as_mut().is_some_and(|paging| paging.roles.take_touched());
+            tables |= wanted.places.take_touched() || roles || thoroughly;
             for touched in
                 [wanted.uses.take_touched(), wanted.held.take_touched(), wanted.entries.take_touched()]
             {
@@ -251,6 +255,7 @@ impl Run {
         }
         self.frames(id, domain, wanted, thoroughly)?;
         if tables {
+            self.roles(id)?;
             let mut all = wanted.places.iter();
             let mut agrees = true;
             each_place(&self.world, domain, |gfn, place| {
@@ -383,7 +388,7 @@ impl Run {
     fn frames(&self, id: u16, domain: &Domain, wanted: &Wanted, thoroughly: bool) -> Result<(), String> {
         let table = &self.world.machine.frames.table;
         let count = wanted.ram.len() as u64;
-        same(|| "frames of RAM".into(), &table.total(DomId(id), Role::Data), &count)?;
+        same(|| "frames of RAM".into(), &table.ram_total(DomId(id)), &count)?;
         let (memory, highest) = {
             let state = domain.state.lock();
             (state.memory.frames, state.stage2.highest_gfn())
@@ -396,11 +401,14 @@ impl Run {
             .map(|used| used.frame)
             .chain(wanted.vcpus.iter().flat_map(Vcpu::areas))
             .collect();
+        let counted = self.spec.counted(id);
         let agrees = |frame: u64| {
             let found = Mfn::new(frame).and_then(|mfn| table.state(mfn));
             let found = found.map(|found| (found.owner.0, found.role, found.count));
-            let count = held.iter().filter(|held| **held == frame).count();
-            same(|| format!("frame {frame:#x}"), &found, &Some((id, Role::Data, count as u32)))
+            let count = held.iter().filter(|held| **held == frame).count() as u32;
+            let count = count + counted.get(&frame).copied().unwrap_or(0);
+            let role = super::paging::as_found(self.spec.role(id, frame));
+            same(|| format!("frame {frame:#x}"), &found, &Some((id, role, count)))
         };
         if thoroughly {
             return wanted.ram.iter().copied().try_for_each(agrees);

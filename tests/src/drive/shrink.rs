@@ -1,11 +1,12 @@
 //! Failures made small: steps are taken out, in pieces that get smaller, as long as the rest fails.
-use super::{Failure, Run, STEP, Sequence};
+use super::{Failure, Run, STEP, Sequence, Setup};
 
 /// Plays that one failure is worth.
 const PLAYS: u32 = 3000;
 
 /// The smallest sequence found that fails too, and how.
-pub fn shrink(domains: u16, sequence: &Sequence, failure: &Failure) -> (Sequence, Failure) {
+pub fn shrink(setup: impl Into<Setup>, sequence: &Sequence, failure: &Failure) -> (Sequence, Failure) {
+    let setup = setup.into();
     let mut steps: Vec<[u8; STEP]> = sequence.0[..=failure.step.min(sequence.0.len() - 1)].to_vec();
     let mut found = failure.clone();
     let mut plays = PLAYS;
@@ -16,7 +17,7 @@ pub fn shrink(domains: u16, sequence: &Sequence, failure: &Failure) -> (Sequence
             plays -= 1;
             let end = (start + piece).min(steps.len());
             let rest = [&steps[..start], &steps[end..]].concat();
-            match Run::play(domains, &Sequence(rest.clone()), false) {
+            match Run::play(setup, &Sequence(rest.clone()), false) {
                 Err(failure) => {
                     let length = failure.step + 1;
                     (steps, found, shorter) = (rest, failure, true);
@@ -28,7 +29,7 @@ pub fn shrink(domains: u16, sequence: &Sequence, failure: &Failure) -> (Sequence
         piece = if piece == 1 && !shorter { 0 } else { (piece / 2).max(1) };
     }
     let sequence = Sequence(steps);
-    if let Err(told) = Run::play(domains, &sequence, true) {
+    if let Err(told) = Run::play(setup, &sequence, true) {
         found = told;
     }
     (sequence, found)

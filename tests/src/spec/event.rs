@@ -337,6 +337,9 @@ impl Spec {
             return Err(Errno::Enxio);
         }
         let frame = self.ram_at(who, gfn).ok_or(Errno::Einval)?;
+        if self.references(who, frame) >= self.most_references {
+            return Err(Errno::Einval);
+        }
         let vcpu = &mut self.of_mut(who).vcpus[number as usize];
         vcpu.info = InfoAt::Frame(frame, u16::try_from(offset).expect("inside a page"));
         self.bytes.remove(&frame);
@@ -345,7 +348,12 @@ impl Spec {
     }
 
     /// `VCPUOP_register_runstate_memory_area` at a place of the caller's RAM, or at none.
-    pub fn register_runstate(&mut self, who: Dom, number: u32, frames: Vec<Frame>) {
+    pub fn register_runstate(&mut self, who: Dom, number: u32, mut frames: Vec<Frame>) {
+        // Counted anew before what it replaces is given back.
+        let alike = |frame: &Frame| frames.iter().filter(|other| *other == frame).count() as u32;
+        if frames.iter().any(|frame| self.references(who, *frame) + alike(frame) > self.most_references) {
+            frames.clear();
+        }
         for frame in &frames {
             self.bytes.remove(frame);
         }

@@ -135,7 +135,10 @@ impl Spec {
         }
         let named = self.ram_at(granter, u64::from(entry.frame)).ok_or(Status::BadPage);
         let frame = match used {
-            None => named,
+            None => named.and_then(|frame| {
+                let full = self.references(granter, frame) >= self.most_references;
+                if full { Err(Status::BadPage) } else { Ok(frame) }
+            }),
             Some(used) if marks && purpose == For::Copy => named
                 .and_then(|frame| if frame == used.frame { Ok(frame) } else { Err(Status::GeneralError) }),
             Some(used) => Ok(used.frame),
@@ -203,7 +206,8 @@ impl Spec {
         let gfn = address >> 12;
         let there = self.of(who).places.get(&gfn);
         // Ours: a grant is not mapped over another.
-        let free = gfn < super::GFN_LIMIT && !matches!(there, Some(Place::Grant { .. }));
+        let taken = matches!(there, Some(Place::Grant { .. })) || self.is_held(who, gfn);
+        let free = gfn < super::GFN_LIMIT && !taken;
         if flags & !MAP_READONLY != MAP_HOST || !free {
             self.unpin(dom, gref, writable);
             return Err(Status::GeneralError);
@@ -288,7 +292,13 @@ impl Spec {
         if side.by_reference {
             self.pin(owner, side.number as u32, who, writable, For::Copy)
         } else {
-            self.ram_at(owner, side.number).ok_or(Status::BadPage)
+            let frame = self.ram_at(owner, side.number).ok_or(Status::BadPage)?;
+            // Ours: what is written is held meanwhile, so that it does not become a table.
+            let held = writable && self.of(owner).paging.is_some();
+            if held && self.references(owner, frame) >= self.most_references {
+                return Err(Status::BadPage);
+            }
+            Ok(frame)
         }
     }
 

@@ -29,12 +29,22 @@ pub enum Place {
 }
 
 impl Spec {
-    /// The domain's own RAM at a guest frame.
+    /// The domain's own RAM at a guest frame, used as data.
     pub fn ram_at(&self, id: Dom, gfn: Gfn) -> Option<Frame> {
+        self.own(id, gfn).filter(|frame| self.role(id, *frame).is_none())
+    }
+
+    /// The domain's own RAM at a guest frame, used for whatever.
+    pub fn own(&self, id: Dom, gfn: Gfn) -> Option<Frame> {
         match self.of(id).places.get(&gfn) {
             Some(Place::Ram(frame)) => Some(*frame),
             Some(Place::Shared(_) | Place::Grant { .. }) | None => None,
         }
+    }
+
+    /// Whether a table or text is at a guest frame: nothing takes its place.
+    pub fn is_held(&self, id: Dom, gfn: Gfn) -> bool {
+        self.own(id, gfn).is_some_and(|frame| self.role(id, frame).is_some())
     }
 
     /// Something appears at a guest frame, whatever was there; RAM that was there stays the domain's, in no place.
@@ -113,6 +123,9 @@ impl Spec {
             let domain = self.of_mut(who);
             domain.grant_frames = domain.grant_frames.max(index + 1);
         }
+        if self.is_held(id, gfn) {
+            return Err(Errno::Ebusy);
+        }
         self.put(who, gfn, Place::Shared(page));
         Ok(())
     }
@@ -124,6 +137,9 @@ impl Spec {
     pub fn remove(&mut self, who: Dom, dom: Dom, gfn: Gfn) -> Result<(), Errno> {
         if self.any(who, dom).ok_or(Errno::Esrch)? != who {
             return Err(Errno::Eperm);
+        }
+        if self.is_held(who, gfn) {
+            return Err(Errno::Ebusy);
         }
         match self.of(who).places.get(&gfn) {
             Some(Place::Ram(_) | Place::Shared(_)) => {
@@ -176,6 +192,7 @@ impl Spec {
     /// A guest writes a word of a page that it sees; false when it may not.
     pub fn write(&mut self, who: Dom, gfn: Gfn, offset: usize, value: u64) -> bool {
         let frame = match self.of(who).places.get(&gfn) {
+            Some(Place::Ram(_)) if self.is_held(who, gfn) => return false,
             Some(Place::Ram(frame) | Place::Grant { frame, writable: true }) => *frame,
             Some(Place::Shared(_) | Place::Grant { .. }) | None => return false,
         };

@@ -224,7 +224,7 @@ impl Run {
     }
 
     /// Event words that a guest has overwritten are what they are now.
-    fn seen(&mut self, frame: u64) {
+    pub(in crate::drive) fn seen(&mut self, frame: u64) {
         for id in self.spec.domains.keys().copied().collect::<Vec<_>>() {
             for index in 0..self.spec.of(id).vcpus.len() {
                 let InfoAt::Frame(at, offset) = self.spec.of(id).vcpus[index].info else { continue };

@@ -101,7 +101,7 @@ impl Run {
             }
             for page in 0..size {
                 let gfn = first.wrapping_add(extent * size + page);
-                if gfn >= GFN_LIMIT {
+                if gfn >= GFN_LIMIT || self.spec.is_held(id, gfn) {
                     break 'extents;
                 }
                 pages.push(gfn);
@@ -218,6 +218,17 @@ impl Run {
     fn store(&mut self, id: u16, n: &mut Numbers<'_>) -> Result<(), String> {
         let (gfn, offset) = (n.gfn(), usize::from(n.next()) * 16);
         let value = u64::from_le_bytes(std::array::from_fn(|_| n.next() | 1));
+        self.store_word(id, gfn, offset, value)
+    }
+
+    /// A guest stores a word, where that is not the hypervisor's too.
+    pub(in crate::drive) fn store_word(
+        &mut self,
+        id: u16,
+        gfn: u64,
+        offset: usize,
+        value: u64,
+    ) -> Result<(), String> {
         let place = self.spec.of(id).places.get(&gfn).copied();
         if let Some(Place::Ram(frame) | Place::Grant { frame, .. }) = place
             && self.spec.domains.values().any(|domain| {

@@ -3,20 +3,20 @@ use super::{HOLE, RAM_POOL};
 use crate::spec::{GFN_LIMIT, SELF};
 
 /// The numbers of a step, one after the other; zero when there are no more.
-pub(super) struct Numbers<'a>(pub(super) &'a [u8]);
+pub(in crate::drive) struct Numbers<'a>(pub(super) &'a [u8]);
 
 impl Numbers<'_> {
-    pub(super) fn next(&mut self) -> u8 {
+    pub(in crate::drive) fn next(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         *first
     }
 
-    pub(super) fn below(&mut self, limit: u8) -> u8 {
+    pub(in crate::drive) fn below(&mut self, limit: u8) -> u8 {
         self.next() % limit
     }
 
-    pub(super) fn one<T: Copy>(&mut self, of: &[T]) -> T {
+    pub(in crate::drive) fn one<T: Copy>(&mut self, of: &[T]) -> T {
         of[usize::from(self.next()) % of.len()]
     }
 
@@ -44,7 +44,7 @@ impl Numbers<'_> {
         }
     }
 
-    pub(super) fn gfn(&mut self) -> u64 {
+    pub(in crate::drive) fn gfn(&mut self) -> u64 {
         match self.next() {
             byte @ 0..0x70 => RAM_POOL[usize::from(byte) % RAM_POOL.len()],
             byte @ 0x70..0xF0 => HOLE + u64::from(byte % 8),
