@@ -272,10 +272,10 @@ impl Domain {
                 .is_some_and(|paging| paging.controls().permit(control, value))
     }
 
-    /// The part of its paravirtual page tables that is beside the lock. Always `None`, and known to the compiler, in an image without them.
+    /// The part of its paravirtual page tables that is beside the lock; `None` in a domain that owns its tables.
     #[inline(always)]
     pub fn paging(&self) -> Option<&pagetable::Shared> {
-        if pagetable::OFFERED { self.paging.as_ref() } else { None }
+        self.paging.as_ref()
     }
 
     /// What its RAM is to stage 2 while it is data.

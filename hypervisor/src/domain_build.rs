@@ -28,14 +28,13 @@ use pv_abi::layout;
 use crate::addr::{Gfn, Ipa, Mfn, Pa};
 use crate::console::ring;
 use crate::devicetree::{
-    Assigned, DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, NotAssigned, Paging,
-    PhysRange, Tree, guest_tree,
+    Assigned, DomainConfig, Enhanced, GuestGic, GuestTreeInput, HostGic, HostMachine, NotAssigned, PhysRange,
+    Tree, guest_tree,
 };
 use crate::domain::Domain;
 use crate::frame::Role;
 use crate::frame_alloc::Frames;
 use crate::hardware::{Hardware, Vmid};
-use crate::pagetable;
 use crate::stage2::{Kind, ROOT_TABLES, Stage2};
 use crate::vgic::Spi;
 use image::KernelImage;
@@ -174,9 +173,6 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
     ) -> Result<Contents, Refusal> {
         if config.device_tree.is_some() && devices.is_none() {
             return Err(Refusal::PartialTree);
-        }
-        if config.paging == Paging::Pv && !pagetable::OFFERED {
-            return Err(Refusal::PvPaging);
         }
         let image = KernelImage::read(self.hw, config.kernel)?;
         let ram = Ram::of_kib(config.memory_kib)?;

@@ -106,9 +106,6 @@ fn dispatch<H: Hardware, const NESTED: bool>(
     args: &Args,
 ) -> Answer {
     match call {
-        Hypercall::MmuUpdate | Hypercall::UpdateVaMapping | Hypercall::MmuExtOp if !pagetable::OFFERED => {
-            Err(Errno::Enosys.into())
-        }
         Hypercall::MmuUpdate => pagetable::mmu_update(machine, current, args),
         Hypercall::UpdateVaMapping => pagetable::update_va_mapping(machine, current, args),
         Hypercall::MmuExtOp => pagetable::mmuext_op(machine, current, args),

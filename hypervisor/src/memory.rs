@@ -26,7 +26,6 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain, low_u32};
 use crate::machine::{Current, Machine};
-use crate::pagetable;
 use crate::stage2::{Kind, MapError, Mapping};
 use reservation::Change;
 
@@ -287,7 +286,7 @@ fn place<H: Hardware>(
     }
     let gfn = Gfn::new(number).ok_or(Errno::Einval)?;
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
-    if pagetable::OFFERED && slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place()) {
+    if slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place()) {
         return Err(Errno::Ebusy);
     }
     if let Some(replaced) = slot.commit(&machine.hw, frame, Kind::Shared) {

@@ -51,9 +51,6 @@ use crate::domain::{Domain, DomainState};
 use crate::{frame::Role, stage2::Kind};
 use control::Controls;
 
-/// Whether they are in this build: an image has them with the feature `paging`, since they are more code than its size allows for.
-pub const OFFERED: bool = cfg!(any(test, feature = "fake", feature = "paging"));
-
 /// vCPUs that a domain may have.
 pub const MAX_VCPUS: usize = 8;
 

@@ -30,26 +30,12 @@ pub(crate) fn hypervisor(toolchain: &Toolchain) -> Outcome<()> {
     some(toolchain, &BTreeSet::new())
 }
 
-/// Builds the EL2 image that a system needs, if it is another than the shipped one: paravirtual page tables are a feature that the
-/// shipped one has no room for.
-pub(crate) fn paging(toolchain: &Toolchain) -> Outcome<()> {
-    const NAME: &str = "+paging";
-    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if !done.contains(NAME) {
-        let words = ["-p", "hypervisor", "--bin", "pavo", "--features", "image,paging"];
-        cargo(toolchain, &words, "building the EL2 image with paravirtual page tables")?;
-        publish(&linked("pavo"), &workspace::paging_elf(), &workspace::paging_elf().with_extension("img"))?;
-        done.insert(NAME.into());
-    }
-    Ok(())
-}
-
-/// Builds the EL2 image with page tables and self-check, for tests.
+/// Builds the EL2 image with self-check, for tests.
 pub(crate) fn checking(toolchain: &Toolchain) -> Outcome<()> {
     const NAME: &str = "+selfcheck";
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
     if !done.contains(NAME) {
-        let words = ["-p", "hypervisor", "--bin", "pavo", "--features", "image,paging,selfcheck"];
+        let words = ["-p", "hypervisor", "--bin", "pavo", "--features", "image,selfcheck"];
         cargo(toolchain, &words, "building the EL2 image with self-check")?;
         publish(
             &linked("pavo"),

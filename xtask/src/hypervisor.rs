@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::console::Decoder;
 use crate::failure::Outcome;
 use crate::setup::{self, Xen};
-use crate::system::{Paging, System};
+use crate::system::System;
 use crate::{build, workspace};
 
 /// What Xen's own command line must say: its console is the board's, it shows what guests print, and domains may signal
@@ -49,20 +49,13 @@ impl Hypervisor {
         Self::changed(workspace::pavo_img())
     }
 
-    /// What a system needs: that image, or the one with paravirtual page tables, or that with self-check too, which is built then.
+    /// What a system needs: that image, or the one with self-check, which is built then.
     pub(crate) fn of(system: &System) -> Outcome<Self> {
-        let nested = system.domains.iter().all(|domain| domain.paging == Paging::Nested);
-        if nested && !system.machine.self_check {
+        if !system.machine.self_check {
             return Ok(Self::pavo());
         }
-        let toolchain = setup::toolchain()?;
-        let elf = if system.machine.self_check {
-            build::checking(&toolchain)?;
-            workspace::checking_elf()
-        } else {
-            build::paging(&toolchain)?;
-            workspace::paging_elf()
-        };
+        build::checking(&setup::toolchain()?)?;
+        let elf = workspace::checking_elf();
         Ok(Self { image: elf.with_extension("img"), bootargs: None, strings: Some(elf) })
     }
 

@@ -47,11 +47,6 @@ pub(crate) fn pavo_img() -> PathBuf {
     pavo().join("pavo.img")
 }
 
-/// The same with paravirtual page tables; its image is beside it.
-pub(crate) fn paging_elf() -> PathBuf {
-    pavo().join("pavo-paging.elf")
-}
-
 /// The image of a guest of this workspace.
 pub(crate) fn guest_img(name: &str) -> PathBuf {
     pavo().join("guests").join(format!("{name}.img"))

@@ -14,7 +14,7 @@
 //! | `pavo,max-ports` | 1024 | ours; Xen has the number fixed |
 //! | `pavo,max-memory` in KiB | `memory` | ours |
 //! | `pavo,name` | the node's name | ours |
-//! | `pavo,paging` (`nested`; `pv` is refused by the builder) | `nested` | ours |
+//! | `pavo,paging` (`nested` or `pv`) | `nested` | ours |
 //! | `pavo,console`: a PV console | off | ours |
 //! | `pavo,isolated` | off | ours |
 //! | `pavo,privileged`: the control domain | off | ours |

@@ -51,8 +51,6 @@ pub enum Refusal {
     NoStorage,
     /// A static channel names a port that it may not have.
     Channel,
-    /// `pavo,paging = "pv"` and an image without paravirtual page tables.
-    PvPaging,
 }
 
 impl From<MapError> for Refusal {
@@ -115,7 +113,6 @@ impl fmt::Display for Refusal {
             Self::Misplaced => f.write_str("a module lies outside of memory"),
             Self::NoStorage => f.write_str("out of memory for the hypervisor's tables of the domain"),
             Self::Channel => f.write_str("static channel: port beyond pavo,max-ports"),
-            Self::PvPaging => f.write_str("pavo,paging = \"pv\": not in this image (feature `paging`)"),
         }
     }
 }

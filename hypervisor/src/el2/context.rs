@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicU16, Ordering};
 
 use hypervisor::domain::{Domain, DomainState};
 use hypervisor::hardware::{CpuId, Vmid};
-use hypervisor::pagetable::{self, Bases};
+use hypervisor::pagetable::Bases;
 use hypervisor::sched::MAX_CPUS;
 use hypervisor::vcpu::{Run, Vcpu, VcpuIndex};
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuShared};
@@ -412,10 +412,8 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     // Invariant 3.
     stop_walks();
     regs::vttbr_el2::write(arch.vttbr);
-    if pagetable::OFFERED {
-        // Whether WFI traps is the CPU's (`init_cpu`), the rest the vCPU's.
-        regs::hcr_el2::write(arch.hcr & !regs::HCR_TWI | regs::hcr_el2::read() & regs::HCR_TWI);
-    }
+    // Whether WFI traps is the CPU's (`init_cpu`), the rest the vCPU's.
+    regs::hcr_el2::write(arch.hcr & !regs::HCR_TWI | regs::hcr_el2::read() & regs::HCR_TWI);
     regs::vmpidr_el2::write(arch.vmpidr);
     saved.el1.load();
     if cpu.has_ras.get() {

@@ -19,7 +19,6 @@ use crate::guest_memory;
 use crate::hardware::{CpuId, Hardware};
 use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
-use crate::pagetable;
 use crate::sched::MAX_CPUS;
 
 /// Which way.
@@ -197,7 +196,8 @@ fn populate<H: Hardware>(
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn);
     let found = slot.map_err(|error| Failure::from(Errno::from(error))).and_then(|slot| {
-        if pagetable::OFFERED && slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place())
+        if domain.paging().is_some()
+            && slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place())
         {
             return Err(Failure::Refused);
         }

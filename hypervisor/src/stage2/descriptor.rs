@@ -96,7 +96,7 @@ impl Kind {
     #[inline]
     pub const fn is_held_in_place(self) -> bool {
         match self {
-            Self::Table | Self::Text => crate::pagetable::OFFERED,
+            Self::Table | Self::Text => true,
             Self::Ram
             | Self::Data
             | Self::Shared
@@ -123,9 +123,9 @@ impl Kind {
             3 => Some(Self::GrantWritable),
             4 => Some(Self::GrantReadOnly),
             5 => Some(Self::Device),
-            6 if crate::pagetable::OFFERED => Some(Self::Data),
-            7 if crate::pagetable::OFFERED => Some(Self::Table),
-            8 if crate::pagetable::OFFERED => Some(Self::Text),
+            6 => Some(Self::Data),
+            7 => Some(Self::Table),
+            8 => Some(Self::Text),
             _ => None,
         }
     }

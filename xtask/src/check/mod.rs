@@ -186,9 +186,7 @@ fn dependencies() -> Outcome<Found> {
 
 fn panic_reachability(toolchain: &Toolchain) -> Outcome<Found> {
     build::hypervisor(toolchain)?;
-    build::paging(toolchain)?;
-    let (mut findings, reachable) = panic_reach::check(&workspace::read(&workspace::pavo_elf())?)?;
-    findings.extend(panic_reach::check(&workspace::read(&workspace::paging_elf())?)?.0);
+    let (findings, reachable) = panic_reach::check(&workspace::read(&workspace::pavo_elf())?)?;
     let Some(first) = findings.first() else {
         return Ok(Found::Good(format!("{reachable} functions are")));
     };

@@ -1,0 +1,65 @@
+//! Whose calls they are, and how batches end.
+use super::*;
+
+#[test]
+fn other_domains_do_not_have_the_calls() {
+    let world = world();
+    for number in [MMU_UPDATE, UPDATE_VA_MAPPING, MMUEXT_OP] {
+        assert_eq!(guest(&world, 2).call(number, [ARG, 0, 0, SELF, 0]), ENOSYS);
+    }
+    assert_eq!(guest(&world, 1).call(MMU_UPDATE, [ARG, 0, 0, SELF, 0]), 0);
+    assert_eq!(guest(&world, 1).call(MMUEXT_OP, [ARG, 0, 0, 1, 0]), 0);
+    // Xen lets a privileged domain change another's tables; here nobody does.
+    assert_eq!(guest(&world, 1).call(MMU_UPDATE, [ARG, 0, 0, 2, 0]), EPERM);
+    assert_eq!(guest(&world, 1).call(MMU_UPDATE, [ARG, 0, 0, 3 << 16 | SELF, 0]), ESRCH);
+    for id in [9, 0x7FF1, 0x7FF2, 0x7FF3, 0x7FF4] {
+        assert_eq!(guest(&world, 1).call(MMU_UPDATE, [ARG, 0, 0, id, 0]), ESRCH);
+    }
+}
+
+#[test]
+fn a_batch_counts_what_it_did_and_stops_at_the_first_refusal() {
+    let world = world();
+    let one = guest(&world, 1);
+    tree(&one);
+    for (count, bad) in [(0, None), (1, None), (8, Some(3)), (64, None), (512 - 16, None), (200, Some(130))] {
+        let page = RAM + 0x6_0000;
+        for index in 0..count {
+            let entry =
+                if Some(index) == bad { L3 | LINK | 1 << 52 } else { PAGES | DATA | (index & 7) << 55 };
+            let words = [L3 + (16 + index) * 8, entry].map(u64::to_le_bytes).concat();
+            one.write(page + index * 16, &words);
+        }
+        one.write(DONE, &[0xFF; 4]);
+        let result = one.call(MMU_UPDATE, [page, count, DONE, SELF, 0]);
+        let done = bad.unwrap_or(count);
+        assert_eq!((result, one.read::<u32>(DONE)), (if bad.is_some() { EINVAL } else { 0 }, done as u32));
+        let present = (0..count).take_while(|index| one.read::<u64>(L3 + (16 + index) * 8) & 1 == 1);
+        assert_eq!(present.count() as u64, done);
+        for index in 0..done {
+            assert_eq!(quick(&one, L3 + (16 + index) * 8, 0), 0);
+        }
+    }
+}
+
+#[test]
+fn one_address_is_changed_by_this_vcpus_roots() {
+    let world = world();
+    let one = guest(&world, 1);
+    install(&one);
+    let page = PAGES + 0x3000;
+    for va in [VA + 0x9000, 0xFFFF_0000_0000_0000 | (VA + 0xA000)] {
+        assert_eq!(one.call(UPDATE_VA_MAPPING, [va, page | DATA, 1, 0, 0]), 0);
+        assert_eq!(
+            access(&one, va & 0xFFFF_FFFF_FFFF, GuestAccess::Write),
+            Ok(one.place(page).frame().get())
+        );
+    }
+    // XSA-279: whatever is no address is refused, and nothing is flushed by it.
+    for va in [1 << 48, 0x00FF_0000_0000_0000, 0xFFFE_FFFF_FFFF_F000, 1 << 63, 0] {
+        assert_eq!(one.call(UPDATE_VA_MAPPING, [va, page | DATA, 2, 0, 0]), EINVAL);
+    }
+    assert_eq!(one.call(UPDATE_VA_MAPPING, [VA, page | DATA, 3, 0, 0]), EINVAL);
+    let other = Guest { world: &world, id: 1, vcpu: 1 };
+    assert_eq!(other.call(UPDATE_VA_MAPPING, [VA, page | DATA, 0, 0, 0]), EINVAL, "it has no roots");
+}
