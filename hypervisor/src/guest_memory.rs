@@ -18,6 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::addr::{FrameAddr, GuestVa};
 use crate::hardware::{Access, Hardware};
 use crate::machine::{Current, Machine};
+use crate::pagetable;
 use crate::stage2;
 
 /// Where an address of the caller is in the machine, if the caller itself might access it so.
@@ -168,13 +169,28 @@ pub fn write_bytes<H: Hardware>(
     let mut rest = from;
     while !rest.is_empty() {
         let (part, tail) = rest.split_at_checked(rest.len().min(va.left_in_page())).ok_or(Errno::Efault)?;
-        // A page that is being made a page table is not written any more once it is read-only (crate::pagetable, invariant 3).
-        let writing = current.domain.paging().map(|paging| paging.writes.lock());
-        machine.hw.write(locate(machine, current, va, Access::Write)?, part);
-        drop(writing);
+        match current.domain.paging() {
+            None => machine.hw.write(locate(machine, current, va, Access::Write)?, part),
+            Some(paging) => write_checked(machine, current, paging, va, part)?,
+        }
         va = next_page(va, tail.is_empty())?;
         rest = tail;
     }
+    Ok(())
+}
+
+/// Writes to one page of a domain's with checked page tables: one that is being made a table is not written any more once it is read-only
+/// ([`crate::pagetable`], invariant 3).
+#[inline(never)]
+fn write_checked<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    paging: &pagetable::Shared,
+    va: GuestVa,
+    part: &[u8],
+) -> Result<(), Errno> {
+    let _writing = paging.writes.lock();
+    machine.hw.write(locate(machine, current, va, Access::Write)?, part);
     Ok(())
 }
 

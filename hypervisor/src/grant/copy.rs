@@ -85,12 +85,7 @@ fn claim<H: Hardware>(
             let state = &mut *side.domain.state.lock();
             pin(machine, current, side.domain, state, gref, side.how, Purpose::Copy)
         }
-        None if side.is_held() => {
-            let _state = side.domain.state.lock();
-            let mfn = own_ram(machine, side.domain, side.gfn).ok_or(GrantStatus::BadPage)?;
-            machine.frames.table.reference(mfn, side.domain.id).map_err(|_| GrantStatus::BadPage)?;
-            Ok(mfn)
-        }
+        None if side.is_held() => hold(machine, side),
         None => own_ram(machine, side.domain, side.gfn).ok_or(GrantStatus::BadPage),
     }
 }
@@ -99,10 +94,23 @@ fn give_back<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, side: Sid
     if let Some(gref) = side.gref {
         unpin(machine, current, side.domain, &mut side.domain.state.lock(), gref, side.how);
     } else if side.is_held() {
-        let _state = side.domain.state.lock();
-        // `claim` took it.
-        let _ = machine.frames.table.release(mfn);
+        let_go(machine, side, mfn);
     }
+}
+
+#[inline(never)]
+fn hold<H: Hardware>(machine: &Machine<H>, side: Side<'_>) -> Result<Mfn, GrantStatus> {
+    let _state = side.domain.state.lock();
+    let mfn = own_ram(machine, side.domain, side.gfn).ok_or(GrantStatus::BadPage)?;
+    machine.frames.table.reference(mfn, side.domain.id).map_err(|_| GrantStatus::BadPage)?;
+    Ok(mfn)
+}
+
+/// Gives back what [`hold`] took.
+#[inline(never)]
+fn let_go<H: Hardware>(machine: &Machine<H>, side: Side<'_>, mfn: Mfn) {
+    let _state = side.domain.state.lock();
+    let _ = machine.frames.table.release(mfn);
 }
 
 fn transfer<H: Hardware>(
