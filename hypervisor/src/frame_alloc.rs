@@ -22,7 +22,7 @@ use spin::mutex::TicketMutex;
 
 use crate::addr::Mfn;
 use crate::frame::{FrameEntry, FrameError, FrameState, FrameTable, NO_LINK, NO_ORDER, Role};
-use crate::hardware::Hardware;
+use crate::hardware::{CpuId, Hardware};
 use limbo::Limbo;
 pub use limbo::Quiescent;
 
@@ -194,11 +194,23 @@ impl Frames {
         }
     }
 
-    /// Makes a few frames free that were given up and have waited long enough. Cheap when there are none.
+    /// Makes a few frames free that were given up and have waited long enough. Cheap when there are none; leaves it to others when
+    /// the lock is taken, as every CPU comes here between guests.
     pub fn reclaim(&self) {
-        if self.limbo_frames() != 0 {
-            self.free.lock().reclaim(&self.table, &self.quiescent);
+        if self.limbo_frames() != 0
+            && let Some(mut lists) = self.free.try_lock()
+        {
+            lists.reclaim(&self.table, &self.quiescent);
         }
+    }
+
+    /// The CPUs that frames in limbo wait for; makes frames free that wait no longer.
+    pub fn waited_for(&self) -> impl Iterator<Item = CpuId> + use<> {
+        let mut lists = self.free.lock();
+        lists.reclaim(&self.table, &self.quiescent);
+        let since = lists.limbo.since();
+        drop(lists);
+        self.quiescent.late(&since)
     }
 
     /// Frames that were given up and are not free yet.

@@ -42,11 +42,6 @@ impl Quiescent {
         }
     }
 
-    /// Whether this CPU has ever run a guest.
-    pub fn has_run(&self, cpu: CpuId) -> bool {
-        self.0.get(usize::from(cpu.0)).is_some_and(|count| count.load(Ordering::Relaxed) != 0)
-    }
-
     /// How often each CPU has passed so far.
     pub fn now(&self) -> [u64; MAX_CPUS] {
         fence(Ordering::SeqCst);
@@ -59,7 +54,7 @@ impl Quiescent {
     }
 
     /// The CPUs that have run guests and not passed since.
-    pub fn late(&self, then: &[u64; MAX_CPUS]) -> impl Iterator<Item = CpuId> {
+    pub fn late(&self, then: &[u64; MAX_CPUS]) -> impl Iterator<Item = CpuId> + use<> {
         let both = self.now().into_iter().zip(*then);
         (0..).map(CpuId).zip(both).filter(|(_, (now, then))| *then != 0 && now == then).map(|(cpu, _)| cpu)
     }
@@ -92,6 +87,11 @@ impl Limbo {
 
     pub(super) const fn frames(&self) -> u64 {
         self.gathered.frames.saturating_add(self.waiting.frames)
+    }
+
+    /// What each CPU's count was when those that wait began to.
+    pub(super) const fn since(&self) -> [u64; MAX_CPUS] {
+        self.since
     }
 
     /// Takes a frame of RAM that its domain has given up.

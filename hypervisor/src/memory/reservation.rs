@@ -16,10 +16,9 @@ use crate::addr::Gfn;
 use crate::domain::{Domain, DomainState};
 use crate::frame::Role;
 use crate::guest_memory;
-use crate::hardware::{CpuId, Hardware};
+use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
-use crate::sched::MAX_CPUS;
 
 /// Which way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -237,10 +236,9 @@ fn decrease<H: Hardware>(
     Ok(())
 }
 
-/// Lets every CPU leave the hypervisor, the caller's too.
+/// Lets every CPU that frames wait for leave the hypervisor, the caller's too.
 fn wait<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) {
-    let others = (0..MAX_CPUS).filter_map(|cpu| u8::try_from(cpu).ok().map(CpuId));
-    for cpu in others.filter(|cpu| *cpu != current.cpu && machine.frames.quiescent.has_run(*cpu)) {
+    for cpu in machine.frames.waited_for().filter(|cpu| *cpu != current.cpu) {
         machine.hw.kick(cpu);
     }
     current.reschedule.set(true);
