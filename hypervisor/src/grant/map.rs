@@ -10,11 +10,11 @@ use spin::mutex::TicketMutexGuard;
 
 use super::active::{Track, Use};
 use super::pin::{Purpose, pin, unpin};
-use crate::addr::{Ipa, Mfn};
+use crate::addr::{Gfn, Ipa, Mfn};
 use crate::domain::{Domain, DomainState, lock_two};
 use crate::hardware::Hardware;
 use crate::machine::{Current, Machine};
-use crate::stage2::{Kind, Mapping};
+use crate::stage2::{Kind, Mapping, Stage2};
 
 /// The locks of mapper and granter, which may be one domain.
 struct Both<'a> {
@@ -131,15 +131,32 @@ pub(super) fn unmap<H: Hardware>(
     if Ipa::new(op.host_addr).map(Ipa::frame) != Some(gfn) {
         return Err(GrantStatus::GeneralError);
     }
-    let there = both.mapper.stage2.lookup(&machine.hw, gfn);
     let used = both.granter().grants.active(machine, gref).and_then(|active| active.mfn());
-    match there.map(|mapping| (mapping.kind, used == Some(mapping.mfn))) {
-        Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) if crate::seeded!("xsa-218c") => {}
+    vacate(machine, &mut both.mapper.stage2, gfn, used)?;
+    both.mapper.grants.untrack(&machine.hw, op.handle);
+    unpin(machine, current, granter, both.granter(), gref, how);
+    Ok(())
+}
+
+/// Ends the mapping of a grant at a place. Nothing there is fine: a grant has an entry of its own, it was mapped as a page.
+///
+/// # Errors
+/// `GNTST_general_error`: something else is there by now.
+#[inline(never)]
+fn vacate<H: Hardware>(
+    machine: &Machine<H>,
+    stage2: &mut Stage2,
+    gfn: Gfn,
+    frame: Option<Mfn>,
+) -> Result<(), GrantStatus> {
+    let there = stage2.lookup(&machine.hw, gfn);
+    match there.map(|mapping| (mapping.kind, frame == Some(mapping.mfn))) {
         Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) => {
-            // A grant has an entry of its own: it was mapped as a page.
-            let _ = both.mapper.stage2.clear(&machine.hw, gfn);
+            if !crate::seeded!("xsa-218c") {
+                let _ = stage2.clear(&machine.hw, gfn);
+            }
+            Ok(())
         }
-        // Something else is there by now.
         Some((
             Kind::GrantWritable
             | Kind::GrantReadOnly
@@ -150,14 +167,9 @@ pub(super) fn unmap<H: Hardware>(
             | Kind::Table
             | Kind::Text,
             _,
-        )) => {
-            return Err(GrantStatus::GeneralError);
-        }
-        None => {}
+        )) => Err(GrantStatus::GeneralError),
+        None => Ok(()),
     }
-    both.mapper.grants.untrack(&machine.hw, op.handle);
-    unpin(machine, current, granter, both.granter(), gref, how);
-    Ok(())
 }
 
 /// Undoes a mapping of a frame whose owner is no more.
@@ -178,26 +190,7 @@ fn unmap_orphan<H: Hardware>(
         return Err(GrantStatus::GeneralError);
     }
     let mfn = machine.frames.table.base().checked_add(u64::from(frame)).ok_or(GrantStatus::BadHandle)?;
-    match state.stage2.lookup(&machine.hw, gfn).map(|mapping| (mapping.kind, mapping.mfn == mfn)) {
-        Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) if crate::seeded!("xsa-218c") => {}
-        Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) => {
-            let _ = state.stage2.clear(&machine.hw, gfn);
-        }
-        Some((
-            Kind::GrantWritable
-            | Kind::GrantReadOnly
-            | Kind::Ram
-            | Kind::Shared
-            | Kind::Device
-            | Kind::Data
-            | Kind::Table
-            | Kind::Text,
-            _,
-        )) => {
-            return Err(GrantStatus::GeneralError);
-        }
-        None => {}
-    }
+    vacate(machine, &mut state.stage2, gfn, Some(mfn))?;
     state.grants.untrack(&machine.hw, op.handle);
     // Unmapped and flushed.
     let _ = machine.frames.release_orphan(mfn);
