@@ -317,6 +317,8 @@ fn with_vmid(vmid: Vmid, work: impl FnOnce()) {
     isb(SY);
     work();
     regs::vttbr_el2::write(loaded);
+    // The address space is back before the MMU may be off again (`context::load` says why).
+    isb(SY);
     regs::sctlr_el1::write(sctlr);
     isb(SY);
     regs::tcr_el1::write(tcr);

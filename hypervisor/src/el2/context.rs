@@ -419,6 +419,9 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     if cpu.has_ras.get() {
         regs::vdisr_el2::write(0);
     }
+    // All of the above must have taken effect before the MMU goes off, where this vCPU has it off: with the last one's VMID still there, a
+    // speculative `AT` would fill the TLB with flat translations in that vCPU's name, whatever the walks.
+    isb();
     regs::sctlr_el1::write(saved.sctlr);
     isb();
     forget_others(cpu, arch);
