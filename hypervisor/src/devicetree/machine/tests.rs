@@ -106,6 +106,37 @@ fn the_raspberry_pi_of_8_gib_has_ram_on_both_sides_of_its_peripherals() {
 }
 
 #[test]
+fn the_raspberry_pis_of_all_sizes_keep_the_coprocessors_memory_and_the_peripherals_out_of_ram() {
+    let first = [0, 0, 0x3b40_0000];
+    let second = |size| [0, 0x4000_0000, size];
+    // MiB without the coprocessor's 76, and without the 64 of the peripherals below 4 GiB.
+    for (memory, mebibytes) in [
+        (first.to_vec(), 1024 - 76),
+        ([first, second(0x4000_0000)].concat(), 2048 - 76),
+        ([first, second(0xbc00_0000)].concat(), 4096 - 76 - 64),
+        (EIGHT_GIB.to_vec(), 8192 - 76 - 64),
+    ] {
+        let blob = raspberry_pi4_of(&memory, &LOW_PERIPHERALS);
+        let machine = read(&blob).unwrap();
+        assert_eq!(machine.ram.total() >> 20, mebibytes);
+        let HostGic::V2 { distributor, virtual_interface, .. } = machine.gic else { panic!("a GICv2") };
+        let power = find_device(&blob.tree(), &["brcm,bcm2835-pm-wdt"]).unwrap().unwrap();
+        let others = [
+            range(0x3b40_0000, 76 << 20),
+            distributor,
+            virtual_interface,
+            machine.uart.map(|uart| uart.registers).unwrap(),
+            power,
+        ];
+        for bank in machine.ram.as_slice() {
+            assert!(others.iter().all(|other| !bank.overlaps(*other)), "{bank:?}");
+        }
+        // Where `cargo xtask image` has the guests loaded to.
+        assert_eq!(machine.ram.as_slice()[0], range(0, 0x3b40_0000));
+    }
+}
+
+#[test]
 fn the_raspberry_pis_35_bit_mode_is_what_the_ranges_of_its_bus_say() {
     // RAM then goes on to 4 GiB without a gap for peripherals.
     let memory =
