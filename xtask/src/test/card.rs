@@ -13,13 +13,17 @@ use crate::{fdt, process, rpi4, workspace};
 /// Two files of the firmware, in the place of the real ones.
 const FIRMWARE: [&str; 2] = ["start4.elf", "fixup4.dat"];
 
-/// Runs the command; its status, and what it says on either stream.
+/// Runs the command; its status, and what it says on either stream: last what matters.
 fn image(words: &[&Path]) -> Outcome<(Option<i32>, String)> {
     let program = std::env::current_exe().doing("xtask's own path")?;
     let mut command = Command::new(program);
     command.args(["image", "--board", "rpi4"]).args(words);
     let result = process::output(&mut command)?;
-    let text = [result.stdout, result.stderr].concat();
+    let mut streams = [result.stderr, result.stdout];
+    if !result.status.success() {
+        streams.reverse();
+    }
+    let text = streams.concat();
     Ok((result.status.code(), String::from_utf8_lossy(&text).into_owned()))
 }
 
@@ -93,6 +97,32 @@ fn complete() -> Outcome<Found> {
     }
 }
 
+/// The image's file system keeps to the format in the eyes of Debian's checker too.
+fn checked() -> Outcome<Found> {
+    if !process::exists("fsck.fat") {
+        return Ok(Found::Skipped("fsck.fat is not installed (Debian's package dosfstools)".into()));
+    }
+    let (out, given) = (folder("card-checked")?, folder("firmware-checked")?);
+    for name in FIRMWARE {
+        workspace::write(&given.join(name), b"not the real one")?;
+    }
+    let card = out.with_extension("img");
+    let words = ["--out".as_ref(), &*out, "--firmware".as_ref(), &*given, "--sd".as_ref(), &*card];
+    image(&words)?;
+    // The partition starts at 1 MiB.
+    let partition = workspace::read(&card)?.split_off(1 << 20);
+    let file = out.with_extension("partition");
+    workspace::write(&file, &partition)?;
+    let result = process::output(Command::new("fsck.fat").arg("-n").arg(&file))?;
+    let said = String::from_utf8_lossy(&result.stdout).into_owned();
+    // Its version, and how many files and clusters there are.
+    if result.status.success() && said.lines().count() == 2 {
+        Ok(Found::Good(String::new()))
+    } else {
+        Err(wrong("fsck.fat finds something to mend", &said))
+    }
+}
+
 /// libfdt, which the firmware merges with, makes of board's tree and overlay the domains in the order of the file: their numbers hang on it.
 fn merged() -> Outcome<Found> {
     if !process::exists("fdtoverlay") {
@@ -138,6 +168,7 @@ pub(super) fn all() -> Vec<Step> {
             without_firmware,
         ),
         super::rpi4::step("the image of a card holds what its folder holds", Level::Default, complete),
+        super::rpi4::step("fsck.fat finds nothing to mend in the image of a card", Level::Default, checked),
         super::rpi4::step("libfdt merges the domains in their order", Level::Default, merged),
         super::rpi4::step("a firmware folder that lacks a file is refused", Level::Default, incomplete),
     ]
