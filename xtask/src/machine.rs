@@ -17,6 +17,7 @@ use crate::terrain::{Pieces, Terrain};
 /// Where QEMU's `virt` has its RAM.
 pub(crate) const RAM: u64 = 0x4000_0000;
 const STEP: u64 = 2 << 20;
+const PAGE: u64 = 4096;
 /// QEMU copies the tree with room to edit it; this is more than it ever takes.
 const TREE_ROOM: u64 = 2 * STEP;
 
@@ -68,9 +69,9 @@ impl Layout {
         Ok(layout)
     }
 
-    /// A layout between two addresses.
+    /// A layout between two addresses, page by page: every byte between is read from the card.
     pub(crate) fn between(next: u64, end: u64) -> Self {
-        Self { next, end, step: Some(STEP) }
+        Self { next, end, step: Some(PAGE) }
     }
 
     /// Finds room for `size` bytes.

@@ -1,5 +1,6 @@
 //! A device of the machine's own, given to this domain: a PL011 that sends a line, or a PL031 clock that gives an alarm. Either must
-//! raise its interrupt here. QEMU's configuration device, which does DMA and has no interrupt, must say its name.
+//! raise its interrupt here. The Raspberry Pi's pins: one is an output, and follows what it is told. Devices that do DMA must say what they
+//! are: QEMU's configuration device its name, a controller of SD cards its version; what they write by themselves is not tried.
 //!
 //! With `touch=ADDRESS` on the command line (hexadecimal) the guest reads that address instead, which is no device of its own, and must
 //! fault. With `listen=INTID` it has no device: it enables that shared interrupt, and must get none while the owner, at the other end of
@@ -37,6 +38,20 @@ mod pl031 {
     pub(super) const ICR: usize = 0x1c;
 }
 
+/// The pins (BCM2711 ARM Peripherals 5.2): function of pins 20 to 29, three bits each; set, clear and level of pins 0 to 31.
+mod gpio {
+    pub(super) const FUNCTION_20: usize = 0x08;
+    pub(super) const SET: usize = 0x1c;
+    pub(super) const CLEAR: usize = 0x28;
+    pub(super) const LEVEL: usize = 0x34;
+    pub(super) const OUTPUT: u32 = 1;
+    pub(super) const PIN_20: u32 = 1 << 20;
+}
+
+/// Of a controller of SD cards: the word with its version, of the specification in bits 23:16, 2 for 3.00 (SD Host Controller Simplified
+/// Specification 3.00, 2.2.29).
+const SD_VERSION: usize = 0xfc;
+
 static DEVICE: Once<(Registers, usize)> = Once::new();
 static CAME: AtomicU32 = AtomicU32::new(0);
 
@@ -49,6 +64,7 @@ enum Failed {
     NoInterrupt,
     Touched(u32),
     Signature(u32),
+    Pin(u32),
     NoChannel,
     Heard(u32),
 }
@@ -89,6 +105,20 @@ fn listen(guest: &Guest, intid: u64) -> Result<(), Failed> {
     }
 }
 
+/// Pin 20 up, down, and up again.
+fn pin(registers: Registers) -> Result<(), Failed> {
+    registers.write32(gpio::FUNCTION_20, gpio::OUTPUT);
+    for (register, up) in [(gpio::SET, true), (gpio::CLEAR, false), (gpio::SET, true)] {
+        registers.write32(register, gpio::PIN_20);
+        let level = registers.read32(gpio::LEVEL);
+        if (level & gpio::PIN_20 != 0) != up {
+            return Err(Failed::Pin(level));
+        }
+    }
+    println!("device: pin 20 follows");
+    Ok(())
+}
+
 fn main(guest: &Guest) -> Result<(), Failed> {
     if let Some(intid) = guest.args().number("listen") {
         return listen(guest, intid);
@@ -99,11 +129,20 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         return Err(Failed::Touched(registers.read32(0)));
     }
     let device = guest.tree.device.ok_or(Failed::NoDevice)?;
-    if device.compatible == "qemu,fw-cfg-mmio" {
-        // Its data register, after reset that of the signature (QEMU `docs/specs/fw_cfg.rst`).
-        let word = map(device.registers)?.read32(0);
-        println!("device: {} says {word:#x}", device.compatible);
-        return if word.to_le_bytes() == *b"QEMU" { Ok(()) } else { Err(Failed::Signature(word)) };
+    match device.compatible {
+        "qemu,fw-cfg-mmio" => {
+            // Its data register, after reset that of the signature (QEMU `docs/specs/fw_cfg.rst`).
+            let word = map(device.registers)?.read32(0);
+            println!("device: {} says {word:#x}", device.compatible);
+            return if word.to_le_bytes() == *b"QEMU" { Ok(()) } else { Err(Failed::Signature(word)) };
+        }
+        "brcm,bcm2835-sdhci" => {
+            let word = map(device.registers)?.read32(SD_VERSION);
+            println!("device: {} of version {}", device.compatible, word >> 16 & 0xff);
+            return if word >> 16 & 0xff == 2 { Ok(()) } else { Err(Failed::Signature(word)) };
+        }
+        "brcm,bcm2711-gpio" => return pin(map(device.registers)?),
+        _ => {}
     }
     let listener = channel(guest)?;
     let shared = Shared::new(device.interrupt.ok_or(Failed::NoInterrupt)?).ok_or(Failed::NoInterrupt)?;

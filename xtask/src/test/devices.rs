@@ -18,8 +18,17 @@ struct Machine {
     address: &'static str,
     /// Its interrupt's number.
     intid: u32,
+    /// A device that does DMA, where the machine has its registers, and what the guest says of it.
+    dma: (&'static str, &'static str, &'static str),
+    /// The hypervisor's console.
+    console: &'static str,
 }
 
+const VIRT_DMA: (&str, &str, &str) =
+    ("/fw-cfg@9020000", "9020000", "(d1) device: qemu,fw-cfg-mmio says 0x554d4551");
+
+/// The Raspberry Pi is the last.
+const RPI4: usize = 2;
 const MACHINES: [Machine; 3] = [
     Machine {
         name: "virt, GICv3: the PL031 clock",
@@ -27,6 +36,8 @@ const MACHINES: [Machine; 3] = [
         path: "/pl031@9010000",
         address: "9010000",
         intid: 32 + 2,
+        dma: VIRT_DMA,
+        console: "/pl011@9000000",
     },
     Machine {
         name: "virt, GICv2: the PL031 clock",
@@ -34,6 +45,8 @@ const MACHINES: [Machine; 3] = [
         path: "/pl031@9010000",
         address: "9010000",
         intid: 32 + 2,
+        dma: VIRT_DMA,
+        console: "/pl011@9000000",
     },
     Machine {
         name: "the second UART",
@@ -41,15 +54,26 @@ const MACHINES: [Machine; 3] = [
         path: "/soc/serial@7e201000",
         address: "fe201000",
         intid: 32 + 121,
+        dma: ("/soc/mmc@7e300000", "fe300000", "(d1) device: brcm,bcm2835-sdhci of version 2"),
+        console: "/soc/serial@7e215040",
     },
 ];
 
+/// Where guests see their first device.
+const SHOWN_AT: &str = "a000000";
 const DMA: &str = "the device may do DMA: xen,force-assign-without-iommu is missing";
 const TAKEN: &str = "the device belongs to somebody else";
 
 fn system(name: &str, machine: &Machine, domains: &str) -> Outcome<systems::Observed> {
     let text = format!("[machine]\n{}{domains}", machine.text);
     systems::observe(&Options::for_file(systems::write(name, &text)?))
+}
+
+/// Whether a domain told of a data abort of its own (`ESR_EL1`: class 0x25, 32-bit instruction, synchronous external abort) at an
+/// address, hexadecimal.
+fn faulted(observed: &systems::Observed, id: u32, address: &str) -> bool {
+    let line = format!("(d{id})   ESR 0x0000000096000010  FAR 0x{address:0>16}");
+    observed.console.contains(&line)
 }
 
 fn domain(name: &str, more: &str) -> String {
@@ -63,7 +87,7 @@ fn given(index: usize) -> Outcome<Found> {
     let owner =
         domain("owner", &format!("passthrough = [\"{}\"]\nchannels = [\"listener\"]\n", machine.path));
     let thief = domain("thief", &format!("cmdline = \"touch={}\"\n", machine.address));
-    let other = domain("other", "cmdline = \"touch=a000000\"\n");
+    let other = domain("other", &format!("cmdline = \"touch={SHOWN_AT}\"\n"));
     let listener = domain("listener", &format!("cmdline = \"listen={}\"\n", machine.intid));
     let observed = system(&format!("given-{index}"), machine, &(owner + &thief + &other + &listener))?;
     let ends = |line: &str| observed.log.iter().any(|seen| seen == line);
@@ -72,6 +96,9 @@ fn given(index: usize) -> Outcome<Found> {
     }
     if !ends("d2: shutdown crash") || !ends("d3: shutdown crash") {
         return Err(observed.failed("a domain touched a device that it was not given"));
+    }
+    if !faulted(&observed, 2, machine.address) || !faulted(&observed, 3, SHOWN_AT) {
+        return Err(observed.failed("it was no fault at the device's address that ended a domain"));
     }
     let said = |start: &str, end: &str| {
         observed.console.iter().any(|line| line.starts_with(start) && line.ends_with(end))
@@ -98,9 +125,9 @@ fn twice(index: usize) -> Outcome<Found> {
 }
 
 /// A device that does DMA is refused unless the file says otherwise; the hypervisor's console always.
-fn refused(machine: &Machine, name: &str, path: &str, why: &str) -> Outcome<Found> {
+fn refused(index: usize, name: &str, path: &str, why: &str) -> Outcome<Found> {
     let text = domain("greedy", &format!("passthrough = [\"{path}\"]\n"));
-    let observed = system(name, machine, &text)?;
+    let observed = system(&format!("{name}-{index}"), &MACHINES[index], &text)?;
     if observed.log.iter().any(|seen| seen == &format!("d1: refused: passthrough: {why}")) {
         Ok(Found::Good(String::new()))
     } else {
@@ -108,46 +135,57 @@ fn refused(machine: &Machine, name: &str, path: &str, why: &str) -> Outcome<Foun
     }
 }
 
-/// With `unsafe_dma` the same device is given, and answers; a neighbour does not get it besides.
-fn trusted() -> Outcome<Found> {
-    let keys = "passthrough = [\"/fw-cfg@9020000\"]\nunsafe_dma = true\n";
-    let text = domain("trusted", keys) + &domain("thief", "cmdline = \"touch=9020000\"\n");
-    let observed = system("trusted", &MACHINES[0], &text)?;
+/// Its owner says what it must, and a neighbour that reads where the machine has it faults.
+fn answers(index: usize, name: &str, keys: &str, address: &str, line: &str) -> Outcome<Found> {
+    let text = domain("owner", keys) + &domain("thief", &format!("cmdline = \"touch={address}\"\n"));
+    let observed = system(&format!("{name}-{index}"), &MACHINES[index], &text)?;
     let ends = |line: &str| observed.log.iter().any(|seen| seen == line);
-    let said = observed.console.iter().any(|line| line == "(d1) device: qemu,fw-cfg-mmio says 0x554d4551");
-    if said && ends("d1: shutdown poweroff") && ends("d2: shutdown crash") {
+    let said = observed.console.iter().any(|seen| seen == line);
+    if said && ends("d1: shutdown poweroff") && ends("d2: shutdown crash") && faulted(&observed, 2, address) {
         Ok(Found::Good(String::new()))
     } else {
-        Err(observed.failed("a device given with unsafe_dma does not answer its domain alone"))
+        Err(observed.failed("a device does not answer its domain alone"))
+    }
+}
+
+/// With `unsafe_dma` the same device is given, and answers; a neighbour does not get it besides.
+fn trusted(index: usize) -> Outcome<Found> {
+    let (path, address, line) = MACHINES[index].dma;
+    answers(index, "trusted", &format!("passthrough = [\"{path}\"]\nunsafe_dma = true\n"), address, line)
+}
+
+/// A step on one of the machines.
+fn step(index: usize, title: &str, run: impl Fn() -> Outcome<Found> + Send + Sync + 'static) -> Step {
+    if index == RPI4 {
+        super::rpi4::step(title, Level::Default, run)
+    } else {
+        Step::new(format!("passthrough: {title}"), Level::Default, run)
     }
 }
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
-    let mut steps = Vec::new();
-    for (index, machine) in MACHINES.iter().enumerate() {
-        let title = format!("a device belongs to one domain: {}", machine.name);
-        let run = move || given(index);
-        steps.push(if index == 2 {
-            super::rpi4::step(&title, Level::Default, run)
-        } else {
-            Step::new(format!("passthrough: {title}"), Level::Default, run)
-        });
+    let mut steps: Vec<_> = MACHINES
+        .iter()
+        .enumerate()
+        .map(|(index, machine)| {
+            step(index, &format!("a device belongs to one domain: {}", machine.name), move || given(index))
+        })
+        .collect();
+    for index in [0, RPI4] {
+        let (dma, console) = (MACHINES[index].dma.0, MACHINES[index].console);
+        steps.push(step(index, "one device is not given twice", move || twice(index)));
+        steps.push(step(index, "a device that may do DMA is refused", move || {
+            refused(index, "refused-dma", dma, DMA)
+        }));
+        steps.push(step(index, "a device that may do DMA is given with unsafe_dma", move || trusted(index)));
+        steps.push(step(index, "the hypervisor's own UART is refused", move || {
+            refused(index, "refused-uart", console, TAKEN)
+        }));
     }
-    steps.push(Step::new("passthrough: one device is not given twice", Level::Default, || twice(0)));
-    steps.push(Step::new("passthrough: a device that may do DMA is refused", Level::Default, || {
-        refused(&MACHINES[0], "refused-dma", "/fw-cfg@9020000", DMA)
-    }));
-    steps.push(Step::new(
-        "passthrough: a device that may do DMA is given with unsafe_dma",
-        Level::Default,
-        trusted,
-    ));
-    steps.push(super::rpi4::step("a device that may do DMA is refused", Level::Default, || {
-        refused(&MACHINES[2], "refused-dma-rpi4", "/soc/mmc@7e300000", DMA)
-    }));
-    steps.push(Step::new("passthrough: the hypervisor's own UART is refused", Level::Default, || {
-        refused(&MACHINES[0], "refused-uart", "/pl011@9000000", TAKEN)
+    steps.push(step(RPI4, "the pins belong to one domain", || {
+        let keys = "passthrough = [\"/soc/gpio@7e200000\"]\n";
+        answers(RPI4, "pins", keys, "fe200000", "(d1) device: pin 20 follows")
     }));
     steps
 }

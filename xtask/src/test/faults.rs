@@ -1,7 +1,9 @@
 //! Guests that end badly, or not at all: the run says so, and a neighbour is not touched.
 
+use std::ops::ControlFlow;
+
 use super::step::{Level, Step};
-use super::systems::{self, observe};
+use super::systems::{self, observe, observe_until};
 use crate::check::Found;
 use crate::failure::Outcome;
 use crate::run::Options;
@@ -45,7 +47,50 @@ pub(super) fn all() -> Vec<Step> {
         .shared()
     });
     let on_rpi4 = super::rpi4::step("a hostile guest, seed 5", Level::Default, || attacked("rpi4", 5, 4));
-    ends.chain(endless).chain(hostile).chain([on_rpi4]).collect()
+    let together = super::rpi4::step("guests' bad ends, and guests without an end", Level::Default, together);
+    ends.chain(endless).chain(hostile).chain([on_rpi4, together]).collect()
+}
+
+/// On the Raspberry Pi all of them at once, with a clean one that comes last: each ends in its own way, or never.
+fn together() -> Outcome<Found> {
+    let hows = ENDS.iter().map(|(how, ..)| *how).chain(ENDLESS);
+    let faulty = hows.clone().map(|how| {
+        format!(
+            "[[domain]]\nname = \"{how}\"\nkernel = \"guest:faulty\"\nmemory = \"16M\"\ncmdline = \"how={how}\"\non_reboot = \"destroy\"\n"
+        )
+    });
+    let clean = "[[domain]]\nname = \"clean\"\nkernel = \"guest:hello\"\nmemory = \"16M\"\n".to_owned();
+    let file = systems::write("rpi4-faulty", &faulty.chain([clean]).collect::<String>())?;
+    let mut options = Options::for_file(file);
+    options.board = Some("rpi4".into());
+    options.timeout = 240;
+    let own =
+        |text: &str, id: usize| text.replace("(d1)", &format!("(d{id})")).replace("d1:", &format!("d{id}:"));
+    let mut due: Vec<String> = (1..).zip(ENDS).map(|(id, (_, _, line))| own(line, id)).collect();
+    due.push(format!("d{}: shutdown poweroff", hows.clone().count() + 1));
+    let expected = due.clone();
+    let observed = observe_until(&options, &mut |log| {
+        due.retain(|line| line != log);
+        if due.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    for line in expected {
+        let count = observed.log.iter().filter(|seen| **seen == line).count();
+        if count != 1 {
+            return Err(observed.failed(&format!("the log has {count} lines \"{line}\"")));
+        }
+    }
+    let said = ENDS.iter().map(|(_, said, _)| (*said).to_owned());
+    let said = said.chain(ENDLESS.map(|how| format!("(d1) faulty: {how}")));
+    for (id, line) in (1..).zip(said) {
+        let line = own(&line, id);
+        if !observed.console.contains(&line) {
+            return Err(observed.failed(&format!("no line \"{line}\"")));
+        }
+        if id > ENDS.len() && observed.log.iter().any(|seen| seen.starts_with(&format!("d{id}: shutdown"))) {
+            return Err(observed.failed(&format!("d{id}, which never ends, has ended")));
+        }
+    }
+    Ok(Found::Good(String::new()))
 }
 
 /// The two guests exchange their file beside one that makes a hundred thousand arbitrary calls: they end as if it were not there. What

@@ -23,16 +23,13 @@ const FILL: usize = 8192;
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
-    let machines = [
-        ("virt, GICv3", "gic = 3\ncpus = 1\n"),
-        ("virt, GICv2", "gic = 2\ncpus = 2\n"),
-        ("Raspberry Pi 4", "board = \"rpi4\"\n"),
-    ];
-    let step = |(name, machine): (&'static str, &'static str)| {
-        let title = format!("keyboard: {name}, one domain at a time, by calls and by a PV console");
-        Step::new(title, Level::Default, move || typed(machine)).shared()
+    let title = |name: &str| format!("keyboard: {name}one domain at a time, by calls and by a PV console");
+    let machines = [("virt, GICv3, ", "gic = 3\ncpus = 1\n"), ("virt, GICv2, ", "gic = 2\ncpus = 2\n")];
+    let on_rpi4 = super::rpi4::step(&title(""), Level::Default, || typed("board = \"rpi4\"\n")).shared();
+    let step = |(name, machine): (&str, &'static str)| {
+        Step::new(title(name), Level::Default, move || typed(machine)).shared()
     };
-    machines.into_iter().map(step).collect()
+    machines.into_iter().map(step).chain([on_rpi4]).collect()
 }
 
 fn typed(machine: &str) -> Outcome<Found> {

@@ -15,6 +15,8 @@ mod matrix;
 mod monitor;
 mod paging;
 mod pairs;
+#[cfg(test)]
+mod parity;
 mod poison;
 mod refusals;
 mod rpi4;

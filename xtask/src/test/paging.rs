@@ -38,5 +38,14 @@ pub(super) fn all() -> Vec<Step> {
     steps.extend(processes.map(|machine| step("pv-process", machine, systems::clean)));
     let rootkits = [("cortex-a72", 2, 2), ("max", 1, 3)];
     steps.extend(rootkits.map(|machine| step("rootkit", machine, every_case)));
+    let on_rpi4 = |name: &'static str, look: fn(&Observed) -> Outcome<Found>| {
+        super::rpi4::step(name, Level::Default, move || {
+            let mut options = Options::for_file(run::shipped(name));
+            options.board = Some("rpi4".into());
+            options.timeout = 300;
+            look(&systems::observe(&options)?)
+        })
+    };
+    steps.extend([on_rpi4("pv-process", systems::clean), on_rpi4("rootkit", every_case)]);
     steps
 }

@@ -162,7 +162,42 @@ pub(super) fn hypervisor() -> Vec<Step> {
         })
         .shared()
     };
-    BROKEN.iter().map(step).collect()
+    let together = super::rpi4::step("refused by the hypervisor, all at once", Level::Default, together);
+    BROKEN.iter().map(step).chain([together]).collect()
+}
+
+/// On the Raspberry Pi all of them in one system: each is refused by its own line, and the good one, whose kernel the dom0 has too, runs.
+fn together() -> Outcome<Found> {
+    systems::garbage()?;
+    let (machine, domains): (String, String) =
+        BROKEN.iter().fold(Default::default(), |(machine, domains), broken| {
+            let domain = match broken.keys {
+                "" => String::new(),
+                keys => format!("[[domain]]\nname = \"{}\"\n{keys}", broken.name.replace(' ', "-")),
+            };
+            (machine + broken.machine, domains + &domain)
+        });
+    let good = "[[domain]]\nname = \"good\"\nkernel = \"guest:hello\"\nmemory = \"32M\"\n";
+    let text = format!("[machine]\nboard = \"rpi4\"\n{machine}{good}{domains}");
+    let mut options = Options::for_file(systems::write("rpi4-broken", &text)?);
+    options.unchecked = true;
+    let observed = observe(&options)?;
+    let mut id = 1;
+    for broken in &BROKEN {
+        id += u32::from(!broken.keys.is_empty());
+        let line = broken.line.replace("d1:", &format!("d{id}:"));
+        let refusal = Regex::new(&line).doing("the expected line")?;
+        let count = observed.log.iter().filter(|seen| refusal.is_match(seen)).count();
+        if count != 1 {
+            return Err(observed.failed(&format!("{count} log lines match {line}")));
+        }
+    }
+    let ran = observed.log.iter().any(|line| line == "d1: shutdown poweroff");
+    if ran && observed.result.as_ref().is_err_and(|failure| failure.status() == 1) {
+        Ok(Found::Good(String::new()))
+    } else {
+        Err(observed.failed("the good domain did not end well, or the run did not end with status 1"))
+    }
 }
 
 /// The refusal is one line of the log, the good domain ends cleanly, and the run as a whole fails.

@@ -87,6 +87,12 @@ impl Step {
         Self { needs, ..self }
     }
 
+    /// What it cannot do without.
+    #[cfg(test)]
+    pub(super) fn needs(&self) -> Needs {
+        self.needs
+    }
+
     /// Runs it, if all is there that it needs.
     pub(super) fn run(&self) -> Outcome<Found> {
         match self.needs.lacking() {

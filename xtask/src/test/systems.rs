@@ -36,6 +36,10 @@ const SIZES: [usize; 4] = [0, 1, 4096, 40 << 20];
 
 /// Where QEMU loads the image, bytes above the start of RAM: 64 KiB steps that are no 2 MiB steps.
 const OFFSETS: [u64; 3] = [0x1_0000, 0x123_0000, 0x1ff_0000];
+/// Where firmware of before 2020 loads it on the Raspberry Pi, in QEMU's too.
+const OLDER_FIRMWARE: u64 = 0x8_0000;
+/// Boards, by their names.
+const BOARDS: [&str; 2] = ["virt", "rpi4"];
 /// Where QEMU's `virt` has its RAM.
 const RAM: u64 = 0x4000_0000;
 /// Byte offset of `text_offset` in the arm64 image header.
@@ -119,17 +123,33 @@ pub(super) fn clean(observed: &Observed) -> Outcome<Found> {
     }
 }
 
+/// A board's step: those of `virt` are called systems.
+fn on_board(
+    board: &str,
+    title: &str,
+    level: Level,
+    run: impl Fn() -> Outcome<Found> + Send + Sync + 'static,
+) -> Step {
+    if board == "rpi4" {
+        super::rpi4::step(title, level, run)
+    } else {
+        Step::new(format!("system: {title}"), level, run)
+    }
+}
+
 /// The demonstration, with the image where its header's `text_offset` now says.
-fn loaded_at(offset: u64) -> Outcome<Found> {
-    let options = Options::for_file(run::shipped("two-guests"));
+fn loaded_at(board: &str, offset: u64) -> Outcome<Found> {
+    let mut options = Options::for_file(run::shipped("two-guests"));
+    options.board = Some(board.into());
     build::some(&setup::toolchain()?, &options.load()?.guests())?;
     let mut image = workspace::read(&workspace::pavo_img())?;
     let field = image.get_mut(TEXT_OFFSET..TEXT_OFFSET + 8);
     field.ok_or_else(|| Failure::failed("the image has no header"))?.copy_from_slice(&offset.to_le_bytes());
-    let file = workspace::pavo().join("test").join(format!("pavo-at-{offset:x}.img"));
+    let file = workspace::pavo().join("test").join(format!("pavo-at-{board}-{offset:x}.img"));
     workspace::write(&file, &image)?;
     let observed = observe_on(&Hypervisor::changed(file), &options)?;
-    let address = format!("{:#x}", RAM + offset);
+    let address = if board == "rpi4" { offset } else { RAM + offset };
+    let address = format!("EL2 at {address:#x},");
     if observed.log.first().is_some_and(|line| line.contains(&address)) {
         clean(&observed)
     } else {
@@ -169,31 +189,26 @@ pub(super) fn all() -> Vec<Step> {
             steps.push(if on.cpus == 1 { step.shared() } else { step });
         }
     }
-    for offset in OFFSETS {
-        let title = format!("system: two-guests, the image loaded {offset:#x} above the start of RAM");
-        steps.push(Step::new(title, Level::Default, move || loaded_at(offset)).shared());
+    for (board, offset) in
+        OFFSETS.map(|offset| ("virt", offset)).into_iter().chain([("rpi4", OLDER_FIRMWARE)])
+    {
+        let title = format!("two-guests, the image loaded {offset:#x} above the start of RAM");
+        steps.push(on_board(board, &title, Level::Default, move || loaded_at(board, offset)).shared());
     }
-    for size in SIZES {
-        let title = format!("system: two-guests send {size} bytes");
-        let step = Step::new(title, Level::Default, move || {
-            let mut options = Options::for_file(sending(size)?);
-            options.timeout = 180;
-            cleanly(&options)
-        });
-        steps.push(step.shared());
-    }
-    steps.push(Step::new("system: ballooning up to max_memory", Level::Default, || {
-        let text = "[[domain]]\nname = \"balloon\"\nkernel = \"guest:balloon\"\nmemory = \"8M\"\nmax_memory = \"24M\"\n";
-        let observed = observe(&Options::for_file(write("balloon", text)?))?;
-        let line = "(d1) balloon: 4096 pages came, 8388608 bytes used";
-        if observed.console.iter().any(|text| text == line) {
-            clean(&observed)
-        } else {
-            Err(observed.failed(&format!("no line \"{line}\"")))
-        }
+    steps.push(super::rpi4::step("lives", Level::Default, || {
+        let mut options = Options::for_file(run::shipped("lives"));
+        options.board = Some("rpi4".into());
+        options.timeout = 600;
+        cleanly(&options)
     }));
+    for board in BOARDS {
+        steps.extend(on_either(board));
+    }
     for (seconds, level) in [(5, Level::Default), (30 * 60, Level::Full)] {
-        steps.push(Step::new(format!("system: soak of {seconds} s"), level, move || soak(seconds)));
+        let boards = if level == Level::Full { &BOARDS[..1] } else { &BOARDS };
+        steps.extend(boards.iter().map(|board| {
+            on_board(board, &format!("soak of {seconds} s"), level, move || soak(board, seconds))
+        }));
     }
     for cpus in [1, 4] {
         let title = format!("system: lives, 10000 times on {cpus} CPUs");
@@ -206,10 +221,39 @@ pub(super) fn all() -> Vec<Step> {
             cleanly(&options)
         }));
     }
+    steps
+}
+
+/// What runs in the same way on every board.
+fn on_either(board: &'static str) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for size in SIZES {
+        let title = format!("two-guests send {size} bytes");
+        let step = on_board(board, &title, Level::Default, move || {
+            let mut options = Options::for_file(sending(size)?);
+            options.board = Some(board.into());
+            options.timeout = 180;
+            cleanly(&options)
+        });
+        steps.push(step.shared());
+    }
+    steps.push(on_board(board, "ballooning up to max_memory", Level::Default, move || {
+        let text = "[[domain]]\nname = \"balloon\"\nkernel = \"guest:balloon\"\nmemory = \"8M\"\nmax_memory = \"24M\"\n";
+        let mut options = Options::for_file(write(&format!("balloon-{board}"), text)?);
+        options.board = Some(board.into());
+        let observed = observe(&options)?;
+        let line = "(d1) balloon: 4096 pages came, 8388608 bytes used";
+        if observed.console.iter().any(|text| text == line) {
+            clean(&observed)
+        } else {
+            Err(observed.failed(&format!("no line \"{line}\"")))
+        }
+    }));
     for domains in [16, 256] {
-        let title = format!("system: {domains} domains at once answer the control domain");
-        steps.push(Step::new(title, Level::Default, move || {
+        let title = format!("{domains} domains at once answer the control domain");
+        steps.push(on_board(board, &title, Level::Default, move || {
             let mut options = Options::for_file(many(domains)?);
+            options.board = Some(board.into());
             options.timeout = 300;
             let observed = observe(&options)?;
             let line = format!("(d0) control: {domains} domains answered");
@@ -220,11 +264,13 @@ pub(super) fn all() -> Vec<Step> {
             }
         }));
     }
-    steps.push(Step::new("system: counting instructions repeats exactly", Level::Default, || {
+    steps.push(on_board(board, "counting instructions repeats exactly", Level::Default, move || {
         let mut options = Options::for_file(run::shipped("hello"));
         options.icount = true;
-        options.cpus = Some(1);
-        options.cpu = Some("max".into());
+        options.board = Some(board.into());
+        if board == "virt" {
+            (options.cpus, options.cpu) = (Some(1), Some("max".into()));
+        }
         let (first, second) = (observe(&options)?, observe(&options)?);
         if first.console == second.console && first.result.is_ok() {
             Ok(Found::Good(String::new()))
@@ -236,10 +282,13 @@ pub(super) fn all() -> Vec<Step> {
 }
 
 /// The soak, for so many seconds. How its domains end does not matter, but for the control domain.
-fn soak(seconds: u64) -> Outcome<Found> {
+fn soak(board: &str, seconds: u64) -> Outcome<Found> {
     let text = workspace::read(&run::shipped("soak"))?;
     let text = String::from_utf8_lossy(&text).replace("soak:6:5", &format!("soak:6:{seconds}"));
-    let mut options = Options::for_file(write("soak", &text)?);
+    // The Raspberry Pi has the memory that it has.
+    let text = if board == "rpi4" { text.replace("memory = \"256M\"\n", "") } else { text };
+    let mut options = Options::for_file(write(&format!("soak-{board}"), &text)?);
+    options.board = Some(board.into());
     options.timeout = seconds * 4 + 240;
     let observed = observe(&options)?;
     let line = |start: &str| observed.console.iter().find(|line| line.starts_with(start));
