@@ -69,8 +69,8 @@ fn together() -> Outcome<Found> {
     let mut due: Vec<String> = (1..).zip(ENDS).map(|(id, (_, _, line))| own(line, id)).collect();
     due.push(format!("d{}: shutdown poweroff", hows.clone().count() + 1));
     let expected = due.clone();
-    let observed = observe_until(&options, &mut |log| {
-        due.retain(|line| line != log);
+    let observed = observe_until(&options, &mut |seen| {
+        due.retain(|line| !seen.ends_with(&format!(" {line}")));
         if due.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     for line in expected {

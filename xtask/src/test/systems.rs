@@ -68,6 +68,14 @@ pub(super) fn observe(options: &Options) -> Outcome<Observed> {
     observe_on(&Hypervisor::of(&options.load()?)?, options)
 }
 
+/// Boots a system and keeps what it prints until `enough` has seen the line that it waits for.
+pub(super) fn observe_until(
+    options: &Options,
+    enough: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Outcome<Observed> {
+    observe_with(&Hypervisor::of(&options.load()?)?, options, None, enough)
+}
+
 /// Boots a system with a changed image.
 pub(super) fn observe_on(hypervisor: &Hypervisor, options: &Options) -> Outcome<Observed> {
     let nothing = &mut |_: &str| ControlFlow::Continue(());
