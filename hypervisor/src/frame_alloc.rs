@@ -71,6 +71,12 @@ impl Frames {
         self.fail_after.store(i64::from(calls), core::sync::atomic::Ordering::SeqCst);
     }
 
+    /// Tests: whether the allocation that was to fail has failed.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn has_failed(&self) -> bool {
+        self.fail_after.load(core::sync::atomic::Ordering::SeqCst) < 0
+    }
+
     /// Boot: makes frames free, those that were not RAM so far and those that the hypervisor used ([`FrameTable::claim`]) alike.
     /// Returns how many became free; frames outside the table and frames in other roles are left as they are.
     pub fn give(&self, range: Range<Mfn>) -> u64 {

@@ -71,6 +71,14 @@ impl World {
         Self::numbered(0, domains + 1, u64::from(domains + 1) * 2048 + 1024, None)
     }
 
+    /// A machine with a control domain and one other, with page tables of this kind and a PV console.
+    ///
+    /// # Panics
+    /// Never.
+    pub fn with_control_and(paging: Paging) -> Self {
+        Self::built(0, 2, 2 * 2048 + 1024, None, paging, true)
+    }
+
     /// A machine with so many domains, one of which keeps to itself.
     ///
     /// # Panics
@@ -106,6 +114,13 @@ impl World {
             virtual_interface: None,
         };
         let builder = Builder { hw: &hw, frames: &frames, host, storage: &LeakedStorage };
+        let kernel = PhysRange::new(image_base.base().get(), 4096).unwrap();
+        let config = |id: u16| DomainConfig {
+            paging: if id == 1 { paging } else { Paging::Nested },
+            isolated: isolated == Some(id),
+            console: console && id == 1,
+            ..config(DomId(id), kernel)
+        };
         let build = |id: u16| {
             let shape = Shape {
                 vmid: Vmid(id + 1),
@@ -114,17 +129,11 @@ impl World {
                 cpus: 2,
                 spis: 32,
             };
-            let kernel = PhysRange::new(image_base.base().get(), 4096).unwrap();
-            let paging = if id == 1 { paging } else { Paging::Nested };
-            let isolated = isolated == Some(id);
-            let config =
-                DomainConfig { paging, isolated, console: console && id == 1, ..config(DomId(id), kernel) };
-            builder.build(&config, &shape, &mut [0; 8192]).expect("a small domain").domain
+            builder.build(&config(id), &shape, &mut [0; 8192]).expect("a small domain").domain
         };
         let domains: Vec<Domain> = (first..first + domains).map(build).collect();
         let vcpus = (0..u16::try_from(domains.len()).unwrap()).flat_map(|domain| [(domain, 0), (domain, 1)]);
-        let kernel = PhysRange::new(image_base.base().get(), 4096).unwrap();
-        let configs = domains.iter().map(|domain| config(domain.id, kernel)).collect::<Box<[_]>>();
+        let configs = domains.iter().map(|domain| config(domain.id.0)).collect::<Box<[_]>>();
         let count = u16::try_from(domains.len()).unwrap();
         let machine = Machine {
             domains: Box::leak(domains.into_boxed_slice()),

@@ -1,8 +1,9 @@
 //! What a domain has of RAM changes while it runs: `XENMEM_populate_physmap`, `XENMEM_decrease_reservation`, `XENMEM_increase_reservation`.
 //!
 //! The result is always a number of extents: those that are done. A refusal ends the call there, and its reason is not told, as in
-//! Xen. An extent is done page by page, so that interrupts come in between; one that fails in the middle, which a first look at the
-//! domain's limit and the machine's free frames makes rare, keeps the pages that were done, and is not counted.
+//! Xen. An extent is populated and decreased page by page, so that interrupts come in between. One that is populated and fails in the middle is
+//! undone in the same way, and is not there; what was at its places before has left them. One that is decreased and fails keeps the pages
+//! that were done, as in Xen. Neither is counted.
 //!
 //! Differences from Xen: a page that somebody refers to (grants in use, registered areas) is not taken from its domain; frames of an extent
 //! need not be neighbours in the machine; address limits are not kept, since domains do not see machine addresses.
@@ -35,9 +36,11 @@ pub(super) enum Change {
 const MAX_EXTENTS: u64 = 0xFFFF_FFFF >> MEMOP_EXTENT_SHIFT;
 /// Where pages done of the next extent are in `cmd` of a restarted call; Xen has no such progress.
 const PAGES_SHIFT: u32 = 32;
+/// In `cmd` of a restarted call: the pages done are taken back, since one could not be done. Whoever invents it gives pages away.
+const UNDO: u64 = 1 << 63;
 /// Address bits of `mem_flags` (`XENMEMF_get_address_bits`).
 const ADDRESS_BITS: u32 = 0xFF;
-/// What one run may cost: a page is 1 (some 1000 instructions), a stage-2 table 6 (a block that is split).
+/// What one run may cost: a page is 1 (some 1000 instructions), a stage-2 table 6 (a block that is split), 64 frames in no place 1.
 const BUDGET: u32 = 12;
 const PER_TABLE: u32 = 6;
 
@@ -71,8 +74,9 @@ pub(super) fn adjust<H: Hardware>(
     };
     let size = 1_u64.wrapping_shl(asked.extent_order);
     let (mut extent, mut page) = progress(cmd);
-    let restart = |extent: u64, page: u64| {
-        let cmd = cmd & MEMOP_CMD_MASK | extent << MEMOP_EXTENT_SHIFT | page << PAGES_SHIFT;
+    let mut undo = cmd & UNDO;
+    let restart = |extent: u64, page: u64, undo: u64| {
+        let cmd = cmd & MEMOP_CMD_MASK | extent << MEMOP_EXTENT_SHIFT | page << PAGES_SHIFT | undo;
         Stop::Restart([cmd, arg, a2, a3, a4])
     };
     // This CPU has looked nothing up yet.
@@ -82,17 +86,29 @@ pub(super) fn adjust<H: Hardware>(
     // Each turn does a page, and there are `BUDGET` at most.
     while extent < asked.nr_extents {
         if budget == 0 {
-            return Err(restart(extent, page));
+            return Err(restart(extent, page, undo));
+        }
+        if undo != 0 {
+            let Some(last) = page.checked_sub(1) else { return Ok(extent) };
+            page = last;
+            budget = budget.saturating_sub(1);
+            // One that somebody refers to already stays.
+            let _ = one(machine, current, domain, Change::Decrease, &asked, extent, page);
+            continue;
         }
         match one(machine, current, domain, change, &asked, extent, page) {
             Ok(cost) => budget = budget.saturating_sub(cost),
+            Err(Failure::Refused) if change == Change::Populate => {
+                undo = UNDO;
+                continue;
+            }
             Err(Failure::Refused) => return Ok(extent),
             Err(Failure::Wait) => {
                 wait(machine, current);
-                return Err(restart(extent, page));
+                return Err(restart(extent, page, 0));
             }
         }
-        page = page.wrapping_add(1);
+        page = if change == Change::Increase { size } else { page.wrapping_add(1) };
         if page == size {
             (extent, page) = (extent.wrapping_add(1), 0);
         }
@@ -102,7 +118,7 @@ pub(super) fn adjust<H: Hardware>(
 
 /// Extents done, and pages done of the next one.
 const fn progress(cmd: u64) -> (u64, u64) {
-    (cmd >> MEMOP_EXTENT_SHIFT & MAX_EXTENTS, cmd >> PAGES_SHIFT)
+    (cmd >> MEMOP_EXTENT_SHIFT & MAX_EXTENTS, (cmd & !UNDO) >> PAGES_SHIFT)
 }
 
 /// The request, if there is something to do that may be done.
@@ -120,6 +136,8 @@ fn checked<'m, H: Hardware>(
         && extent < asked.nr_extents
         && asked.extent_order <= MAX_ORDER
         && page < 1_u64.wrapping_shl(asked.extent_order)
+        // Only a populated extent is undone.
+        && (change == Change::Populate || args[0] & UNDO == 0)
         && (address_bits == 0 || address_bits > PAGE_SHIFT)
         && !wants_node(asked.mem_flags)
         // A guest does not do this to itself.
@@ -158,7 +176,7 @@ fn one<H: Hardware>(
         }
     }
     match change {
-        Change::Increase => increase(machine, domain, state)?,
+        Change::Increase => return increase(machine, domain, state, asked.extent_order),
         Change::Decrease => decrease(machine, domain, state, gfn)?,
         Change::Populate => populate(machine, domain, state, gfn)?,
     }
@@ -169,19 +187,22 @@ fn short_of_frames<H: Hardware>(machine: &Machine<H>) -> Failure {
     if machine.frames.limbo_frames() == 0 { Failure::Refused } else { Failure::Wait }
 }
 
+/// A whole extent: nobody will see what is in it.
 fn increase<H: Hardware>(
     machine: &Machine<H>,
     domain: &Domain,
     state: &mut DomainState,
-) -> Result<(), Failure> {
-    if !state.memory.charge(1) {
+    order: u32,
+) -> Result<u32, Failure> {
+    let size = 1_u64.wrapping_shl(order);
+    if !state.memory.charge(size) {
         return Err(Failure::Refused);
     }
-    if machine.frames.allocate_clear(&machine.hw, 0, domain.id, Role::Data).is_none() {
-        state.memory.discharge(1);
+    if machine.frames.allocate(order, domain.id, Role::Data).is_none() {
+        state.memory.discharge(size);
         return Err(short_of_frames(machine));
     }
-    Ok(())
+    Ok(1_u32.wrapping_shl(order).wrapping_shr(6).saturating_add(1))
 }
 
 fn populate<H: Hardware>(

@@ -60,7 +60,7 @@ impl Spec {
         domain.ram.len() as u64 + frames <= domain.quota.ram
     }
 
-    /// I2: a frame that was nobody's becomes a domain's, empty, in a place or in none.
+    /// I2: a frame that was nobody's becomes a domain's: empty in a place, or in none, where nobody ever sees what is in it.
     ///
     /// # Errors
     /// It is somebody's.
@@ -69,8 +69,8 @@ impl Spec {
             return Err(format!("frame {frame:#x} is given to domain {who} and is domain {owner}'s"));
         }
         self.of_mut(who).ram.insert(frame);
-        self.bytes.insert(frame, vec![0; 4096]);
         if let Some(gfn) = gfn {
+            self.bytes.insert(frame, vec![0; 4096]);
             self.put(who, gfn, Place::Ram(frame));
         }
         Ok(())
