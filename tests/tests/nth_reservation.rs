@@ -6,11 +6,14 @@ use hypervisor::addr::{Gfn, Mfn};
 use hypervisor::evtchn::check_channels;
 use hypervisor::fake::{MEMORY_KIB, RAM, World};
 use hypervisor::frame::Role;
+use hypervisor::hardware::CpuId;
 use hypervisor::hypercall::Outcome;
 use hypervisor::stage2::{Mapping, lookup};
 use pavo_tests::{ARG, Guest, guest, number};
 use pv_abi::grant::{EntryFlags, GrantOp, MapGrantRef, SetupTable};
-use pv_abi::memory::{AddToPhysmap, AddToPhysmapBatch, RemoveFromPhysmap, Reservation};
+use pv_abi::memory::{
+    AddToPhysmap, AddToPhysmapBatch, MemoryExchange, MemoryOp, RemoveFromPhysmap, Reservation,
+};
 use pv_abi::{DomId, GrantRef, GuestHandle};
 use zerocopy::IntoBytes;
 
@@ -57,6 +60,18 @@ fn decrease(guest: Guest<'_>, gfn: u64) {
     assert_eq!(guest.call(number::MEMORY_OP, [1, ARG, 0, 0, 0]), 1);
 }
 
+/// Eight pages, which are free afterwards: nothing that is missing can come from limbo.
+fn gives_back(guest: Guest<'_>) {
+    (PAGE..PAGE + 8).for_each(|gfn| decrease(guest, gfn));
+    let frames = &guest.world.machine.frames;
+    // Once for those that wait, once for those that were gathered meanwhile.
+    for _ in 0..4 {
+        frames.quiescent.pass(CpuId(0));
+        frames.reclaim();
+    }
+    assert_eq!(frames.limbo_frames(), 0);
+}
+
 fn map(guest: Guest<'_>, host_addr: u64) {
     let op = MapGrantRef { host_addr, flags: 2, gref: GrantRef(8), dom: DomId(1), ..MapGrantRef::default() };
     guest.write(ARG, op.as_bytes());
@@ -78,16 +93,19 @@ fn errors(guest: Guest<'_>, result: i64) -> bool {
     result == 0 && guest.read::<i32>(LIST + 0x400) == 0
 }
 
+fn memory(what: &'static str, prepare: fn(Guest<'_>), cmd: u64, told: fn(Guest<'_>, i64) -> bool) -> Call {
+    Call { what, prepare, number: number::MEMORY_OP, cmd, told }
+}
+
 /// Every call that takes frames from the allocator, for data, tables or grants.
 fn calls() -> Vec<Call> {
-    let memory = |what, prepare, cmd, told| Call { what, prepare, number: number::MEMORY_OP, cmd, told };
-    let grant = |what, prepare, op: GrantOp, told| Call {
-        what,
-        prepare,
-        number: number::GRANT_TABLE_OP,
-        cmd: op.number().into(),
-        told,
-    };
+    let mut all = extents();
+    all.extend(others());
+    all
+}
+
+/// Calls about extents.
+fn extents() -> Vec<Call> {
     vec![
         memory(
             "populate, far from everything",
@@ -99,16 +117,45 @@ fn calls() -> Vec<Call> {
             one_extent,
         ),
         memory(
-            "populate, an extent of two pages",
+            "populate, an extent of eight pages",
             |guest| {
-                decrease(guest, PAGE);
-                decrease(guest, PAGE + 1);
-                reservation(guest, &[FAR], 1);
+                gives_back(guest);
+                reservation(guest, &[FAR], 3);
             },
             6,
             one_extent,
         ),
+        memory(
+            "populate, an extent of eight pages on both sides of a table",
+            |guest| {
+                gives_back(guest);
+                reservation(guest, &[FAR + 0x1F9], 3);
+            },
+            6,
+            one_extent,
+        ),
+        memory(
+            "increase, an extent of eight pages",
+            |guest| {
+                gives_back(guest);
+                reservation(guest, &[0], 3);
+            },
+            0,
+            one_extent,
+        ),
         memory("decrease, a page of a block", |guest| reservation(guest, &[IN_BLOCK], 0), 1, one_extent),
+    ]
+}
+
+fn others() -> Vec<Call> {
+    let grant = |what, prepare, op: GrantOp, told| Call {
+        what,
+        prepare,
+        number: number::GRANT_TABLE_OP,
+        cmd: op.number().into(),
+        told,
+    };
+    vec![
         memory("place the shared page", |guest| place(guest, 0, 0, FAR), 7, done),
         memory("place the shared page in a block of RAM", |guest| place(guest, 0, 0, IN_BLOCK), 7, done),
         memory("place a new page of the grant table", |guest| place(guest, 1, 2, FAR), 7, done),
@@ -178,7 +225,8 @@ struct Seen {
 fn seen(world: &World) -> Seen {
     let table = &world.machine.frames.table;
     let kept = [Role::Data, Role::Shared, Role::Hypervisor];
-    let places = (RAM >> 12..(RAM >> 12) + MEMORY_KIB / 4).chain([FAR, FAR + 1]);
+    let places =
+        (RAM >> 12..(RAM >> 12) + MEMORY_KIB / 4).chain(FAR..FAR + 8).chain(FAR + 0x1F9..FAR + 0x201);
     let mapping =
         |id: u16, gfn| lookup(&world.machine.hw, world.domain(id).stage2_root, Gfn::new(gfn).unwrap());
     let frames = (table.base().get()..table.end()).filter_map(Mfn::new);
@@ -256,4 +304,25 @@ fn xsa_246_a_place_that_stage_2_cannot_hold_is_refused_and_not_given_half() {
 #[test]
 fn xsa_388_an_extent_of_which_a_page_is_missing_counts_no_page() {
     whichever_is_missing(|what| what.starts_with("populate"));
+}
+
+#[test]
+fn what_arm_does_not_do_asks_for_no_frame() {
+    let world = World::new(DOMAINS);
+    let caller = guest(&world, 2);
+    let before = seen(&world);
+    world.machine.frames.fail_after(0);
+    reservation(caller, &[PAGE], 0);
+    let of: Reservation = caller.read(ARG);
+    let output = Reservation { extent_start: GuestHandle(LIST + 8), ..of };
+    let (result, told) = caller.with(
+        number::MEMORY_OP,
+        MemoryOp::Exchange.number(),
+        MemoryExchange { input: of, output, nr_exchanged: 0 },
+    );
+    assert!(result < 0 && told.nr_exchanged == 0, "{result}");
+    assert!(caller.with(number::MEMORY_OP, MemoryOp::ClaimPages.number(), of).0 < 0);
+    assert!(!world.machine.frames.has_failed());
+    world.machine.frames.fail_after(u32::MAX);
+    assert_eq!(seen(&world), before);
 }
