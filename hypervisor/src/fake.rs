@@ -404,7 +404,9 @@ impl Hardware for FakeHardware {
     }
 
     fn sync_instructions(&self, frame: Mfn) {
-        self.record(Op::SyncInstructions(frame)).ram.check(frame);
+        let inner = self.record(Op::SyncInstructions(frame));
+        inner.caches.fetched(frame);
+        inner.ram.check(frame);
     }
 
     fn load_u64(&self, at: FrameAddr) -> u64 {

@@ -202,10 +202,16 @@ impl Frames {
 
     /// Makes a few frames free that were given up and have waited long enough. Cheap when there are none; leaves it to others when
     /// the lock is taken, as every CPU comes here between guests.
+    #[inline]
     pub fn reclaim(&self) {
-        if self.limbo_frames() != 0
-            && let Some(mut lists) = self.free.try_lock()
-        {
+        if self.limbo_frames() != 0 {
+            self.reclaim_some();
+        }
+    }
+
+    #[inline(never)]
+    fn reclaim_some(&self) {
+        if let Some(mut lists) = self.free.try_lock() {
             lists.reclaim(&self.table, &self.quiescent);
         }
     }

@@ -51,7 +51,7 @@ pub trait Hardware: Sync {
     fn clear(&self, frame: Mfn);
     /// Cleans and invalidates a frame to the point of coherency, so that a guest with its caches off sees the same bytes.
     fn clean_to_memory(&self, frame: Mfn);
-    /// Makes instruction fetches see what was written to a frame (Arm ARM B2.7.4.2).
+    /// Makes instruction fetches see what was written to a frame before it was cleaned ([`Hardware::clean_to_memory`]; Arm ARM B2.7.4.2).
     fn sync_instructions(&self, frame: Mfn);
 
     /// Loads an aligned word that a guest shares (acquire).

@@ -101,8 +101,8 @@ impl Hardware for Arm {
         direct::clean_to_memory(frame);
     }
 
-    fn sync_instructions(&self, frame: Mfn) {
-        direct::sync_instructions(frame);
+    fn sync_instructions(&self, _: Mfn) {
+        direct::sync_instructions();
     }
 
     #[inline(always)]

@@ -139,13 +139,16 @@ pub fn clear(frame: Mfn) {
     let zva: u64;
     // SAFETY: reads an identification register.
     unsafe { asm!("mrs {}, dczid_el0", out(reg) zva, options(nomem, nostack, preserves_flags)) };
-    // Bit 4: prohibited; bits 3:0: binary logarithm of the words a block has. A block of 16 bytes to a page divides the frame.
+    // Bit 4: prohibited; bits 3:0: binary logarithm of the words a block has. A block of 16 bytes to a quarter of a page divides the frame.
     let block = 4_usize << (zva & 0xF);
-    if zva & 0x10 == 0 && (16..=PAGE_SIZE).contains(&block) {
+    if zva & 0x10 == 0 && (16..=PAGE_SIZE / 4).contains(&block) {
         while place < end {
-            // SAFETY: the block is inside the frame: both are powers of two and the frame is the larger.
-            unsafe { asm!("dc zva, {}", in(reg) place, options(nostack, preserves_flags)) };
-            place = place.wrapping_add(block);
+            // SAFETY: four blocks inside the frame: all are powers of two and the frame is at least as large.
+            unsafe {
+                asm!("dc zva, {place}", "add {place}, {place}, {block}", "dc zva, {place}", "add {place}, {place}, {block}",
+                    "dc zva, {place}", "add {place}, {place}, {block}", "dc zva, {place}", "add {place}, {place}, {block}",
+                    place = inout(reg) place, block = in(reg) block, options(nostack, preserves_flags));
+            }
         }
         return;
     }
@@ -177,7 +180,22 @@ fn line() -> usize {
 /// What was left dirty by the last owner, cacheable, is overwritten in the coherent caches by EL2's clearing; what it wrote past them was in
 /// memory before its mapping was gone (DSB behind the TLB invalidation), and is overwritten by this cleaning.
 pub fn clean_to_memory(frame: Mfn) {
-    clean_range(at(FrameAddr::start(frame)), PAGE_SIZE);
+    let step = line();
+    let mut place = at(FrameAddr::start(frame));
+    let end = place.wrapping_add(PAGE_SIZE);
+    if step > PAGE_SIZE / 4 {
+        return clean_range(place, PAGE_SIZE);
+    }
+    while place < end {
+        // SAFETY: maintenance by address of four lines of the frame: all are powers of two and the frame is at least as large.
+        unsafe {
+            asm!("dc civac, {place}", "add {place}, {place}, {step}", "dc civac, {place}", "add {place}, {place}, {step}",
+                "dc civac, {place}", "add {place}, {place}, {step}", "dc civac, {place}", "add {place}, {place}, {step}",
+                place = inout(reg) place, step = in(reg) step, options(nostack, preserves_flags));
+        }
+    }
+    // SAFETY: a barrier.
+    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
 }
 
 /// Cleans and invalidates mapped bytes to the point of coherency and waits for it.
@@ -194,10 +212,9 @@ pub fn clean_range(start: usize, size: usize) {
     unsafe { asm!("dsb sy", options(nostack, preserves_flags)) };
 }
 
-/// Makes instruction fetches of every CPU see a frame's bytes (Arm ARM B2.7.4.2). The instruction cache is invalidated as a whole:
-/// guests fetch through other virtual addresses than this one.
-pub fn sync_instructions(frame: Mfn) {
-    clean_to_memory(frame);
+/// Makes instruction fetches of every CPU see the bytes of a frame that was cleaned to memory, and so to the point of unification
+/// (Arm ARM B2.7.4.2). The instruction cache is invalidated as a whole: guests fetch through other virtual addresses than this one.
+pub fn sync_instructions() {
     // SAFETY: cache maintenance and barriers.
     unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
 }

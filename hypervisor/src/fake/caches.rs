@@ -39,6 +39,14 @@ impl Caches {
         self.handed.insert(frame.get());
     }
 
+    /// Instructions are fetched past data caches.
+    pub(super) fn fetched(&self, frame: Mfn) {
+        assert!(
+            !self.held.contains(&frame.get()),
+            "frame {frame:?} is executed before it was cleaned to memory"
+        );
+    }
+
     /// A leaf of stage 2 hands frames to a domain: memory has all that was written to them.
     pub(super) fn table_written(&mut self, table: Mfn, entry: u64, ram: &core::ops::Range<u64>) {
         // A table is no domain's to see.
