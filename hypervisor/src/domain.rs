@@ -263,7 +263,8 @@ impl Domain {
     /// Whether a vCPU may write a value to a control of its translation. The lock-free look is enough: who writes is the vCPU that ended
     /// the trust, or one that came on after.
     pub fn permits(&self, control: pagetable::control::Register, value: u64) -> bool {
-        !self.paging().is_some_and(pagetable::Shared::is_installed)
+        !pagetable::CHECKED
+            || !self.paging().is_some_and(pagetable::Shared::is_installed)
             || self
                 .state
                 .lock()

@@ -51,6 +51,10 @@ use crate::domain::{Domain, DomainState};
 use crate::{frame::Role, stage2::Kind};
 use control::Controls;
 
+/// Whether roles are checked and enforced. A build for a test does not: pins change nothing, any page of the domain's own can be changed as a table,
+/// with any entry, and is a root; controls are free. What a guest then does is to itself, and no other domain may notice (invariant 6).
+pub const CHECKED: bool = !cfg!(feature = "one-wall");
+
 /// vCPUs that a domain may have.
 pub const MAX_VCPUS: usize = 8;
 

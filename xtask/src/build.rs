@@ -30,21 +30,32 @@ pub(crate) fn hypervisor(toolchain: &Toolchain) -> Outcome<()> {
     some(toolchain, &BTreeSet::new())
 }
 
-/// Builds the EL2 image with self-check, for tests.
-pub(crate) fn checking(toolchain: &Toolchain) -> Outcome<()> {
-    const NAME: &str = "+selfcheck";
+/// An EL2 image for tests: the shipped one with a feature of the hypervisor's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// It checks its tables when it is asked to.
+    SelfCheck,
+    /// It checks no roles of paravirtual page tables.
+    OneWall,
+}
+
+/// Builds such an image. Returns where it is, with symbols; the flat one is beside it.
+pub(crate) fn variant(toolchain: &Toolchain, variant: Variant) -> Outcome<PathBuf> {
+    let feature = match variant {
+        Variant::SelfCheck => "selfcheck",
+        Variant::OneWall => "one-wall",
+    };
+    let elf = workspace::pavo().join(format!("pavo-{feature}.elf"));
+    let name = format!("+{feature}");
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if !done.contains(NAME) {
-        let words = ["-p", "hypervisor", "--bin", "pavo", "--features", "image,selfcheck"];
-        cargo(toolchain, &words, "building the EL2 image with self-check")?;
-        publish(
-            &linked("pavo"),
-            &workspace::checking_elf(),
-            &workspace::checking_elf().with_extension("img"),
-        )?;
-        done.insert(NAME.into());
+    if !done.contains(&name) {
+        let features = format!("image,{feature}");
+        let words = ["-p", "hypervisor", "--bin", "pavo", "--features", &features];
+        cargo(toolchain, &words, &format!("building the EL2 image, {feature}"))?;
+        publish(&linked("pavo"), &elf, &elf.with_extension("img"))?;
+        done.insert(name);
     }
-    Ok(())
+    Ok(elf)
 }
 
 /// Builds the EL2 image and some guests.

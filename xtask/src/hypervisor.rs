@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::build::Variant;
 use crate::console::Decoder;
 use crate::failure::Outcome;
 use crate::setup::{self, Xen};
@@ -54,8 +55,12 @@ impl Hypervisor {
         if !system.machine.self_check {
             return Ok(Self::pavo());
         }
-        build::checking(&setup::toolchain()?)?;
-        let elf = workspace::checking_elf();
+        Self::variant(Variant::SelfCheck)
+    }
+
+    /// An image for tests, which is built now.
+    pub(crate) fn variant(variant: Variant) -> Outcome<Self> {
+        let elf = build::variant(&setup::toolchain()?, variant)?;
         Ok(Self { image: elf.with_extension("img"), bootargs: None, strings: Some(elf) })
     }
 

@@ -37,11 +37,6 @@ pub(crate) fn pavo_elf() -> PathBuf {
     pavo().join("pavo.elf")
 }
 
-/// The EL2 image with self-check, for tests.
-pub(crate) fn checking_elf() -> PathBuf {
-    pavo().join("pavo-selfcheck.elf")
-}
-
 /// The EL2 image for bootloaders.
 pub(crate) fn pavo_img() -> PathBuf {
     pavo().join("pavo.img")

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 use pv_abi::Errno;
 
 use super::control::Controls;
-use super::role::{Step, check_own, refer};
+use super::role::{Step, check_own, let_go, refer};
 use super::{Paging, Root};
 use crate::addr::{Gfn, Mfn};
 use crate::domain::{Domain, DomainState};
@@ -91,14 +91,13 @@ pub(super) fn take<H: Hardware>(
 ) -> Result<Step, Errno> {
     let domain = current.domain;
     let (mfn, role) = check_own(machine, domain, gfn)?;
-    if role != Role::Table0 {
+    if role != Role::Table0 && super::CHECKED {
         return Err(Errno::Einval);
     }
     let shared = domain.paging().ok_or(Errno::Enosys)?;
     let ends_trust = half == Half::Upper && !shared.is_installed();
     let paging = state.paging.as_ref().ok_or(Errno::Enosys)?;
     let lower = paging.root(current.vcpu, Half::Lower);
-    let table = &machine.frames.table;
     refer(machine, domain, mfn, Role::Table0)?;
     if ends_trust {
         let first = end_trust(machine, current, state).and_then(|step| match step {
@@ -106,7 +105,7 @@ pub(super) fn take<H: Hardware>(
             Step::Done => refer_both(machine, domain, mfn, lower).map(|()| Step::Done),
         });
         if first != Ok(Step::Done) {
-            let _ = table.release(mfn);
+            let_go(machine, mfn);
             return first;
         }
     }
@@ -117,7 +116,7 @@ pub(super) fn take<H: Hardware>(
     machine.hw.set_base(half, root.base());
     if let Some(before) = before {
         // It had a count for this half.
-        let _ = table.release(before.mfn);
+        let_go(machine, before.mfn);
     }
     if ends_trust {
         paging.first = [lower, Some(root)];
@@ -142,7 +141,7 @@ fn refer_both<H: Hardware>(
     let lower = lower.ok_or(Errno::Einval)?.mfn;
     refer(machine, domain, lower, Role::Table0)?;
     refer(machine, domain, upper, Role::Table0).inspect_err(|_| {
-        let _ = machine.frames.table.release(lower);
+        let_go(machine, lower);
     })
 }
 
@@ -185,7 +184,7 @@ pub fn start<H: Hardware>(
         if refer(machine, domain, root.mfn, Role::Table0).is_ok()
             && let Some(before) = paging.slot(vcpu, half).and_then(|slot| slot.replace(root))
         {
-            let _ = machine.frames.table.release(before.mfn);
+            let_go(machine, before.mfn);
         }
     }
     Some(Bases { lower: lower.base(), upper: upper.base(), controls: paging.controls })

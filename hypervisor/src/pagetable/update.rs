@@ -122,7 +122,11 @@ impl<'a, H: Hardware> Editor<'a, H> {
     #[inline(never)]
     fn find(&mut self, gfn: Gfn) -> Result<(Mfn, Level), Errno> {
         let (mfn, role) = super::role::check_own(self.machine, self.domain, gfn)?;
-        let level = Level::of(role).ok_or(Errno::Einval)?;
+        let level = match Level::of(role) {
+            Some(level) => level,
+            None if super::CHECKED => return Err(Errno::Einval),
+            None => Level::Three,
+        };
         self.table = Some((gfn, mfn, level));
         Ok((mfn, level))
     }
@@ -220,6 +224,10 @@ pub fn update_va_mapping<H: Hardware>(machine: &Machine<H>, current: &Current<'_
             Some(entry::Target::Counted(gfn, _)) => {
                 table = gfn;
                 mfn = entry::at(machine, domain, gfn)?;
+            }
+            Some(entry::Target::Data(gfn)) if !super::CHECKED => {
+                table = gfn;
+                mfn = super::role::check_own(machine, domain, gfn)?.0;
             }
             Some(entry::Target::Nothing | entry::Target::Data(_)) | None => {
                 return Err(Errno::Einval.into());

@@ -34,7 +34,7 @@ impl Stage2 {
                 place = place.below(table, gfn);
                 entry = place.read(hw);
             }
-            if entry.kind() == Some(Kind::Ram) {
+            if entry.kind() == Some(Kind::Ram) && crate::pagetable::CHECKED {
                 place.write(hw, Descriptor::leaf(entry.frame(), Kind::Data, place.level));
             }
             let covered = 1_u64.wrapping_shl(level_order(place.level)).wrapping_sub(1);

@@ -2,7 +2,7 @@
 //! an entry may say, and what each call makes of that.
 //!
 //! A frame whose role is not noted is data. What a table holds is [`Spec::bytes`]: nothing about entries is kept beside it, so that counts
-//! and the entries' right to be there can be asked from scratch at any time ([`Spec::counted`], [`Spec::check_paging`]).
+//! and the entries' right to be there can be asked from scratch at any time ([`Spec::counted`], `Spec::check_paging`).
 use std::collections::BTreeMap;
 
 use pv_abi::Errno;

@@ -8,13 +8,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use crate::build::Variant;
 use crate::check::Found;
 use crate::failure::Outcome;
+use crate::hypervisor::Hypervisor;
 use crate::machine::Clock;
 use crate::run::Options;
 
 use super::step::{Level, Step};
-use super::systems::{self, Observed, observe};
+use super::systems::{self, Observed, observe, observe_on};
 
 /// A machine, and how much of the address space is tried on it: every page, or one of so many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,6 +26,16 @@ struct On {
     cpus: u32,
     gic: u32,
     step: u32,
+    walls: Walls,
+}
+
+/// What is between an attacker with paravirtual page tables and the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Walls {
+    /// What ships: roles of pages, and stage 2.
+    Two,
+    /// Roles are not checked: stage 2 alone. The attacker has such page tables then.
+    One,
 }
 
 impl On {
@@ -31,17 +43,24 @@ impl On {
     fn clock(self) -> Clock {
         if self.cpus == 1 { Clock::Instructions } else { Clock::Wall }
     }
+
+    fn observe(self, options: &Options) -> Outcome<Observed> {
+        match self.walls {
+            Walls::Two => observe(options),
+            Walls::One => observe_on(&Hypervisor::variant(Variant::OneWall)?, options),
+        }
+    }
 }
 
 /// The first counts instructions: there the victims' time is compared too.
 const MACHINES: [On; 3] = [
-    On { board: "virt", cpu: "max", cpus: 1, gic: 3, step: 1 },
-    On { board: "virt", cpu: "cortex-a72", cpus: 2, gic: 3, step: 64 },
-    On { board: "virt", cpu: "cortex-a72", cpus: 4, gic: 2, step: 64 },
+    On { board: "virt", cpu: "max", cpus: 1, gic: 3, step: 1, walls: Walls::Two },
+    On { board: "virt", cpu: "cortex-a72", cpus: 2, gic: 3, step: 64, walls: Walls::Two },
+    On { board: "virt", cpu: "cortex-a72", cpus: 4, gic: 2, step: 64, walls: Walls::Two },
 ];
 
 /// Whose model and controller are given.
-const RPI4: On = On { board: "rpi4", cpu: "cortex-a72", cpus: 4, gic: 2, step: 64 };
+const RPI4: On = On { board: "rpi4", cpu: "cortex-a72", cpus: 4, gic: 2, step: 64, walls: Walls::Two };
 
 /// Families of `guest:attack`.
 const FAMILIES: [&str; 10] = [
@@ -104,6 +123,36 @@ pub(super) fn all() -> Vec<Step> {
     survived.chain(deadly).chain(on_rpi4).chain([deadly_on_rpi4]).collect()
 }
 
+/// Roles of pages are not checked: the attacker's cases are as ever; or it takes its own page tables over, in two lives, and nobody else notices.
+pub(super) fn behind_one_wall() -> Vec<Step> {
+    let [first, second, _] = MACHINES.map(|on| On { walls: Walls::One, step: 64, ..on });
+    let families = FAMILIES.into_iter().map(move |family| {
+        let title = format!("paging: one wall, {family}");
+        Step::new(title, Level::Default, move || survives(first, family)).shared()
+    });
+    let title = "one wall, a kernel that was taken over";
+    let here = Step::new(format!("paging: {title}"), Level::Default, move || takes_over(second));
+    let on_rpi4 = super::rpi4::step(title, Level::Default, || takes_over(On { walls: Walls::One, ..RPI4 }));
+    families.chain([here, on_rpi4]).collect()
+}
+
+/// A kernel that was taken over gets what it wants, and only that.
+fn takes_over(on: On) -> Outcome<Found> {
+    let attacker = "[[domain]]\nname = \"rootkit\"\nkernel = \"guest:rootkit\"\nmemory = \"32M\"\nvcpus = 2\n\
+                    paging = \"pv\"\ncmdline = \"walls=1\"\n";
+    let control = CONTROL.replace(ASKED, "end:1,end:2,twice:3:3");
+    let observed = on.observe(&options(on, "rootkit", FEW_ROUNDS, &format!("{attacker}{control}"))?)?;
+    let through = observed.console.iter().filter(|line| line.starts_with("(d3) not ok ")).count();
+    if through == 0 {
+        return Err(observed.failed("no attempt came to anything: this image checks roles"));
+    }
+    if !observed.console.iter().any(|line| line.starts_with("(d0) control: all as it was, ")) {
+        return Err(observed.failed("what is counted is not as it was"));
+    }
+    unharmed(on, FEW_ROUNDS, &observed, Clock::Wall, 1)?;
+    Ok(Found::Good(format!("{through} attempts came to something, for itself")))
+}
+
 fn victims(rounds: u32) -> String {
     format!(
         "[[domain]]\nname = \"first\"\nkernel = \"guest:victim\"\nmemory = \"16M\"\nchannels = [\"second\"]\n\
@@ -127,7 +176,7 @@ fn third(kernel: &str, cmdline: &str) -> String {
 }
 
 fn options(on: On, name: &str, rounds: u32, attackers: &str) -> Outcome<Options> {
-    let name = format!("attack-{name}-{}-{}-{}-{}", on.board, on.cpu, on.cpus, on.gic);
+    let name = format!("attack-{name}-{}-{}-{}-{}-{:?}", on.board, on.cpu, on.cpus, on.gic, on.walls);
     let mut options = Options::for_file(systems::write(&name, &format!("{}{attackers}", victims(rounds)))?);
     options.board = Some(on.board.into());
     options.cpu = Some(on.cpu.into());
@@ -178,8 +227,12 @@ fn alone(on: On, rounds: u32) -> Outcome<Alone> {
     if let Some(known) = runs.get(&(on, rounds)) {
         return Ok(known.clone());
     }
-    let observed =
-        observe(&options(on, &format!("alone-{rounds}"), rounds, &third("attack", "only=none ledger=1"))?)?;
+    let observed = on.observe(&options(
+        on,
+        &format!("alone-{rounds}"),
+        rounds,
+        &third("attack", "only=none ledger=1"),
+    )?)?;
     if let Err(failure) = &observed.result {
         return Err(observed.failed(&format!("without an attacker: {failure}")));
     }
@@ -257,7 +310,12 @@ fn stormed(observed: &Observed) -> Result<(), String> {
 /// One family of cases, all of which the attacker survives and finds right.
 fn survives(on: On, family: &str) -> Outcome<Found> {
     let text = third("attack", &format!("only={family} step={} peer=1 ledger=1", on.step));
-    let observed = observe(&options(on, family, ROUNDS, &text)?)?;
+    // What `calls` expects of calls about page tables is what domains hear that own them.
+    let text = match on.walls {
+        Walls::One if family != "calls" => text.replace("vcpus", "paging = \"pv\"\nvcpus"),
+        Walls::One | Walls::Two => text,
+    };
+    let observed = on.observe(&options(on, family, ROUNDS, &text)?)?;
     let cases = observed.console.iter().filter(|line| line.starts_with("(d3) ok ")).count();
     if let Some(wrong) = observed.console.iter().find(|line| line.starts_with("(d3) not ok ")) {
         return Err(observed.failed(&format!("{wrong} ({cases} others are ok)")));

@@ -1,5 +1,6 @@
 //! Domains with paravirtual page tables.
 
+use super::attacks;
 use super::step::{Level, Step};
 use super::systems::{self, Observed};
 use crate::check::Found;
@@ -36,6 +37,7 @@ pub(super) fn all() -> Vec<Step> {
     let mut steps: Vec<_> = MACHINES.map(|machine| step("pv", machine, systems::clean)).into();
     let processes = [MACHINES[0], MACHINES[3]];
     steps.extend(processes.map(|machine| step("pv-process", machine, systems::clean)));
+    steps.extend(attacks::behind_one_wall());
     let rootkits = [("cortex-a72", 2, 2), ("max", 1, 3)];
     steps.extend(rootkits.map(|machine| step("rootkit", machine, every_case)));
     let on_rpi4 = |name: &'static str, look: fn(&Observed) -> Outcome<Found>| {

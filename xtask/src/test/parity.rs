@@ -6,7 +6,7 @@ use super::step::{Level, Needs};
 use crate::workspace;
 
 /// Steps by a pattern of their names, and the step on the Raspberry Pi that shows the same there. A name may be made of parts of the other.
-const ALIKE: [(&str, &str); 20] = [
+const ALIKE: [(&str, &str); 21] = [
     ("^system: (hello|two-guests|smp|control|lives) on ", "$1"),
     ("^system: (two-guests send .*|ballooning .*|soak .*|[0-9]+ domains .*|counting .*)$", "$1"),
     ("^system: (the control domain's .*)$", "$1"),
@@ -27,6 +27,7 @@ const ALIKE: [(&str, &str); 20] = [
     ("^keyboard: .*, (one domain at a time, .*)$", "keyboard: $1"),
     ("^(shares: .*)$", "$1"),
     ("^paging: ([a-z-]+) on ", "$1"),
+    ("^paging: one wall, ", "one wall, a kernel that was taken over"),
 ];
 
 /// Those that have none, and what `docs/raspberry-pi-4.md` says of them.
