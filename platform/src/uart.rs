@@ -68,8 +68,8 @@ pub struct Early {
     pub mask: u32,
     /// What these bits are then.
     pub ready: u32,
-    /// Room.
-    pub reserved: u32,
+    /// Not of the UART: 1 where the firmware's stub lets EL2 set `CPUACTLR_EL1`. Read by boot.S alone.
+    pub may_set_cpuactlr: u32,
 }
 
 impl Console {

@@ -26,7 +26,8 @@ _start:
     .word   0
 
     /* Where a packer of images (`cargo xtask image`) says which UART may be polled before the device tree is read, as struct Early in
-     * platform/src/uart.rs: address, status offset, mask, value when ready. All zero: nothing is said. At byte 64 of the image. */
+     * platform/src/uart.rs: address, status offset, mask, value when ready, and whether the firmware's stub lets EL2 set CPUACTLR_EL1. All
+     * zero: nothing is said, nothing is set. At byte 64 of the image. */
     .global early_uart
 early_uart_mark:
     .ascii  "PAVOUART"
@@ -81,6 +82,26 @@ say_and_halt:
     add     \reg, \reg, :lo12:\symbol
     .endm
 
+/* Cortex-A72 erratum 859971: instructions are prefetched from the page behind an executable one, execute-never or not; a guest could have
+ * that page be a device of its own, or its interrupt controller, and hang the CPU. CPUACTLR_EL1[32] (A72 TRM 4.3.66: before the MMU is on)
+ * stops prefetching, as TF-A does. The Raspberry Pi's stub does not, but lets EL2 (its ACTLR_EL3); elsewhere the write would trap to
+ * firmware that may not expect it, hence the word. Clobbers x9, x10. */
+    .macro  stop_prefetch
+    adr     x9, early_uart
+    ldr     w10, [x9, #20]
+    cbz     w10, 9f
+    mrs     x9, midr_el1
+    ubfx    x9, x9, #4, #12
+    mov     x10, #0xD08                 /* Cortex-A72 */
+    cmp     x9, x10
+    b.ne    9f
+    mrs     x9, s3_1_c15_c2_0           /* CPUACTLR_EL1 */
+    orr     x9, x9, #(1 << 32)
+    msr     s3_1_c15_c2_0, x9
+    isb
+9:
+    .endm
+
 /* Registers that both paths need before and at the moment the MMU goes on. Clobbers x9-x11; x8 = physical root. */
     .macro  mmu_on
     ldr     x9, ={MAIR}
@@ -121,6 +142,7 @@ primary_start:
     msr     amair_el2, xzr
     mov     x9, #0x33FF                 /* RES1: nothing that EL2 uses traps */
     msr     cptr_el2, x9
+    stop_prefetch
     adr     x21, _start                 /* load address; page-relative addresses are true only if it is aligned */
     tst     x21, #0xFFFF                /* the boot protocol promises 64 KiB here: log tags and page offsets rest on it */
     stop_unless eq, misaligned_text
@@ -233,6 +255,7 @@ secondary_start:
     mov     x9, #0x33FF
     msr     cptr_el2, x9
     isb
+    stop_prefetch
     phys    x8, boot_tables
     mmu_on
     ldr     x9, =1f

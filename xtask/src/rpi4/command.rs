@@ -26,6 +26,9 @@ pub(crate) struct Options {
     /// A folder with the firmware's files, such as /usr/lib/raspi-firmware: they are copied too.
     #[arg(long)]
     firmware: Option<PathBuf>,
+    /// A file in the place of the firmware's own stub, such as TF-A's bl31.bin.
+    #[arg(long)]
+    armstub: Option<PathBuf>,
 }
 
 /// The firmware's files: the coprocessor runs them before it starts ours.
@@ -50,6 +53,12 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     build::some(&setup::toolchain()?, &system.guests())?;
     let (mut card, _) =
         run::card(&system, load.checking(), workspace::read(&Hypervisor::of(&system)?.image)?)?;
+    if let Some(file) = &options.armstub {
+        let name = file.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| Failure::usage("--armstub: expected a file"))?;
+        let bytes = workspace::read(file).map_err(|why| Failure::usage(format!("--armstub: {why}")))?;
+        card.set_stub(name, bytes);
+    }
     if let Err(why) = card.add_tree() {
         println!("{why}");
     }

@@ -2,8 +2,14 @@
 
 use crate::failure::{Failure, Outcome};
 
-/// What the firmware is told, each line with its reason.
-pub(crate) fn write(guests: u64) -> String {
+/// What the firmware is told, each line with its reason. `stub` is a file in the place of the firmware's own stub.
+pub(crate) fn write(guests: u64, stub: Option<&str>) -> String {
+    let stub = stub.map(|file| {
+        (
+            "What runs at EL3, in the place of the firmware's own stub: TF-A knows PSCI, and closes Spectre variant 2.",
+            format!("armstub={file}"),
+        )
+    });
     let lines = [
         (
             "AArch64: the firmware's stub enters the image at EL2, which a 32-bit start could not give.",
@@ -33,7 +39,7 @@ pub(crate) fn write(guests: u64) -> String {
     let mut text = String::from(
         "# Pavo on a Raspberry Pi 4. Written by `cargo xtask image`; options: raspberrypi.com, \"config.txt\".\n",
     );
-    for (why, line) in lines {
+    for (why, line) in lines.into_iter().chain(stub) {
         text.extend(["\n# ", why, "\n", &line, "\n"]);
     }
     text
@@ -46,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) kernel: String,
     /// A file for memory, and where.
     pub(crate) initramfs: Option<(String, u64)>,
+    /// A file in the place of the firmware's stub.
+    pub(crate) stub: Option<String>,
     /// Overlays, in order.
     pub(crate) overlays: Vec<String>,
 }
@@ -68,6 +76,7 @@ pub(crate) fn read(text: &str) -> Outcome<Config> {
         }
         match line.split_once('=').ok_or_else(bad)? {
             ("kernel", file) => config.kernel = file.into(),
+            ("armstub", file) => config.stub = Some(file.into()),
             ("dtoverlay", name) => config.overlays.push(name.into()),
             ("arm_64bit" | "enable_gic" | "enable_uart", "1") => {}
             _ => return Err(bad()),
@@ -82,18 +91,21 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back_and_every_line_has_its_reason() {
-        let text = write(0x1000_0000);
-        let config = read(&text).unwrap();
-        let expected = Config {
-            kernel: "kernel8.img".into(),
-            initramfs: Some(("guests.bin".into(), 0x1000_0000)),
-            overlays: vec!["pavo".into()],
-        };
-        assert_eq!(config, expected);
-        let mut reason = false;
-        for line in text.lines() {
-            assert!(line.is_empty() || line.starts_with('#') || reason, "{line}");
-            reason = line.starts_with('#');
+        for stub in [None, Some("bl31.bin")] {
+            let text = write(0x1000_0000, stub);
+            let config = read(&text).unwrap();
+            let expected = Config {
+                kernel: "kernel8.img".into(),
+                initramfs: Some(("guests.bin".into(), 0x1000_0000)),
+                stub: stub.map(str::to_owned),
+                overlays: vec!["pavo".into()],
+            };
+            assert_eq!(config, expected);
+            let mut reason = false;
+            for line in text.lines() {
+                assert!(line.is_empty() || line.starts_with('#') || reason, "{line}");
+                reason = line.starts_with('#');
+            }
         }
     }
 

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use super::early::Stub;
 use super::overlay::Overlay;
 use super::{config_txt, early, overlay};
 use crate::dom0less::{self, Modules};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Doing, Failure, Outcome};
 use crate::fdt::{self, Node};
 use crate::setup;
 use crate::system::System;
 
 /// The hypervisor.
 pub(crate) const KERNEL: &str = "kernel8.img";
+/// What the firmware is told.
+const CONFIG: &str = "config.txt";
 /// The board's device tree, by the name under which the firmware looks for it.
 pub(crate) const TREE: &str = "bcm2711-rpi-4-b.dtb";
 /// Where the guests' file goes, physical: above the kernel and what the firmware puts near it, in the first GiB, which every board has.
@@ -44,11 +47,17 @@ impl Content {
         }
         let files = [
             (KERNEL, image),
-            ("config.txt", config_txt::write(GUESTS).into_bytes()),
+            (CONFIG, config_txt::write(GUESTS, None).into_bytes()),
             ("guests.bin", guests),
             ("overlays/pavo.dtbo", fdt::write(&domains(system, modules))?),
         ];
         Ok(Self { files: files.map(|(name, bytes)| (name.to_owned(), bytes)).into() })
+    }
+
+    /// Puts a file in the place of the firmware's stub. The tree is added after that.
+    pub(crate) fn set_stub(&mut self, name: &str, bytes: Vec<u8>) {
+        self.files.insert(CONFIG.to_owned(), config_txt::write(GUESTS, Some(name)).into_bytes());
+        self.files.insert(name.to_owned(), bytes);
     }
 
     /// Adds the board's device tree, which is free software beside the firmware's own files, and names its console in the image.
@@ -56,8 +65,10 @@ impl Content {
         let bytes = setup::board_tree()?;
         let mut tree = fdt::parse(&bytes)?;
         overlay::apply(&mut tree, fdt::parse(self.file("overlays/pavo.dtbo")?)?)?;
+        let config = config_txt::read(std::str::from_utf8(self.file(CONFIG)?).doing(CONFIG)?)?;
+        let stub = if config.stub.is_none() { Stub::Stock } else { Stub::Own };
         if let Some(image) = self.files.get_mut(KERNEL) {
-            early::name(image, &tree)?;
+            early::name(image, &tree, stub)?;
         }
         self.files.insert(TREE.to_owned(), bytes);
         Ok(())

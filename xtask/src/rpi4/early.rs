@@ -1,4 +1,5 @@
-//! The UART for messages before the device tree is read: written into the image, behind its header, from the board's tree.
+//! What the image must know before the device tree is read, written into it behind its header: the UART for messages, from the board's tree, and
+//! whether the stub in front of it lets EL2 set `CPUACTLR_EL1`.
 //!
 //! The words are `struct Early` of platform/src/uart.rs; boot.S has their place.
 
@@ -12,8 +13,17 @@ const MARK: &[u8] = b"PAVOUART";
 const UARTS: [(&str, [u32; 3]); 2] =
     [("arm,pl011", [0x18, 1 << 5, 0]), ("brcm,bcm2835-aux-uart", [0x14, 1 << 5, 1 << 5])];
 
-/// Names the tree's console in the image.
-pub(crate) fn name(image: &mut [u8], tree: &Node) -> Outcome<()> {
+/// Who enters the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stub {
+    /// The firmware's own: it sets `ACTLR_EL3` so that EL2 may set `CPUACTLR_EL1` (`ACTLR_VAL` in armstubs/armstub8.S).
+    Stock,
+    /// Another, such as TF-A, which cares for the CPU's errata itself and may keep that register.
+    Own,
+}
+
+/// Names the tree's console in the image, and says what its stub lets it do.
+pub(crate) fn name(image: &mut [u8], tree: &Node, stub: Stub) -> Outcome<()> {
     let path =
         stdout(tree).ok_or_else(|| Failure::usage("machine.console: names no node of the board's tree"))?;
     let node =
@@ -26,11 +36,12 @@ pub(crate) fn name(image: &mut [u8], tree: &Node) -> Outcome<()> {
         return Err(Failure::usage(format!("machine.console: {path} is no UART that can be polled")));
     };
     let place = image.windows(MARK.len()).position(|bytes| bytes == MARK);
-    let place = place.map(|place| place + MARK.len()).and_then(|start| image.get_mut(start..start + 20));
+    let place = place.map(|place| place + MARK.len()).and_then(|start| image.get_mut(start..start + 24));
     let place = place.ok_or_else(|| Failure::failed("the image has no place for an early UART"))?;
     let (first, rest) = place.split_at_mut(8);
     first.copy_from_slice(&address.to_le_bytes());
-    for (slot, word) in rest.chunks_exact_mut(4).zip(poll) {
+    let may_set = u32::from(stub == Stub::Stock);
+    for (slot, word) in rest.chunks_exact_mut(4).zip(poll.iter().chain([&may_set])) {
         slot.copy_from_slice(&word.to_le_bytes());
     }
     Ok(())
@@ -65,10 +76,12 @@ mod tests {
         uart.set_strings("compatible", &["brcm,bcm2835-aux-uart"]).set_cells("reg", &[0x7e21_5040, 0x40]);
         let mut image = vec![0; 128];
         image[64..72].copy_from_slice(MARK);
-        name(&mut image, &tree).unwrap();
+        name(&mut image, &tree, Stub::Stock).unwrap();
         assert_eq!(image[72..80], 0xfe21_5040_u64.to_le_bytes());
-        assert_eq!(image[80..92], [0x14, 0, 0, 0, 0x20, 0, 0, 0, 0x20, 0, 0, 0]);
+        assert_eq!(image[80..96], [0x14, 0, 0, 0, 0x20, 0, 0, 0, 0x20, 0, 0, 0, 1, 0, 0, 0]);
+        name(&mut image, &tree, Stub::Own).unwrap();
+        assert_eq!(image[92..96], [0; 4]);
         tree.child("chosen").set_strings("stdout-path", &["serial7"]);
-        assert_eq!(name(&mut image, &tree).unwrap_err().status(), 2);
+        assert_eq!(name(&mut image, &tree, Stub::Stock).unwrap_err().status(), 2);
     }
 }

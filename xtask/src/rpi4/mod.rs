@@ -7,6 +7,8 @@ mod disk;
 mod early;
 mod firmware;
 mod overlay;
+#[cfg(test)]
+mod pages;
 
 use std::collections::BTreeMap;
 

@@ -146,6 +146,29 @@ fn merged() -> Outcome<Found> {
     }
 }
 
+/// Byte of the image where it is told that its stub lets it set `CPUACTLR_EL1`: behind the header, the mark, an address and three words.
+const MAY_SET: usize = 64 + 8 + 8 + 12;
+
+/// Another stub is on the card, is named to the firmware, and the image keeps its hands off what that may not allow.
+fn another_stub() -> Outcome<Found> {
+    let (out, given) = (folder("card-stub")?, folder("stub")?.join("bl31.bin"));
+    workspace::write(&given, b"not the real one")?;
+    for (stub, may_set) in [(None, 1), (Some(&given), 0)] {
+        let mut words: Vec<&Path> = vec!["--out".as_ref(), &out];
+        words.extend(stub.iter().flat_map(|file| ["--armstub".as_ref(), file.as_path()]));
+        let (status, said) = image(&words)?;
+        let files = files(&out)?;
+        let config = files.get("config.txt").map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        let named = config.is_some_and(|text| text.lines().any(|line| line == "armstub=bl31.bin"));
+        let told = files.get("kernel8.img").and_then(|bytes| bytes.get(MAY_SET)) == Some(&may_set);
+        let there = files.contains_key("bl31.bin");
+        if status != Some(0) || !told || named != stub.is_some() || there != stub.is_some() {
+            return Err(wrong("the card's stub is not as asked for", &said));
+        }
+    }
+    Ok(Found::Good(String::new()))
+}
+
 /// A folder that lacks one is told with the file and the package, in one line and status 2.
 fn incomplete() -> Outcome<Found> {
     let (out, given) = (folder("card-half")?, folder("half-a-firmware")?);
@@ -170,6 +193,7 @@ pub(super) fn all() -> Vec<Step> {
         super::rpi4::step("the image of a card holds what its folder holds", Level::Default, complete),
         super::rpi4::step("fsck.fat finds nothing to mend in the image of a card", Level::Default, checked),
         super::rpi4::step("libfdt merges the domains in their order", Level::Default, merged),
+        super::rpi4::step("a card may have another stub", Level::Default, another_stub),
         super::rpi4::step("a firmware folder that lacks a file is refused", Level::Default, incomplete),
     ]
 }
