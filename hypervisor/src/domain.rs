@@ -14,7 +14,7 @@ use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use crate::addr::Mfn;
 use crate::console::LineBuffer;
-use crate::evtchn::PortsState;
+use crate::evtchn::{Fifo, PortsState};
 use crate::grant::GrantState;
 use crate::hardware::Vmid;
 use crate::hvm::Params;
@@ -207,6 +207,8 @@ pub struct Domain {
     pub watchdogs: Watchdogs,
     /// Its event ports ([`crate::evtchn::PortWord`]), index = port.
     pub ports: &'static [AtomicU64],
+    /// Its event queues and their array.
+    pub fifo: Fifo,
     /// Its vCPUs, index = number.
     pub vcpus: &'static [Vcpu],
     /// What the vCPUs' virtual interrupt state shares between CPUs, index = number.

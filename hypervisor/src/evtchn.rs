@@ -1,4 +1,4 @@
-//! Event channels, 2-level ABI: ports, who they connect, and how an event reaches a vCPU (`common/event_channel.c` is the
+//! Event channels: ports, who they connect, and how an event reaches a vCPU, in two levels or by FIFO queues (`common/event_channel.c` is the
 //! reference for results).
 //!
 //! Invariants
@@ -18,19 +18,22 @@ mod bind;
 mod check;
 mod close;
 mod deliver;
+mod fifo;
 mod port;
 
 pub use bind::{bind_console, bind_static, rejoin_static};
 pub use check::{OneSided, check_channels};
+pub use fifo::{Fifo, Queues, held};
 pub use port::{PortKind, PortWord, PortsState, find};
 
+pub(crate) use fifo::forget as forget_fifo;
 pub(crate) use port::{forget_all, in_use};
 
 pub(crate) use deliver::{is_pending, resend_all, upcall_pending, word_contended};
 
 use pv_abi::event::{
-    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, PortArg, PortStatus,
-    Reset, Status, Virq,
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, ExpandArray, InitControl, PortArg,
+    PortStatus, Reset, SetPriority, Status, Virq,
 };
 use pv_abi::{DomId, Errno, GuestHandle, Port};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -41,10 +44,7 @@ use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
 use close::Closed;
-
-/// The last offset at which a FIFO control block fits into its page (`struct evtchn_fifo_control_block`: two words of 32 bits and 16
-/// queue heads of 32 bits).
-const CONTROL_BLOCK_LAST: u32 = 4096 - 72;
+use port::End;
 
 /// `event_channel_op`.
 ///
@@ -67,18 +67,26 @@ pub fn event_channel_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>
 #[inline(always)]
 fn send_event<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, port: Port, args: &Args) -> Answer {
     let local = current.domain;
-    let word = port::load(local, port);
+    let raw = port::raw(local, port);
+    let word = PortWord::unpack(raw);
     match word.kind {
         PortKind::Interdomain(dom, remote_port) => {
             let Some(remote) = machine.domain(dom) else {
                 return ring::notified(machine, current, port, dom, args);
             };
-            let end = port::load(remote, remote_port);
-            // Else the other side has just closed it.
-            if end.kind == PortKind::Interdomain(local.id, port) {
-                deliver::set_pending(machine, current, remote, remote_port, end.vcpu);
+            let end = port::raw(remote, remote_port);
+            match port::end_of(end, local.id, port) {
+                End::TwoLevel => {
+                    deliver::set_pending(machine, current, remote, remote_port, PortWord::unpack(end).vcpu);
+                }
+                End::Fifo => {
+                    fifo::set_pending(machine, current, remote, remote_port, PortWord::unpack(end).vcpu);
+                }
+                // The other side has just closed it.
+                End::Gone => {}
             }
         }
+        PortKind::Ipi if port::is_fifo(raw) => fifo::set_pending(machine, current, local, port, word.vcpu),
         PortKind::Ipi => deliver::set_pending(machine, current, local, port, word.vcpu),
         PortKind::Unbound(_) => {}
         PortKind::Free | PortKind::Virq(_) => return Err(Errno::Einval.into()),
@@ -115,6 +123,9 @@ fn others<H: Hardware>(
     arg: GuestHandle,
     args: &Args,
 ) -> Answer {
+    if cmd == fifo::CONTINUE && fifo::is_used(current.domain) {
+        return raised(fifo::raise_kept(machine, current), args);
+    }
     let op = EventOp::from_number(cmd).ok_or(Errno::Enosys)?;
     match op {
         EventOp::Send => send_event(machine, current, read::<PortArg, H>(machine, current, arg)?.port, args),
@@ -124,8 +135,12 @@ fn others<H: Hardware>(
         EventOp::BindInterdomain => {
             answer(machine, current, arg, |it: &BindInterdomain| bind::bind_interdomain(machine, current, it))
         }
-        EventOp::BindVirq => answer(machine, current, arg, |it: &BindVirq| bind::bind_virq(current, it)),
-        EventOp::BindIpi => answer(machine, current, arg, |it: &BindIpi| bind::bind_ipi(current, *it)),
+        EventOp::BindVirq => {
+            answer(machine, current, arg, |it: &BindVirq| bind::bind_virq(machine, current, it))
+        }
+        EventOp::BindIpi => {
+            answer(machine, current, arg, |it: &BindIpi| bind::bind_ipi(machine, current, *it))
+        }
         EventOp::Status => answer(machine, current, arg, |it: &Status| status(machine, current, it)),
         EventOp::Close => {
             let port = read::<PortArg, H>(machine, current, arg)?.port;
@@ -156,19 +171,17 @@ fn others<H: Hardware>(
         }
         // Physical interrupts are not bound to ports on ARM.
         EventOp::BindPirq => read::<BindVirq, H>(machine, current, arg).and(Err(Errno::Eopnotsupp.into())),
-        // The FIFO ABI is not offered: arguments are checked as by a Xen that has it, and a call that it would accept is refused, so
-        // that guests go on with two levels.
         EventOp::InitControl => {
-            let it: InitControl = read(machine, current, arg)?;
-            current.domain.vcpu(it.vcpu).ok_or(Errno::Enoent)?;
-            let fits = it.offset <= CONTROL_BLOCK_LAST && it.offset.is_multiple_of(8);
-            Err(if fits { Errno::Enosys } else { Errno::Einval }.into())
+            answer(machine, current, arg, |it: &InitControl| fifo::init_control(machine, current, it))
         }
-        EventOp::ExpandArray => read::<u64, H>(machine, current, arg).and(Err(Errno::Eopnotsupp.into())),
+        EventOp::ExpandArray => {
+            let it: ExpandArray = read(machine, current, arg)?;
+            fifo::expand_array(machine, current, it.array_gfn)?;
+            raised(fifo::raise_kept(machine, current), args)
+        }
         EventOp::SetPriority => {
-            let it: BindVcpu = read(machine, current, arg)?;
-            port::find(current.domain, it.port)?;
-            Err(Errno::Enosys.into())
+            let it: SetPriority = read(machine, current, arg)?;
+            Ok(fifo::set_priority(current, it).map(|()| 0)?)
         }
     }
 }
@@ -197,6 +210,13 @@ fn answer<T: FromBytes + IntoBytes + Immutable, H: Hardware>(
 /// Closes ports of a domain that is dying, whose stand-in is `current`; true when all are closed.
 pub(crate) fn close_all<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) -> bool {
     close::reset(machine, current) == Ok(Closed::Done)
+}
+
+/// The page is in the array: from here on only events are raised.
+fn raised(all: bool, args: &Args) -> Answer {
+    let [_, rest @ ..] = *args;
+    let [a, b, c, d] = rest;
+    if all { Ok(0) } else { Err(Stop::Restart([fifo::CONTINUE.into(), a, b, c, d])) }
 }
 
 fn finished(closed: Closed, args: &Args) -> Answer {

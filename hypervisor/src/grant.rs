@@ -18,7 +18,7 @@ mod afterwards;
 mod copy;
 mod manage;
 mod map;
-mod pin;
+pub(crate) mod pin;
 mod table;
 
 pub(crate) use active::GREF_LIMIT;

@@ -3,7 +3,7 @@
 //! 1. Every frame has one owner and one role, and the totals are what a count gives. (I1)
 //! 2. Stage 2 of a domain maps its own RAM, its own shared pages, frames that a live grant mapping permits (at least for what is
 //!    mapped), and devices, which are not RAM. (I3)
-//! 3. The count of a data frame is the number of grant references in use and of vCPU info and run-state areas that lie in it. (I4)
+//! 3. The count of a data frame is the number of grant references in use and of vCPU info, run-state areas, control blocks and array pages that lie in it. (I4)
 //!    a table or text, that of entries and roots that name it. (I4, I5)
 //! 4. A frame of RAM that is mapped is mapped once, at its home. (I6)
 //! 5. Every stage-2 table is the domain's, is reached once, and is counted; every frame that remembers grants is the domain's.
@@ -15,6 +15,7 @@ use pv_abi::DomId;
 
 use crate::addr::{FrameAddr, Gfn, Mfn};
 use crate::domain::{Domain, DomainState, MAX_DOMAINS, Stage};
+use crate::evtchn;
 use crate::frame::{FrameTable, NO_ORDER, Role};
 use crate::grant::{Active, Track};
 use crate::hardware::Hardware;
@@ -392,7 +393,11 @@ fn counts<H: Hardware>(machine: &Machine<H>, domain: &Domain, references: u64) -
         fits &= active.mfn().is_none_or(|mfn| granted.push(mfn).is_ok());
     });
     let holders = |mfn: Mfn| {
-        let areas = infos().chain(area_frames(domain)).filter(|held| *held == mfn).count();
+        let areas = infos()
+            .chain(area_frames(domain))
+            .chain(evtchn::held(domain))
+            .filter(|held| *held == mfn)
+            .count();
         let mut holders = granted.iter().filter(|held| **held == mfn).count();
         if !fits {
             holders = 0;
@@ -410,7 +415,7 @@ fn counts<H: Hardware>(machine: &Machine<H>, domain: &Domain, references: u64) -
             wrong = Some(mfn);
         }
     };
-    infos().chain(area_frames(domain)).for_each(&mut held);
+    infos().chain(area_frames(domain)).chain(evtchn::held(domain)).for_each(&mut held);
     state.grants.pinned(machine, |_, active| {
         active.mfn().into_iter().for_each(&mut held);
     });

@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use pv_abi::DomId;
 
 use crate::addr::{FrameAddr, Pa};
+use crate::evtchn::Queues;
 use crate::hardware::CpuId;
 use crate::runstate::RunState;
 use crate::sched::pool::CpuMask;
@@ -168,6 +169,8 @@ pub struct Vcpu {
     pub run: RunCell,
     /// Machine address of its `vcpu_info`; 0 while it has none.
     pub info: AtomicU64,
+    /// Its queues of events.
+    pub queues: Queues,
     /// [`NOT_POLLING`], the one port it polls, or [`POLLING_MANY`].
     pub poll: AtomicU32,
     /// Counter value at which it is to be woken; `u64::MAX` never.
@@ -190,6 +193,7 @@ impl Vcpu {
             share: Share::new(),
             run: RunCell(AtomicU8::new(0)),
             info: AtomicU64::new(0),
+            queues: Queues::new(),
             poll: AtomicU32::new(NOT_POLLING),
             deadline: AtomicU64::new(u64::MAX),
             runstate: RunState::new(),

@@ -27,11 +27,11 @@ sub_calls! {
         9 Unmask unmask("PortArg") Constant ok [Efault, Einval];
         /// Closes all ports.
         10 Reset reset("Reset") Restartable ok [Eperm, Esrch, Efault];
-        /// Switches to the FIFO ABI.
+        /// Gives a vCPU its control block; the first switches to the FIFO ABI ([`InitControl`]).
         11 InitControl init_control("InitControl") Linear ok [Enoent, Efault, Einval];
-        /// Adds an array page (FIFO ABI).
-        12 ExpandArray expand_array("ExpandArray") Linear ok [Efault, Einval, Enospc, Eopnotsupp];
-        /// Sets a priority (FIFO ABI).
+        /// Adds an array page ([`ExpandArray`]).
+        12 ExpandArray expand_array("ExpandArray") Restartable ok [Efault, Einval, Enospc, Eopnotsupp];
+        /// Chooses the queue of a port ([`SetPriority`]).
         13 SetPriority set_priority("SetPriority") Constant ok [Efault, Einval, Enosys];
         /// A reset that goes on, in Xen: no guest's to call.
         14 ResetContinuation reset_cont("Reset") Constant no [Eperm, Esrch, Efault, Ebusy];
@@ -92,6 +92,38 @@ operations! {
 pub const NR_VIRQS: u32 = 24;
 /// Ports of the 2-level ABI (`EVTCHN_2L_NR_CHANNELS`).
 pub const NR_CHANNELS_2L: u32 = 4096;
+
+/// The FIFO ABI (`EVTCHN_FIFO_*`): a word of 32 bits for each port, in pages that the guest gives.
+pub mod fifo {
+    /// The event is pending.
+    pub const PENDING: u32 = 1 << 31;
+    /// It is put into no queue.
+    pub const MASKED: u32 = 1 << 30;
+    /// It is in a queue; set by the hypervisor, cleared by the guest together with the link.
+    pub const LINKED: u32 = 1 << 29;
+    /// It is being linked: the guest does not unmask it.
+    pub const BUSY: u32 = 1 << 28;
+    /// Bits of the port that comes next in the queue.
+    pub const LINK_BITS: u8 = 17;
+    /// The port that comes next in the queue; 0 at its end.
+    pub const LINK_MASK: u32 = (1 << LINK_BITS) - 1;
+    /// Ports that there could be (`EVTCHN_FIFO_NR_CHANNELS`).
+    pub const NR_CHANNELS: u32 = 1 << LINK_BITS;
+    /// Words of an array page.
+    pub const WORDS_PER_PAGE: u32 = 1024;
+    /// Pages that an array can have.
+    pub const MAX_PAGES: u32 = NR_CHANNELS / WORDS_PER_PAGE;
+    /// Queues of a vCPU, by priority (`EVTCHN_FIFO_MAX_QUEUES`).
+    pub const QUEUES: usize = 16;
+    /// The priority that is served first.
+    pub const PRIORITY_MAX: u32 = 0;
+    /// That of a new port.
+    pub const PRIORITY_DEFAULT: u32 = 7;
+    /// The one that is served last.
+    pub const PRIORITY_MIN: u32 = 15;
+    /// The last offset at which a control block fits into its page.
+    pub const CONTROL_BLOCK_LAST: usize = crate::PAGE_SIZE - size_of::<super::ControlBlock>();
+}
 
 abi_struct! {
     /// Argument of [`EventOp::AllocUnbound`].
@@ -164,6 +196,27 @@ abi_struct! {
         /// The domain.
         pub dom: DomId,
     }
+    /// Argument of [`EventOp::ExpandArray`].
+    pub struct ExpandArray {
+        /// Frame of the page.
+        pub array_gfn: u64,
+    }
+    /// Argument of [`EventOp::SetPriority`].
+    pub struct SetPriority {
+        /// The local port.
+        pub port: Port,
+        /// Its priority, 0 to 15.
+        pub priority: u32,
+    }
+    /// What a vCPU is told of its queues, in a page of the guest's (`struct evtchn_fifo_control_block`).
+    pub struct ControlBlock {
+        /// Queues that have something, by priority.
+        pub ready: u32,
+        /// Unused.
+        pub rsvd: u32,
+        /// The first port of each queue.
+        pub head: [u32; 16],
+    }
     /// Argument of [`EventOp::InitControl`].
     pub struct InitControl {
         /// Frame of the control block.
@@ -185,4 +238,7 @@ layout!(BindIpi, 8, { vcpu: 0, port: 4 });
 layout!(PortArg, 4, { port: 0 });
 layout!(Status, 24, { dom: 0, port: 4, status: 8, vcpu: 12, peer: 16, peer_port: 20 });
 layout!(BindVcpu, 8, { port: 0, vcpu: 4 });
+layout!(ExpandArray, 8, { array_gfn: 0 });
+layout!(SetPriority, 8, { port: 0, priority: 4 });
+layout!(ControlBlock, 72, { ready: 0, head: 8 });
 layout!(InitControl, 24, { control_gfn: 0, offset: 8, vcpu: 12, link_bits: 16 });

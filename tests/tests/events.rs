@@ -9,7 +9,7 @@ use hypervisor::vcpu::Run;
 use hypervisor::vgic::PrivateIntid;
 use pavo_tests::{ARG, Guest, MASK, NOWHERE, SELECTOR, guest, number, two};
 use pv_abi::event::{
-    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, InitControl, PortArg, Reset, Status,
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PortArg, Reset, Status,
 };
 use pv_abi::{DomId, Errno, Port};
 
@@ -256,7 +256,6 @@ fn operations_that_arm_does_not_have_answer_as_xen_does() {
     let call = |cmd: u64| one.call(number::EVENT_CHANNEL_OP, [cmd, ARG, 0, 0, 0]);
     one.write(ARG, &[0; 64]);
     assert_eq!(call(2), EOPNOTSUPP, "bind_pirq");
-    assert_eq!(call(11), ENOSYS, "init_control: guests go on with the 2-level ABI");
     assert_eq!(call(13), ENOSYS, "set_priority");
     assert_eq!(call(99), ENOSYS);
     assert_eq!(one.event(EventOp::Reset, Reset { dom: DomId(2) }).0, EPERM);
@@ -319,17 +318,6 @@ fn static_channels_are_there_at_boot_and_may_be_closed() {
     assert_eq!(one.unbound(2), Port(1), "dynamic ports are around them");
     assert_eq!(two.close(Port(0xC)), 0);
     assert_eq!(status(one, Port(0xA)).1.status, 1);
-}
-
-#[test]
-fn the_fifo_abi_is_refused_after_its_arguments_were_looked_at() {
-    let world = two();
-    let one = guest(&world, 1);
-    let init =
-        |vcpu, offset| one.event(EventOp::InitControl, InitControl { vcpu, offset, ..Default::default() }).0;
-    assert_eq!(init(2, 4), -2, "no such vCPU");
-    assert_eq!((init(0, 4), init(0, 4096), init(0, 4096 - 64), init(1, u32::MAX)), (-22, -22, -22, -22));
-    assert_eq!((init(0, 0), init(1, 4096 - 72)), (-38, -38));
 }
 
 #[test]

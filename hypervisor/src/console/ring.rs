@@ -54,11 +54,11 @@ pub fn attach<H: Hardware>(hw: &H, frames: &Frames, owner: DomId, stage2: &mut S
 }
 
 /// Tells a domain that has its page where that is, and makes the port. False when it can have no more ports.
-pub fn connect(domain: &Domain, state: &mut DomainState) -> bool {
+pub fn connect<H: Hardware>(hw: &H, domain: &Domain, state: &mut DomainState) -> bool {
     if state.params.console.is_none() {
         return true;
     }
-    let Ok(port) = evtchn::bind_console(domain, &mut state.ports) else { return false };
+    let Ok(port) = evtchn::bind_console(hw, domain, &mut state.ports) else { return false };
     state.params.console_pfn = layout::MAGIC_BASE >> PAGE_SHIFT;
     state.params.console_evtchn = port.0.into();
     true

@@ -149,7 +149,7 @@ pub(crate) fn step<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result
                 evtchn::rejoin_static(machine, domain, channel.local_port, channel.peer, channel.peer_port)
                     .map_err(|_| Refusal::Channel)?;
             }
-            if !ring::connect(domain, &mut domain.state.lock()) {
+            if !ring::connect(&machine.hw, domain, &mut domain.state.lock()) {
                 return Err(Refusal::Channel);
             }
             for vcpu in domain.vcpus {

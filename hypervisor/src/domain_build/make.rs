@@ -13,7 +13,7 @@ use crate::addr::Mfn;
 use crate::console::{LineBuffer, ring};
 use crate::devicetree::{DomainConfig, Enhanced, Paging, Quotas};
 use crate::domain::{Domain, DomainState, LifeCell};
-use crate::evtchn::{PortsState, bind_static};
+use crate::evtchn::{Fifo, PortsState, bind_static};
 use crate::grant::{GREF_LIMIT, GrantState, GrantTables, TRACKS_PER_FRAME, TableFrame};
 use crate::hardware::{CpuId, Hardware, Vmid};
 use crate::hvm::Params;
@@ -155,6 +155,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             paging: (config.paging == Paging::Pv).then(pagetable::Shared::new),
             watchdogs: Watchdogs::new(),
             ports,
+            fifo: Fifo::new(),
             vcpus: all,
             gic: self.carve(vcpus, |_| VcpuShared::new())?,
             state: TicketMutex::new(state),
@@ -164,7 +165,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             bind_static(self.hw, &domain, channel.local_port, channel.peer, channel.peer_port)
                 .map_err(|_| Refusal::Channel)?;
         }
-        let connected = ring::connect(&domain, &mut domain.state.lock());
+        let connected = ring::connect(self.hw, &domain, &mut domain.state.lock());
         if connected { Ok(domain) } else { Err(Refusal::Channel) }
     }
 

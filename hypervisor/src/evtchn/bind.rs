@@ -28,14 +28,14 @@ pub(super) fn alloc_unbound<H: Hardware>(
         None if domain.isolated => return Err(Errno::Esrch),
         Some(_) | None => {}
     }
-    let port = make(domain, PortWord { kind: PortKind::Unbound(remote), vcpu: 0 })?;
+    let port = make(machine, domain, PortWord { kind: PortKind::Unbound(remote), vcpu: 0 })?;
     Ok(AllocUnbound { port, ..arg })
 }
 
 /// Takes the lowest free port of a domain.
-fn make(domain: &Domain, word: PortWord) -> Result<Port, Errno> {
+fn make<H: Hardware>(machine: &Machine<H>, domain: &Domain, word: PortWord) -> Result<Port, Errno> {
     let mut state = domain.state.lock();
-    let port = state.ports.lowest_free(domain)?;
+    let port = state.ports.lowest_free(&machine.hw, domain)?;
     PortsState::occupy(domain, port, word);
     Ok(port)
 }
@@ -49,7 +49,7 @@ pub(super) fn bind_interdomain<H: Hardware>(
     let local = current.domain;
     let remote = any_domain(machine, current, arg.remote_dom).ok_or(Errno::Esrch)?;
     let (mut state, remote_state) = lock_two(local, remote);
-    let port = state.ports.lowest_free(local)?;
+    let port = state.ports.lowest_free(&machine.hw, local)?;
     let word = port::find(remote, arg.remote_port)?;
     let waits =
         matches!(word.kind, PortKind::Unbound(by) if by == local.id || crate::seeded!("bind-for-another"));
@@ -85,7 +85,11 @@ fn is_per_vcpu(virq: u32) -> bool {
 }
 
 /// Binds a new port to a virtual interrupt.
-pub(super) fn bind_virq(current: &Current<'_>, arg: &BindVirq) -> Result<BindVirq, Errno> {
+pub(super) fn bind_virq<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    arg: &BindVirq,
+) -> Result<BindVirq, Errno> {
     let domain = current.domain;
     if arg.virq >= NR_VIRQS || (!is_per_vcpu(arg.virq) && arg.vcpu != 0) {
         return Err(Errno::Einval);
@@ -101,15 +105,19 @@ pub(super) fn bind_virq(current: &Current<'_>, arg: &BindVirq) -> Result<BindVir
     if bound {
         return Err(Errno::Eexist);
     }
-    let port = state.ports.lowest_free(domain)?;
+    let port = state.ports.lowest_free(&machine.hw, domain)?;
     PortsState::occupy(domain, port, PortWord { kind: PortKind::Virq(virq), vcpu });
     Ok(BindVirq { port, ..*arg })
 }
 
 /// Makes a port that notifies one of the caller's own vCPUs.
-pub(super) fn bind_ipi(current: &Current<'_>, arg: BindIpi) -> Result<BindIpi, Errno> {
+pub(super) fn bind_ipi<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    arg: BindIpi,
+) -> Result<BindIpi, Errno> {
     let vcpu = vcpu_number(current.domain, arg.vcpu)?;
-    let port = make(current.domain, PortWord { kind: PortKind::Ipi, vcpu })?;
+    let port = make(machine, current.domain, PortWord { kind: PortKind::Ipi, vcpu })?;
     Ok(BindIpi { port, ..arg })
 }
 
@@ -141,8 +149,8 @@ fn vcpu_number(domain: &Domain, vcpu: u32) -> Result<u16, Errno> {
 ///
 /// # Errors
 /// `-ENOSPC`.
-pub fn bind_console(domain: &Domain, ports: &mut PortsState) -> Result<Port, Errno> {
-    let port = ports.lowest_free(domain)?;
+pub fn bind_console<H: Hardware>(hw: &H, domain: &Domain, ports: &mut PortsState) -> Result<Port, Errno> {
+    let port = ports.lowest_free(hw, domain)?;
     PortsState::occupy(domain, port, PortWord { kind: port::CONSOLE, vcpu: 0 });
     Ok(port)
 }

@@ -4,6 +4,7 @@
 use pv_abi::{Errno, Port};
 
 use super::deliver;
+use super::fifo;
 use super::port::{self, PortKind, PortWord};
 use crate::domain::{Domain, lock_two};
 use crate::hardware::Hardware;
@@ -62,7 +63,7 @@ fn disconnect(domain: &Domain, port: Port, peer: &Domain, peer_port: Port) {
     }
 }
 
-/// Closes all ports of the caller's; [`Closed::Again`] when the budget was used up first.
+/// Closes all ports of the caller's, and goes back to two levels; [`Closed::Again`] when the budget was used up first.
 pub(super) fn reset<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) -> Result<Closed, Errno> {
     let mut budget = machine.hw.budget(RESET_BUDGET);
     // Bounded by the domain's ports; closed ones are passed at a load each.
@@ -75,5 +76,6 @@ pub(super) fn reset<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) ->
         }
         budget = budget.wrapping_sub(1);
     }
-    Ok(Closed::Done)
+    // Another vCPU may have made one meanwhile.
+    Ok(if fifo::leave(machine, current.domain) { Closed::Done } else { Closed::Again })
 }

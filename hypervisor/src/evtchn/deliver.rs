@@ -15,6 +15,7 @@ use core::sync::atomic::Ordering;
 use pv_abi::Port;
 use pv_abi::shared::{SharedInfo, VcpuInfo};
 
+use super::fifo;
 use crate::addr::FrameAddr;
 use crate::domain::{Domain, Fault, Life};
 use crate::hardware::{Contended, Hardware};
@@ -92,7 +93,11 @@ pub(super) fn raise<H: Hardware>(
     port: Port,
     vcpu: u16,
 ) {
-    set_pending(machine, current, domain, port, vcpu);
+    if fifo::is_used(domain) {
+        fifo::set_pending(machine, current, domain, port, vcpu);
+    } else {
+        set_pending(machine, current, domain, port, vcpu);
+    }
 }
 
 /// Tells the vCPU of a port that has become pending, unless it is masked.
@@ -119,7 +124,7 @@ fn select<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, domain: &Dom
 
 /// Sets a vCPU's upcall byte; if it was clear, raises its event interrupt.
 #[inline]
-fn mark_upcall<H: Hardware>(
+pub(super) fn mark_upcall<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
     domain: &Domain,
@@ -157,6 +162,9 @@ pub(super) fn unmask<H: Hardware>(
     port: Port,
     vcpu: u16,
 ) {
+    if fifo::is_used(domain) {
+        return fifo::unmask(machine, current, domain, port, vcpu);
+    }
     let Some(at) = bit_of(domain, port) else { return };
     match machine.hw.clear_u64(at.mask, at.flag) {
         Ok(before) => {
@@ -176,14 +184,36 @@ pub(super) fn clear_pending<H: Hardware>(
     domain: &Domain,
     port: Port,
 ) {
-    let Some(at) = bit_of(domain, port) else { return };
-    if machine.hw.clear_u64(at.pending, at.flag) == Err(Contended) {
+    let two_levels = forget_kept(machine, domain, port);
+    if two_levels.and_then(|()| fifo::clear_pending(&machine.hw, domain, port)) == Err(Contended) {
         word_contended(machine, current, domain);
     }
 }
 
+/// Keeps an event for later (`fifo`, invariant 5).
+pub(super) fn keep<H: Hardware>(machine: &Machine<H>, domain: &Domain, port: Port) -> Result<(), Contended> {
+    bit_of(domain, port).map_or(Ok(()), |at| machine.hw.or_u64(at.pending, at.flag).map(drop))
+}
+
+/// The events of 64 ports, from this one on, that are kept.
+pub(super) fn kept<H: Hardware>(machine: &Machine<H>, domain: &Domain, first: Port) -> u64 {
+    bit_of(domain, first).map_or(0, |at| machine.hw.load_u64(at.pending))
+}
+
+/// Takes a port's pending bit of two levels away.
+pub(super) fn forget_kept<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    port: Port,
+) -> Result<(), Contended> {
+    bit_of(domain, port).map_or(Ok(()), |at| machine.hw.clear_u64(at.pending, at.flag).map(drop))
+}
+
 /// Whether a port is pending.
 pub(crate) fn is_pending<H: Hardware>(machine: &Machine<H>, domain: &Domain, port: Port) -> bool {
+    if fifo::is_used(domain) {
+        return fifo::is_pending(&machine.hw, domain, port);
+    }
     bit_of(domain, port).is_some_and(|at| machine.hw.load_u64(at.pending) & at.flag != 0)
 }
 
@@ -211,11 +241,21 @@ fn wake_pollers<H: Hardware>(
     port: Port,
     vcpu: u16,
 ) {
-    for poller in domain.vcpus.iter().filter(|vcpu| polls(vcpu, port) && !crate::seeded!("poll-asleep")) {
-        sched::wake(machine, current, poller);
-    }
+    wake_polling(machine, current, domain, port);
     if let Some(at) = bit_of(domain, port) {
         tell(machine, current, domain, at, vcpu);
+    }
+}
+
+/// Wakes the vCPUs of a domain that wait for this port. One turn a vCPU.
+pub(super) fn wake_polling<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    domain: &Domain,
+    port: Port,
+) {
+    for poller in domain.vcpus.iter().filter(|vcpu| polls(vcpu, port) && !crate::seeded!("poll-asleep")) {
+        sched::wake(machine, current, poller);
     }
 }
 

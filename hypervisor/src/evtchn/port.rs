@@ -7,10 +7,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use pv_abi::event::NR_CHANNELS_2L;
+use pv_abi::event::{NR_CHANNELS_2L, fifo as abi};
 use pv_abi::{DomId, Errno, Port};
 
+use super::fifo;
 use crate::domain::Domain;
+use crate::hardware::Hardware;
 
 /// What a port is connected to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +34,10 @@ pub(super) const CONSOLE: PortKind = PortKind::Interdomain(DomId::XEN, Port(0));
 
 /// A port: what it is connected to and the vCPU it notifies.
 ///
-/// Bits: kind 2:0, vCPU 23:8, domain or virq 39:24, remote port 63:40. All zero is a port that was never in use.
+/// Bits: kind 2:0, vCPU 23:8, domain or virq 39:24, remote port 56:40. All zero is a port that was never in use.
+///
+/// Ports of a domain that uses FIFO queues have bit 3 while they are not free, their priority in 7:4, and in 63:57 the queue where they
+/// were last. [`store`] keeps these, and nobody else looks at them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortWord {
     /// What it is connected to.
@@ -51,13 +56,21 @@ const KIND_MASK: u64 = 7;
 const VCPU_SHIFT: u32 = 8;
 const PEER_SHIFT: u32 = 24;
 const PORT_SHIFT: u32 = 40;
+const FIFO: u64 = 1 << 3;
+const PRIORITY_SHIFT: u32 = 4;
+const PRIORITY_MASK: u64 = 15 << PRIORITY_SHIFT;
+const LAST_SHIFT: u32 = 57;
+const LAST_MASK: u64 = !0 << LAST_SHIFT;
+const VCPU_MASK: u64 = 0xFFFF << VCPU_SHIFT;
+/// What says to which end of which channel a port is connected, and how it is told.
+const END_MASK: u64 = !(LAST_MASK | VCPU_MASK | PRIORITY_MASK);
 
 /// Ports come into being by so many at a time: Xen refuses to name one beyond the last group in which one was ever in use
 /// (`EVTCHNS_PER_BUCKET`, a page of 64-byte structures).
 const GROUP: u32 = 64;
 
 // A remote port fits its field.
-const _: () = assert!((NR_CHANNELS_2L as u64) < 1 << (64 - PORT_SHIFT));
+const _: () = assert!((NR_CHANNELS_2L as u64) < 1 << (LAST_SHIFT - PORT_SHIFT));
 
 impl PortWord {
     /// A port that is not in use.
@@ -82,8 +95,11 @@ impl PortWord {
     #[inline(always)]
     pub fn unpack(word: u64) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "fields of the word are cut out")]
-        let (vcpu, peer, port) =
-            ((word >> VCPU_SHIFT) as u16, (word >> PEER_SHIFT) as u16, Port((word >> PORT_SHIFT) as u32));
+        let (vcpu, peer, port) = (
+            (word >> VCPU_SHIFT) as u16,
+            (word >> PEER_SHIFT) as u16,
+            Port((word >> PORT_SHIFT) as u32 & abi::LINK_MASK),
+        );
         let kind = match word & KIND_MASK {
             UNBOUND => PortKind::Unbound(DomId(peer)),
             INTERDOMAIN => PortKind::Interdomain(DomId(peer), port),
@@ -111,10 +127,93 @@ fn cell(domain: &Domain, port: Port) -> Option<&AtomicU64> {
 /// What a port is connected to, [`PortWord::FREE`] for one that does not exist: all that a sender asks.
 #[inline(always)]
 pub(super) fn load(domain: &Domain, port: Port) -> PortWord {
-    match cell(domain, port) {
-        Some(cell) => PortWord::unpack(cell.load(Ordering::Acquire)),
-        None => PortWord::FREE,
+    PortWord::unpack(raw(domain, port))
+}
+
+/// A port's word; 0 for one that does not exist.
+#[inline(always)]
+pub(super) fn raw(domain: &Domain, port: Port) -> u64 {
+    cell(domain, port).map_or(UNUSED, |cell| cell.load(Ordering::Acquire))
+}
+
+/// Whether a port is told of events by a queue.
+#[inline(always)]
+pub(super) const fn is_fifo(word: u64) -> bool {
+    word & FIFO != 0
+}
+
+/// What a word is to a port of which it may be the other end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// It is the other end, and is told in two levels.
+    TwoLevel,
+    /// It is the other end, and is told by a queue.
+    Fifo,
+    /// It is connected to something else.
+    Gone,
+}
+
+/// Whether `word` is the other end of the channel at `port` of domain `dom`.
+#[inline(always)]
+pub(super) fn end_of(word: u64, dom: DomId, port: Port) -> End {
+    let expected = INTERDOMAIN | u64::from(dom.0) << PEER_SHIFT | u64::from(port.0) << PORT_SHIFT;
+    match (word ^ expected) & END_MASK {
+        0 => End::TwoLevel,
+        FIFO => End::Fifo,
+        _ => End::Gone,
     }
+}
+
+/// A queue of a domain's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Queue {
+    /// Number of the vCPU.
+    pub(super) vcpu: u32,
+    /// Its priority.
+    pub(super) priority: u32,
+}
+
+/// The priority of a port's next event, and the queue in which it was last.
+pub(super) fn queue_of(domain: &Domain, port: Port) -> (u32, Queue) {
+    let word = raw(domain, port);
+    #[expect(clippy::cast_possible_truncation, reason = "fields of the word are cut out")]
+    let (priority, last) = (((word & PRIORITY_MASK) >> PRIORITY_SHIFT) as u32, (word >> LAST_SHIFT) as u32);
+    (priority, Queue { vcpu: last >> 4, priority: last & 15 })
+}
+
+/// Notes the queue in which a port is. The caller holds the lock of the queues.
+pub(super) fn set_last(domain: &Domain, port: Port, queue: Queue) {
+    let last = u64::from((queue.vcpu & 7) << 4 | queue.priority & 15) << LAST_SHIFT;
+    change(domain, port, LAST_MASK, last);
+}
+
+/// Chooses the queue of a port's next events. The caller holds the domain's lock.
+pub(super) fn set_priority(domain: &Domain, port: Port, priority: u32) {
+    let _queue = domain.fifo.lock_used();
+    change(domain, port, PRIORITY_MASK, u64::from(priority & 15) << PRIORITY_SHIFT);
+}
+
+/// Changes a field of a word. The caller holds the lock of the queues.
+fn change(domain: &Domain, port: Port, field: u64, value: u64) {
+    if let Some(cell) = cell(domain, port) {
+        cell.store(cell.load(Ordering::Relaxed) & !field | value, Ordering::Release);
+    }
+}
+
+/// Lets the ports that are in use be told by queues. The caller holds the domain's lock and that of the queues. Linear in the ports that it may
+/// have.
+pub(super) fn adopt_all(domain: &Domain) {
+    for cell in domain.ports {
+        let word = cell.load(Ordering::Relaxed);
+        if PortWord::unpack(word).kind != PortKind::Free {
+            cell.store(adopted(word), Ordering::Release);
+        }
+    }
+}
+
+/// A port that begins to be told by queues.
+const fn adopted(word: u64) -> u64 {
+    word & !PRIORITY_MASK | FIFO | (abi::PRIORITY_DEFAULT as u64) << PRIORITY_SHIFT
 }
 
 /// What a port is connected to.
@@ -132,8 +231,8 @@ pub fn find(domain: &Domain, port: Port) -> Result<PortWord, Errno> {
 
 /// Ports of a domain that are in use. Linear in the ports that it may have.
 pub(crate) fn in_use(domain: &Domain) -> u32 {
-    let free = [UNUSED, PortWord::FREE.pack()];
-    let used = domain.ports.iter().filter(|cell| !free.contains(&cell.load(Ordering::Relaxed))).count();
+    let is_used = |word| PortWord::unpack(word).kind != PortKind::Free;
+    let used = domain.ports.iter().filter(|cell| is_used(cell.load(Ordering::Relaxed))).count();
     u32::try_from(used).unwrap_or(u32::MAX)
 }
 
@@ -147,9 +246,16 @@ pub(crate) fn forget_all(domain: &Domain, state: &mut PortsState) {
 
 /// Changes a port. The caller holds the domain's lock.
 pub(super) fn store(domain: &Domain, port: Port, word: PortWord) {
-    if let Some(cell) = cell(domain, port) {
-        cell.store(word.pack(), Ordering::Release);
-    }
+    let Some(cell) = cell(domain, port) else { return };
+    let queue = domain.fifo.lock_used();
+    let before = cell.load(Ordering::Relaxed);
+    let kept = match (&queue, word.kind, PortWord::unpack(before).kind) {
+        (None, ..) => 0,
+        (Some(_), PortKind::Free, _) => before & LAST_MASK,
+        (Some(_), _, PortKind::Free) => adopted(before & LAST_MASK),
+        (Some(_), ..) => before & (LAST_MASK | PRIORITY_MASK) | FIFO,
+    };
+    cell.store(word.pack() | kept, Ordering::Release);
 }
 
 /// Which ports are free; under the domain's lock.
@@ -175,15 +281,21 @@ impl PortsState {
     ///
     /// # Errors
     /// `-ENOSPC`.
-    pub(super) fn lowest_free(&mut self, domain: &Domain) -> Result<Port, Errno> {
+    pub(super) fn lowest_free<H: Hardware>(&mut self, hw: &H, domain: &Domain) -> Result<Port, Errno> {
         let limit = u32::try_from(domain.ports.len()).unwrap_or(u32::MAX).min(NR_CHANNELS_2L);
+        let mut lowest = limit;
         for number in self.lowest_free..limit {
-            if load(domain, Port(number)).kind == PortKind::Free {
-                self.lowest_free = number;
-                return Ok(Port(number));
+            let port = Port(number);
+            if load(domain, port).kind == PortKind::Free {
+                lowest = lowest.min(number);
+                // One whose last event the guest has not taken out of its queue yet is left alone.
+                if !fifo::is_busy(hw, domain, port) {
+                    self.lowest_free = lowest;
+                    return Ok(port);
+                }
             }
         }
-        self.lowest_free = limit;
+        self.lowest_free = lowest;
         Err(Errno::Enospc)
     }
 

@@ -105,7 +105,7 @@ fn named<H: Hardware>(machine: &Machine<H>, granter: &Domain, at: FrameAddr) -> 
 }
 
 /// A domain's frame of RAM at a guest frame number.
-pub(super) fn own_ram<H: Hardware>(machine: &Machine<H>, domain: &Domain, gfn: u64) -> Option<Mfn> {
+pub(crate) fn own_ram<H: Hardware>(machine: &Machine<H>, domain: &Domain, gfn: u64) -> Option<Mfn> {
     let mapping = stage2::lookup(&machine.hw, domain.stage2_root, Gfn::new(gfn)?)?;
     mapping.kind.is_own_data().then_some(mapping.mfn)
 }

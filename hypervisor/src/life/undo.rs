@@ -161,6 +161,7 @@ fn areas<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
         vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
         vcpu.poll.store(NOT_POLLING, Ordering::Relaxed);
     }
+    evtchn::forget_fifo(machine, domain);
     domain.watchdogs.forget();
 }
 

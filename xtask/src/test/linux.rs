@@ -56,6 +56,7 @@ fn boots(board: &str, gic: u32, cpus: u32, cpu: &str, vcpus: u32, terrain: &str)
     let observed = observe(&options)?;
     let expected = [
         "Grant tables using version 1 layout".to_owned(),
+        "xen:events: Using FIFO-based ABI".to_owned(),
         "user space: hypervisor xen 4.20".to_owned(),
         format!("user space: {vcpus} CPUs"),
         format!("user space: {vcpus} CPUs after each was off"),
