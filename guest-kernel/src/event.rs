@@ -1,6 +1,7 @@
 //! Event channels: a [`Channel`] is this guest's end of one. Notify the other end; wait, blocked in the hypervisor, for its events.
 //!
 //! 1. The shared page is mapped, and every port masked, before the first channel exists.
+//!    With FIFO queues ([`fifo`]) the same is said of their array.
 //! 2. Waiting polls masked ports (`SCHEDOP_poll`), which needs no interrupt and misses no event: one that came before the call makes
 //!    it return at once.
 #![expect(unsafe_code, reason = "places the shared page")]
@@ -17,7 +18,7 @@ use crate::interrupt::Intid;
 use crate::lock::Lock;
 use crate::shared_info::{SharedPage, Upcall};
 use crate::smp::{self, Cpu, MAX_CPUS};
-use crate::{cpu, hypercall, interrupt, time};
+use crate::{cpu, fifo, hypercall, interrupt, time};
 
 static SHARED: SharedPage = SharedPage::zeroed();
 
@@ -141,7 +142,7 @@ impl Channel {
 
     /// Takes a pending event, if there is one.
     pub fn take(&self) -> bool {
-        SHARED.take(self.port)
+        fifo::take(self.port).unwrap_or_else(|| SHARED.take(self.port))
     }
 
     /// Waits for an event, blocked in the hypervisor. An event that came since the last wait counts.
@@ -218,7 +219,9 @@ impl Channel {
 
     /// Keeps events from interrupting; they stay pending.
     pub fn mask(&self) {
-        SHARED.mask(self.port);
+        if !fifo::mask(self.port) {
+            SHARED.mask(self.port);
+        }
     }
 }
 
@@ -254,12 +257,18 @@ fn register(cpu: Cpu) -> Result<(), Errno> {
 fn upcall() {
     let here = smp::this();
     let own = if here == Cpu::FIRST { &SHARED.first } else { &UPCALLS.0[here.index()] };
-    SHARED.take_all(own, |port| {
+    let handle = |port: Port| {
         let handler = HANDLERS.lock().get(&port.0).copied();
         if let Some(handler) = handler {
             handler(port);
         }
-    });
+    };
+    if fifo::is_on() {
+        own.clear();
+        fifo::take_all(here, handle);
+    } else {
+        SHARED.take_all(own, handle);
+    }
 }
 
 /// This domain's own id: what an unbound channel to oneself says of its peer.
@@ -276,11 +285,11 @@ pub fn own_id() -> Result<DomId, Errno> {
 impl Drop for Channel {
     fn drop(&mut self) {
         if self.owner == Owner::Guest {
-            SHARED.mask(self.port);
+            self.mask();
             cpu::without_interrupts(|| HANDLERS.lock().remove(&self.port.0));
             // A refusal would mean that the port is gone already.
             let _ = hypercall::event_close(&mut PortArg { port: self.port });
-            SHARED.take(self.port);
+            self.take();
         }
     }
 }

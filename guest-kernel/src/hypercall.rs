@@ -177,8 +177,29 @@ event_calls! {
     event_status(Status, event::Status);
     /// Unmasks a port and notifies if it is pending.
     event_unmask(Unmask, event::PortArg);
+    /// Chooses the queue of a port, with FIFO queues.
+    event_set_priority(SetPriority, event::SetPriority);
     /// Closes all ports of a domain.
     event_reset(Reset, event::Reset);
+}
+
+/// Gives a vCPU its control block for FIFO queues.
+///
+/// # Safety
+/// The hypervisor writes there from now on: the memory must be only atomics, and stay.
+pub unsafe fn event_init_control(argument: &mut event::InitControl) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { with(Hypercall::EventChannelOp, EventOp::InitControl.number(), argument) }.map(drop)
+}
+
+/// Adds a page to the array of FIFO queues.
+///
+/// # Safety
+/// As [`event_init_control`].
+pub unsafe fn event_expand_array(array_gfn: u64) -> Result<(), Errno> {
+    let mut argument = event::ExpandArray { array_gfn };
+    // SAFETY: the caller's promise.
+    unsafe { with(Hypercall::EventChannelOp, EventOp::ExpandArray.number(), &mut argument) }.map(drop)
 }
 
 /// Raises the event at the other end of `port`.

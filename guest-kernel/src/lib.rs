@@ -61,6 +61,8 @@ pub mod event;
 #[cfg(target_os = "none")]
 pub mod exception;
 #[cfg(target_os = "none")]
+pub mod fifo;
+#[cfg(target_os = "none")]
 mod gic;
 #[cfg(target_os = "none")]
 mod gicv2;

@@ -32,6 +32,11 @@ impl Upcall {
             time: [const { AtomicU64::new(0) }; 4],
         }
     }
+
+    /// The interrupt was taken: looks at events come next.
+    pub fn clear(&self) {
+        self.pending.store(0, Ordering::SeqCst);
+    }
 }
 
 /// The page.
@@ -87,7 +92,7 @@ impl SharedPage {
 
     /// Takes all pending events of unmasked ports that a vCPU was told of. Bounded by the ports there are.
     pub fn take_all(&self, upcall: &Upcall, mut handle: impl FnMut(Port)) {
-        upcall.pending.store(0, Ordering::SeqCst);
+        upcall.clear();
         let selected = upcall.selector.swap(0, Ordering::AcqRel);
         for (index, (pending, mask)) in (0u32..).zip(self.pending.iter().zip(&self.mask)) {
             if selected & (1 << index) == 0 {

@@ -32,7 +32,7 @@ sub_calls! {
         /// Adds an array page ([`ExpandArray`]).
         12 ExpandArray expand_array("ExpandArray") Restartable ok [Efault, Einval, Enospc, Eopnotsupp];
         /// Chooses the queue of a port ([`SetPriority`]).
-        13 SetPriority set_priority("SetPriority") Constant ok [Efault, Einval, Enosys];
+        13 SetPriority set_priority("SetPriority") Constant ok [Eacces, Efault, Einval, Enosys];
         /// A reset that goes on, in Xen: no guest's to call.
         14 ResetContinuation reset_cont("Reset") Constant no [Eperm, Esrch, Efault, Ebusy];
     }

@@ -14,6 +14,7 @@ mod abicheck {
     pub(crate) mod event;
     pub(crate) mod event_errors;
     pub(crate) mod fault;
+    pub(crate) mod fifo;
     pub(crate) mod four;
     pub(crate) mod grant;
     pub(crate) mod grant_copy;
@@ -40,9 +41,9 @@ mod abicheck {
 
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
-    console, domains, event, event_errors, fault, four, grant, grant_copy, hvm, limits_event, limits_grant,
-    limits_memory, limits_others, lines, memory, multicall, partner, peer, psci, restart, sched, unknown,
-    vcpu, vcpus, version,
+    console, domains, event, event_errors, fault, fifo, four, grant, grant_copy, hvm, limits_event,
+    limits_grant, limits_memory, limits_others, lines, memory, multicall, partner, peer, psci, restart,
+    sched, unknown, vcpu, vcpus, version,
 };
 use guest_kernel::{Guest, power};
 use pv_abi::DomId;
@@ -85,6 +86,9 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     tap.family("restart", |tap| restart::check(tap, guest));
     tap.family("vcpus", |tap| vcpus::check(tap, guest));
     tap.family("four", |tap| four::check(tap, guest));
+    tap.family("fifo", fifo::check);
+    tap.family("limits", fifo::limits);
+    tap.family("restart", fifo::restart);
     tap.family("vcpu", vcpu::check);
     tap.end()
 }

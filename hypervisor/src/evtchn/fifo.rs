@@ -411,9 +411,12 @@ pub(super) fn raise_kept<H: Hardware>(machine: &Machine<H>, current: &Current<'_
 pub(super) fn set_priority(current: &Current<'_>, asked: SetPriority) -> Result<(), Errno> {
     let domain = current.domain;
     let _state = domain.state.lock();
-    port::find(domain, asked.port)?;
+    let word = port::find(domain, asked.port)?;
     if !is_used(domain) {
         return Err(Errno::Enosys);
+    }
+    if word.kind == PortKind::Free {
+        return Err(Errno::Eacces);
     }
     if asked.priority > fifo::PRIORITY_MIN {
         return Err(Errno::Einval);

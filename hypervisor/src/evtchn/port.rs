@@ -37,7 +37,7 @@ pub(super) const CONSOLE: PortKind = PortKind::Interdomain(DomId::XEN, Port(0));
 /// Bits: kind 2:0, vCPU 23:8, domain or virq 39:24, remote port 56:40. All zero is a port that was never in use.
 ///
 /// Ports of a domain that uses FIFO queues have bit 3 while they are not free, their priority in 7:4, and in 63:57 the queue where they
-/// were last. [`store`] keeps these, and nobody else looks at them.
+/// were last. What stores a port keeps these, and nobody else looks at them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PortWord {
     /// What it is connected to.
@@ -176,7 +176,6 @@ pub(super) struct Queue {
 /// The priority of a port's next event, and the queue in which it was last.
 pub(super) fn queue_of(domain: &Domain, port: Port) -> (u32, Queue) {
     let word = raw(domain, port);
-    #[expect(clippy::cast_possible_truncation, reason = "fields of the word are cut out")]
     let (priority, last) = (((word & PRIORITY_MASK) >> PRIORITY_SHIFT) as u32, (word >> LAST_SHIFT) as u32);
     (priority, Queue { vcpu: last >> 4, priority: last & 15 })
 }
