@@ -26,7 +26,7 @@ const BUDGET: u32 = 8;
 pub fn mmuext_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let mut batch = Batch::begin(machine, current, args)?;
     let mut result = Ok(());
-    for _ in 0..BUDGET {
+    for _ in 0..machine.hw.budget(BUDGET) {
         if batch.left == 0 {
             break;
         }

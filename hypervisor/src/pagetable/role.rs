@@ -174,7 +174,7 @@ pub(super) fn pin<H: Hardware>(
         role if role == level.role() => return Ok(Step::Done),
         _ => return Err(Errno::Ebusy),
     };
-    let end = first.saturating_add(STEP).min(ALL);
+    let end = first.saturating_add(machine.hw.budget(STEP)).min(ALL);
     let mut there = There::default();
     for index in first..end {
         let raw = machine.hw.table_read(mfn, index as usize);
@@ -286,7 +286,7 @@ fn release<H: Hardware>(
 ) -> Result<Step, Errno> {
     let (level, done) = noted(machine, mfn);
     let level = level.ok_or(Errno::Einval)?;
-    let rest = done.saturating_sub(STEP);
+    let rest = done.saturating_sub(machine.hw.budget(STEP));
     for index in rest..done {
         let raw = machine.hw.table_read(mfn, index as usize);
         if entry::is_empty(raw) || level == Level::Three && entry::data_page(raw).is_some() {

@@ -22,8 +22,8 @@ use crate::stage2::ENTRIES;
 
 /// Requests that are read at once.
 const CHUNK: usize = 32;
-/// Chunks that one run does.
-const CHUNKS: u32 = 2;
+/// Requests that one run does.
+const BUDGET: u32 = 64;
 
 /// The domain's tables while its lock is held. What it has changed holds when [`Editor::finish`] has run.
 struct Editor<'a, H: Hardware> {
@@ -163,8 +163,10 @@ pub fn mmu_update<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args
         // Requests are read under it: that takes no lock.
         let state = current.domain.state.lock();
         let mut editor = Editor::new(machine, current.domain, &state);
-        for _ in 0..CHUNKS {
-            let wanted = usize::try_from(batch.left).unwrap_or(CHUNK).min(CHUNK);
+        let mut budget = machine.hw.budget(BUDGET);
+        // Each turn takes some of the budget.
+        while budget != 0 && batch.left != 0 {
+            let wanted = usize::try_from(batch.left.min(budget)).unwrap_or(CHUNK).min(CHUNK);
             let found = read(machine, current, batch.at, requests.get_mut(..wanted).unwrap_or_default());
             let mut done: u32 = 0;
             for request in requests.iter().take(found.unwrap_or(0)) {
@@ -176,9 +178,10 @@ pub fn mmu_update<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args
             }
             batch.advance(done, size_of::<MmuUpdate>());
             result = result.and(found.map(|_| ()));
-            if result.is_err() || batch.left == 0 {
+            if result.is_err() {
                 break;
             }
+            budget = budget.saturating_sub(done);
         }
         editor.finish();
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 mod batches;
 mod entries;
+mod restarts;
 mod roles;
 mod trust;
 
