@@ -109,7 +109,7 @@ fn mmu_update_restarts_at_every_entry() {
             // The same entries over and over, with other pages: broken before they are made.
             let call = updates(one, 100, |index| (PAGES + (index & 3) * 0x1000) | DATA);
             (0..100).for_each(|index| {
-                one.write(PAGE_OF_OPS + index * 16, &(L3 + (16 + index % 5) * 8).to_le_bytes())
+                one.write(PAGE_OF_OPS + index * 16, &(L3 + (16 + index % 5) * 8).to_le_bytes());
             });
             call
         },
