@@ -57,7 +57,9 @@ fn open(source: &Path, baud: u32) -> Outcome<File> {
     let file = File::open(source).map_err(|error| Failure::usage(format!("cannot open {name}: {error}")))?;
     if file.is_terminal() {
         let mut stty = Command::new("stty");
-        stty.arg("-F").arg(source).args([&baud.to_string(), "raw", "-echo", "-hupcl"]);
+        // `raw` is about lines; 8N1, and no modem to wait for, are not in it.
+        let line = ["raw", "-echo", "-hupcl", "cs8", "-parenb", "-cstopb", "clocal", "cread"];
+        stty.arg("-F").arg(source).arg(baud.to_string()).args(line);
         process::quiet(&mut stty).map_err(|failure| Failure::usage(format!("{name}: {failure}")))?;
     }
     Ok(file)
