@@ -3,6 +3,7 @@
 //! The last line is `N passed, N failed, N skipped`; the exit status is 1 if one failed.
 
 mod attacks;
+mod backpressure;
 mod calls;
 mod card;
 mod conformance;
@@ -113,6 +114,7 @@ fn all() -> Vec<Step> {
         monitor::all(),
         devices::all(),
         keyboard::all(),
+        backpressure::all(),
         shares::all(),
         paging::all(),
         figures::all(),
