@@ -461,7 +461,10 @@ impl Hardware for FakeHardware {
         let mut inner = self.record(Op::TableWrite { table, index, entry });
         let old = inner.ram.entry(table, index);
         inner.tlb.table_written(table, index, old, entry);
-        let Inner { caches, ram, .. } = &mut *inner;
+        let Inner { caches, ram, tlb, .. } = &mut *inner;
+        if !caches.is_handed(table) {
+            tlb.stage2_written(old, entry);
+        }
         caches.table_written(table, entry, ram.frames());
         inner.ram.set_entry(table, index, entry);
     }

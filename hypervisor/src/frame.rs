@@ -177,7 +177,7 @@ pub const NO_ORDER: u8 = 0xFF;
 /// No frame, no home.
 pub(crate) const NO_LINK: u32 = u32::MAX;
 /// References that an entry can count.
-pub const MAX_COUNT: u32 = if cfg!(pavo_tiny_counts) { 6 } else { 0x7FFF_FFFF };
+pub const MAX_COUNT: u32 = 0x7FFF_FFFF;
 /// Machine addresses have at most this many bits: what a stage-2 descriptor holds without `FEAT_LPA`.
 const MACHINE_BITS: u32 = 48;
 /// Tries of a compare-and-exchange that only a fault of ours can make fail (invariant 2).
@@ -289,6 +289,9 @@ pub struct FrameTable {
     entries: &'static [FrameEntry],
     /// Frames by owner (0 the hypervisor and free, else the domain's id and 1) and role.
     totals: [[AtomicU64; Role::ALL.len()]; OWNERS],
+    /// Counters of fewer bits, for tests of what happens when they are full.
+    #[cfg(any(test, feature = "fake"))]
+    most: AtomicU32,
 }
 
 impl FrameTable {
@@ -304,7 +307,28 @@ impl FrameTable {
             base,
             entries,
             totals: [const { [const { AtomicU64::new(0) }; Role::ALL.len()] }; OWNERS],
+            #[cfg(any(test, feature = "fake"))]
+            most: AtomicU32::new(MAX_COUNT),
         })
+    }
+
+    /// References that an entry can count from here on.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn count_to(&self, most: u32) {
+        self.most.store(most, Ordering::Relaxed);
+    }
+
+    /// References that an entry can count.
+    #[cfg(any(test, feature = "fake"))]
+    pub fn most(&self) -> u32 {
+        self.most.load(Ordering::Relaxed)
+    }
+
+    #[cfg(not(any(test, feature = "fake")))]
+    #[inline(always)]
+    #[expect(clippy::unused_self, reason = "as the other")]
+    const fn most(&self) -> u32 {
+        MAX_COUNT
     }
 
     /// The first frame of the table.
@@ -365,7 +389,7 @@ impl FrameTable {
             if state.role != role {
                 return Err(FrameError::WrongRole);
             }
-            if state.count >= MAX_COUNT {
+            if state.count >= self.most() && !crate::seeded!("xsa-249") {
                 return Err(FrameError::TooManyReferences);
             }
             if entry.change(state, FrameState { count: state.count.wrapping_add(1), ..state }) {

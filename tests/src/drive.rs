@@ -83,28 +83,37 @@ pub struct Setup {
     pub domains: u16,
     /// Whether the first one's page tables are checked.
     pub paging: bool,
+    /// How many references a frame may have, if not as many as fit.
+    pub most: Option<u32>,
 }
 
 impl Setup {
     /// Two domains, the first of which has its page tables checked.
-    pub const PAGING: Self = Self { domains: 2, paging: true };
+    pub const PAGING: Self = Self { domains: 2, paging: true, most: None };
+    /// The same with counts of two bits.
+    pub const TINY: Self = Self { most: Some(3), ..Self::PAGING };
 
     /// As it was printed.
     pub fn parse(text: &str) -> Option<Self> {
-        let domains = text.strip_suffix("pv").unwrap_or(text);
-        Some(Self { domains: domains.parse().ok()?, paging: domains != text })
+        let (rest, most) = match text.split_once('t') {
+            Some((rest, most)) => (rest, Some(most.parse().ok()?)),
+            None => (text, None),
+        };
+        let domains = rest.strip_suffix("pv").unwrap_or(rest);
+        Some(Self { domains: domains.parse().ok()?, paging: domains != rest, most })
     }
 }
 
 impl From<u16> for Setup {
     fn from(domains: u16) -> Self {
-        Self { domains, paging: false }
+        Self { domains, paging: false, most: None }
     }
 }
 
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.domains, if self.paging { "pv" } else { "" })
+        write!(f, "{}{}", self.domains, if self.paging { "pv" } else { "" })?;
+        self.most.map_or(Ok(()), |most| write!(f, "t{most}"))
     }
 }
 
@@ -160,6 +169,9 @@ impl Run {
             {
                 vcpu.run.set(hypervisor::vcpu::Run::Running);
             }
+        }
+        if let Some(most) = setup.most {
+            world.machine.frames.table.count_to(most);
         }
         let spec = compare::observe(&world, setup.domains);
         Self { setup, world, spec, calls: 0, told: None, tells: false, states: Vec::new(), steps: 0 }

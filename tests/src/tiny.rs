@@ -1,17 +1,36 @@
-//! A tiny machine, explored: two domains, two pages of RAM and one place without RAM each, a reference each, two ports each.
+//! Tiny machines, explored.
 //!
-//! The states are the specification's, up to the names of frames and handles; each call of `alphabet` is made in each state, on the library and
+//! The states are the specification's, up to the names of frames and handles; each call of an alphabet is made in each state, on the library and
 //! on the specification, compared as always. One machine does it all: it goes from state to state by calls that are known already, to the
 //! nearest state where one has not been made, or gives everything back and begins anew; then it must be as it was.
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt::Write as _;
 
-use crate::drive::{Failure, Run, STEP, Sequence};
+use crate::drive::{Failure, Run, STEP, Sequence, Setup};
 use crate::spec::{Place, Spec};
 
-/// The pages that steps name first, and the first place without RAM.
-const PAGES: [u64; 3] = [0x4_0400, 0x4_0401, 0x5_0000];
-const PORTS: usize = 2;
+mod calls;
+mod tables;
+
+pub use calls::calls;
+pub use tables::tables;
+
+/// A machine, and what can be done on it.
+pub struct Tiny {
+    /// What it is.
+    pub setup: Setup,
+    /// The guest frames that its calls are about.
+    pages: Vec<u64>,
+    /// Every call, as a step of a [`Sequence`].
+    alphabet: Vec<[u8; STEP]>,
+    /// Calls that give everything back, from any state.
+    back: Vec<[u8; STEP]>,
+    /// Whether a call stays inside the machine, in a state.
+    belongs: fn(&Spec, &[u8; STEP]) -> bool,
+}
+
+/// Kind of a step that makes a page.
+const POPULATE: u8 = 0xB8;
 
 /// What was found.
 #[derive(Clone, Copy, Debug)]
@@ -26,85 +45,8 @@ pub struct Explored {
     pub depth: u32,
 }
 
-/// Every call, as a step of a [`Sequence`].
-fn alphabet() -> Vec<[u8; STEP]> {
-    let mut steps = Vec::new();
-    for domain in 0..2 {
-        let who = domain << 4;
-        let other = 1 - domain;
-        let mut add = |bytes: &[u8]| {
-            let mut step = [0; STEP];
-            step[0] = bytes[0];
-            step[1] = who;
-            step[2..=bytes.len()].copy_from_slice(&bytes[1..]);
-            steps.push(step);
-        };
-        // A port for the other domain, and for oneself.
-        add(&[0x00, 0, other]);
-        add(&[0x00, 0, 2]);
-        for port in 1..=2 {
-            add(&[0x10, other, port]);
-            add(&[0x10, domain, port]);
-            add(&[0x2C, port]);
-            add(&[0x38, port]);
-            add(&[0x48, port]);
-            add(&[0x57, port]);
-        }
-        add(&[0x5B]);
-        // Offers of the first page to the other: writable, read-only, none.
-        add(&[0x60, 0, 0, other, 0, 1]);
-        add(&[0x60, 0, 0, other, 4, 1]);
-        add(&[0x60, 0, 0, other, 9, 1]);
-        // The other's reference, mapped for writing and for reading, and given back.
-        add(&[0x70, 0, other, 0x70, 0, 0]);
-        add(&[0x70, 0, other, 0x70, 0, 1]);
-        add(&[0x89, 0, 0, 0xFF]);
-        add(&[0x89, 1, 0, 0xFF]);
-        // Copies from it to the second page, and back.
-        add(&[0x9C, 1, 0, other, 0, 1, 0, 0, 4]);
-        add(&[0x9C, 2, 1, 0, 0, 0, other, 0, 4]);
-        // The first page is given back and had again.
-        add(&[0xC4, 0, 0xFF, 0]);
-        add(&[0xB8, 0, 0]);
-    }
-    steps
-}
-
-/// Calls that give everything back, from any state.
-fn back() -> Vec<[u8; STEP]> {
-    let mut steps = Vec::new();
-    for who in [0x00, 0x10] {
-        let other = 1 - (who >> 4);
-        steps.extend([
-            [0x56, who, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            [0x57, who, 1, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0],
-            [0x57, who, 2, 0xFF, 0, 0, 0, 0, 0, 0, 0, 0],
-            [0x5B, who, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            [0x89, who, 0, 0, 0xFF, 0, 0, 0, 0, 0, 0, 0],
-            [0x89, who, 1, 0, 0xFF, 0, 0, 0, 0, 0, 0, 0],
-            [0xB8, who, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            [0x60, who, 0, 0, other, 9, 0, 0, 0, 0, 0, 0],
-        ]);
-    }
-    // Whoever has mapped something has given it back by now.
-    steps.extend([0x00, 0x10].map(|who| [0x60, who, 0, 0, 1 - (who >> 4), 9, 0, 0, 0, 0, 0, 0]));
-    steps.extend([0x00, 0x10].map(|who| [0x5B, who, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
-    steps
-}
-
-/// Whether a call belongs to the tiny machine in this state: no more than its ports and pages.
-fn belongs(spec: &Spec, step: &[u8; STEP]) -> bool {
-    let domain = spec.of(u16::from(1 + (step[1] >> 4)));
-    match step[0] {
-        0x00 | 0x10 => domain.ports.len() < PORTS,
-        0x57 => domain.ports.contains_key(&u32::from(step[2])),
-        0xB8 => !domain.places.contains_key(&PAGES[0]),
-        _ => true,
-    }
-}
-
 /// A state's name: all that a call may depend on, frames numbered in the order in which they are seen, handles left out.
-fn name(spec: &Spec) -> String {
+fn name(spec: &Spec, pages: &[u64]) -> String {
     let mut frames: BTreeMap<u64, usize> = BTreeMap::new();
     let mut text = String::new();
     for (id, domain) in &spec.domains {
@@ -112,12 +54,18 @@ fn name(spec: &Spec) -> String {
             let next = frames.len();
             *frames.entry(frame).or_insert(next)
         };
-        for gfn in PAGES {
-            let _ = match domain.places.get(&gfn) {
+        for gfn in pages {
+            let _ = match domain.places.get(gfn) {
                 Some(Place::Ram(frame)) => write!(text, "r{} ", number(*frame)),
                 Some(Place::Grant { frame, writable }) => write!(text, "g{}{writable} ", number(*frame)),
                 other => write!(text, "{other:?} "),
             };
+        }
+        if domain.paging.is_some() {
+            for frame in pages.iter().filter_map(|gfn| spec.own(*id, *gfn)) {
+                let held = spec.bytes.get(&frame).map(|bytes| &bytes[..16]);
+                let _ = write!(text, "{:?} {held:?} ", spec.role(*id, frame));
+            }
         }
         for (gref, used) in domain.uses.iter() {
             let _ =
@@ -154,13 +102,13 @@ struct State {
 ///
 /// # Errors
 /// The first difference, with the calls that led there.
-pub fn explore(depth: u32, steps: usize) -> Result<Explored, Box<(Sequence, Failure)>> {
-    let (alphabet, back) = (alphabet(), back());
+pub fn explore(tiny: &Tiny, depth: u32, steps: usize) -> Result<Explored, Box<(Sequence, Failure)>> {
+    let alphabet = &tiny.alphabet;
     let mut made = Vec::new();
-    let mut run = Run::new(2);
-    clean(&mut run, &back, &mut made)?;
+    let mut run = Run::new(tiny.setup);
+    clean(&mut run, tiny, &mut made)?;
     let mut states = vec![State { depth: 0, next: 0, edges: Vec::new() }];
-    let mut names = HashMap::from([(name(&run.spec), 0)]);
+    let mut names = HashMap::from([(name(&run.spec, &tiny.pages), 0)]);
     let (mut at, mut edges) = (0, 0);
     while made.len() < steps {
         // The way to the nearest state with something new to do, from here or from the beginning.
@@ -168,9 +116,9 @@ pub fn explore(depth: u32, steps: usize) -> Result<Explored, Box<(Sequence, Fail
             if at == 0 {
                 break;
             }
-            clean(&mut run, &back, &mut made)?;
-            if names.get(&name(&run.spec)) != Some(&0) {
-                let what = format!("not as it was: {}", name(&run.spec));
+            clean(&mut run, tiny, &mut made)?;
+            if names.get(&name(&run.spec, &tiny.pages)) != Some(&0) {
+                let what = format!("not as it was: {}", name(&run.spec, &tiny.pages));
                 return Err(Box::new(failed(made, what)));
             }
             at = 0;
@@ -186,12 +134,12 @@ pub fn explore(depth: u32, steps: usize) -> Result<Explored, Box<(Sequence, Fail
         };
         for call in calls {
             let step = alphabet[call];
-            if new && !belongs(&run.spec, &step) {
+            if new && !(tiny.belongs)(&run.spec, &step) {
                 continue;
             }
             play(&mut run, step, &mut made)?;
             let next = states.len();
-            let there = *names.entry(name(&run.spec)).or_insert(next);
+            let there = *names.entry(name(&run.spec, &tiny.pages)).or_insert(next);
             if there == next {
                 states.push(State { depth: u32::MAX, next: 0, edges: Vec::new() });
             }
@@ -220,16 +168,10 @@ fn play(run: &mut Run, step: [u8; STEP], made: &mut Vec<[u8; STEP]>) -> Result<(
     run.step(&step).map_err(|what| Box::new(failed(core::mem::take(made), what)))
 }
 
-fn clean(
-    run: &mut Run,
-    back: &[[u8; STEP]],
-    made: &mut Vec<[u8; STEP]>,
-) -> Result<(), Box<(Sequence, Failure)>> {
-    let has_page = |run: &Run, step: &[u8; STEP]| {
-        step[0] == 0xB8 && run.spec.of(u16::from(1 + (step[1] >> 4))).places.contains_key(&PAGES[0])
-    };
-    for step in back {
-        if !has_page(run, step) {
+fn clean(run: &mut Run, tiny: &Tiny, made: &mut Vec<[u8; STEP]>) -> Result<(), Box<(Sequence, Failure)>> {
+    for step in &tiny.back {
+        // A page that is there is not had again.
+        if step[0] != POPULATE || (tiny.belongs)(&run.spec, step) {
             play(run, *step, made)?;
         }
     }

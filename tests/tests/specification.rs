@@ -28,3 +28,9 @@ fn three_domains_do_what_is_specified() {
 fn a_domain_with_checked_page_tables_does_what_is_specified() {
     plays(Setup::PAGING, 200..206, 400);
 }
+
+#[test]
+fn counts_that_are_full_refuse() {
+    plays(Setup::TINY, 300..303, 400);
+    plays(Setup { paging: false, ..Setup::TINY }, 303..305, 400);
+}

@@ -21,7 +21,7 @@ pub(crate) struct Options {
     /// Plant the known bugs one by one, and show by what and after how long each is caught.
     #[arg(long, conflicts_with = "seed")]
     teeth: bool,
-    /// Explore the tiny machine to this depth, and nothing else.
+    /// Explore the tiny machines to this depth, and nothing else.
     #[arg(long, value_name = "DEPTH", conflicts_with_all = ["teeth", "seed"])]
     tiny: Option<u32>,
 }
@@ -35,7 +35,8 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
         return teeth(1, &mut |line| println!("{line}")).map(|line| println!("{line}"));
     }
     if let Some(depth) = options.tiny {
-        return show(&["tiny", &depth.to_string(), "100000000"]);
+        show(&["tiny", "calls", &depth.to_string(), "100000000"])?;
+        return show(&["tiny", "tables", &depth.to_string(), "100000000"]);
     }
     match options.seed.as_deref() {
         Some(seed) if seed.parse::<u64>().is_err() => show(&["replay", seed]),

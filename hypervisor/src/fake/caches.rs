@@ -47,6 +47,11 @@ impl Caches {
         );
     }
 
+    /// Whether a domain has a frame, as far as is known: one that it may use for tables of its own.
+    pub(super) fn is_handed(&self, frame: Mfn) -> bool {
+        self.handed.contains(&frame.get())
+    }
+
     /// A leaf of stage 2 hands frames to a domain: memory has all that was written to them.
     pub(super) fn table_written(&mut self, table: Mfn, entry: u64, ram: &core::ops::Range<u64>) {
         // A table is no domain's to see.

@@ -237,6 +237,19 @@ impl Tlb {
         }
     }
 
+    /// A leaf of stage 2 is written: a page that the guest may write from here on is none by which a TLB walks.
+    pub(super) fn stage2_written(&self, old: u64, new: u64) {
+        const WRITE: u64 = 1 << 7;
+        if old & new & VALID != 0 && !old & new & WRITE != 0 {
+            let page = (new & ADDRESS) >> 12;
+            let walked = |found: &Stage1| found.path.iter().any(|(frame, ..)| *frame == page);
+            assert!(
+                !self.first.values().any(walked),
+                "frame {page:#x} can be written while a TLB walks by it"
+            );
+        }
+    }
+
     pub(super) fn flush_page(&mut self, vmid: Vmid, ipa: Ipa) {
         self.entries.remove(&(vmid.0, ipa.frame().base().get()));
         self.first.retain(|(of, ..), _| *of != vmid.0);

@@ -1,7 +1,7 @@
 //! The driver behind `cargo xtask fuzz`: random sequences of calls, on the shipping library and on the specification at once.
 //!
-//! `random SECONDS SEED` plays the sequences of seed after seed, `replay SEQUENCE` one, as it was printed, and tells its steps; `tiny DEPTH CALLS`
-//! explores the tiny machine. Built with the feature `seeded`: `bugs` names the known bugs, `plant NAME SECONDS` puts one back and
+//! `random SECONDS SEED` plays the sequences of seed after seed, `replay SEQUENCE` one, as it was printed, and tells its steps; `tiny calls|tables
+//! DEPTH CALLS` explores a tiny machine. Built with the feature `seeded`: `bugs` names the known bugs, `plant NAME SECONDS` puts one back and
 //! succeeds if that is found.
 #![allow(clippy::expect_used, reason = "a tool of the tests")]
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pavo_tests::drive::{Failure, Run, Sequence, Setup, shrink};
-use pavo_tests::tiny::explore;
+use pavo_tests::tiny::{Tiny, calls, explore, tables};
 
 /// Steps of a sequence: long enough to fill tables, short enough that what fails is shrunk quickly.
 const STEPS: usize = 2000;
@@ -33,11 +33,12 @@ fn main() -> ExitCode {
         ["replay", sequence] => {
             let (setup, sequence) = sequence.split_once(':').unwrap_or(("2", sequence));
             let sequence = Sequence::parse(sequence).expect("a sequence as it was printed");
-            replay(Setup::parse(setup).expect("domains, and `pv` behind them or not"), &sequence)
+            replay(Setup::parse(setup).expect("domains, then `pv`, then `t` and a count, or not"), &sequence)
         }
-        ["tiny", depth, calls] => tiny(
+        ["tiny", which, depth, most] => tiny(
+            &if which == "tables" { tables() } else { calls() },
             u32::try_from(number(depth)).expect("a depth"),
-            usize::try_from(number(calls)).expect("a number of calls"),
+            usize::try_from(number(most)).expect("a number of calls"),
         ),
         #[cfg(feature = "seeded")]
         ["bugs"] => {
@@ -49,7 +50,9 @@ fn main() -> ExitCode {
         #[cfg(feature = "seeded")]
         ["plant", name, seconds] => plant(name, Duration::from_secs(number(seconds))),
         _ => {
-            eprintln!("fuzz random SECONDS SEED | replay [DOMAINS[pv]:]SEQUENCE | tiny DEPTH CALLS");
+            eprintln!(
+                "fuzz random SECONDS SEED | replay [DOMAINS[pv][tCOUNT]:]SEQUENCE | tiny calls|tables DEPTH CALLS"
+            );
             ExitCode::from(2)
         }
     }
@@ -76,16 +79,22 @@ fn watch(what: &'static str, code: ExitCode) {
     });
 }
 
-/// Two domains, every fourth time three; every other time with checked page tables.
-const fn setup(seed: u64) -> Setup {
-    Setup { domains: if seed % 4 == 3 { 3 } else { 2 }, paging: seed.is_multiple_of(2) }
+/// Two domains, every fourth time three; every other time with checked page tables; every fourth with tiny counters.
+fn setup(seed: u64) -> Setup {
+    let paging = seed.is_multiple_of(2);
+    Setup { domains: if seed % 4 == 3 { 3 } else { 2 }, paging, most: matches!(seed % 8, 5 | 6).then_some(3) }
 }
 
 /// Plays the sequences of seed after seed; hypercalls and sequences, or the first that fails.
-fn play(time: Duration, seed: u64, steps: usize) -> Result<(u64, u64), (Setup, Sequence, Failure)> {
+fn play(
+    time: Duration,
+    so_far: fn(Instant) -> Duration,
+    seed: u64,
+    steps: usize,
+) -> Result<(u64, u64), (Setup, Sequence, Failure)> {
     let start = Instant::now();
     let (mut calls, mut sequences) = (0, 0);
-    while start.elapsed() < time {
+    while so_far(start) < time {
         let seed = seed.wrapping_add(sequences);
         let sequence = Sequence::of_seed(seed, steps);
         match Run::play(setup(seed), &sequence, false) {
@@ -99,7 +108,7 @@ fn play(time: Duration, seed: u64, steps: usize) -> Result<(u64, u64), (Setup, S
 }
 
 fn random(time: Duration, seed: u64) -> ExitCode {
-    match play(time, seed, STEPS) {
+    match play(time, |start| start.elapsed(), seed, STEPS) {
         Ok((calls, sequences)) => {
             let calls_made = f64::from(u32::try_from(calls).unwrap_or(u32::MAX));
             let rate = cpu_seconds().map_or(String::new(), |seconds| {
@@ -133,8 +142,8 @@ fn replay(setup: Setup, sequence: &Sequence) -> ExitCode {
     }
 }
 
-fn tiny(depth: u32, calls: usize) -> ExitCode {
-    match explore(depth, calls) {
+fn tiny(tiny: &Tiny, depth: u32, calls: usize) -> ExitCode {
+    match explore(tiny, depth, calls) {
         Ok(found) => {
             println!(
                 "{} states, each call made in each to depth {}: {} calls, {} with the ways between",
@@ -144,8 +153,8 @@ fn tiny(depth: u32, calls: usize) -> ExitCode {
         }
         Err(failed) => {
             println!("step {}: {}", failed.1.step, failed.1.what);
-            let (small, _) = shrink(2, &failed.0, &failed.1);
-            replay(2.into(), &small)
+            let (small, _) = shrink(tiny.setup, &failed.0, &failed.1);
+            replay(tiny.setup, &small)
         }
     }
 }
@@ -156,19 +165,26 @@ fn plant(name: &str, time: Duration) -> ExitCode {
     assert!(hypervisor::seeded::plant(name), "there is no bug {name}");
     watch("a call never ends", ExitCode::SUCCESS);
     let start = Instant::now();
-    match play(time, 1, STEPS) {
+    match play(time, spent, 1, STEPS) {
         Ok((calls, _)) => {
             println!("{:>7} | not caught in {calls} calls", "-");
             ExitCode::FAILURE
         }
         Err((_, _, failure)) => {
-            let after = start.elapsed().as_secs_f64();
+            let after = spent(start).as_secs_f64();
             let steps = failure.step + 1;
             let what = failure.what.lines().last().unwrap_or_default();
             println!("{after:6.2} s  | call {steps}: {what}");
             ExitCode::SUCCESS
         }
     }
+}
+
+#[cfg(feature = "seeded")]
+/// How long this process has been at it: on a machine that does other things too, what it has had of a CPU.
+fn spent(start: Instant) -> Duration {
+    let elapsed = start.elapsed();
+    cpu_seconds().map_or(elapsed, |seconds| elapsed.min(Duration::from_secs_f64(seconds)))
 }
 
 /// What this process has had of a CPU, where the system tells (Linux: user time, in hundredths of a second).

@@ -5,7 +5,7 @@ use hypervisor::addr::{FrameAddr, Gfn, Mfn};
 use hypervisor::domain::{Domain, Life};
 use hypervisor::evtchn::{PortKind, check_channels, find};
 use hypervisor::fake::World;
-use hypervisor::frame::{MAX_COUNT, Role};
+use hypervisor::frame::Role;
 use hypervisor::grant::Track;
 use hypervisor::selfcheck::{check_counts, check_mappings_of};
 use hypervisor::stage2::{Entry as TableEntry, Kind, walk};
@@ -26,7 +26,7 @@ const FIRST_PORTS: u32 = 64;
 
 /// The specification of a machine as it was built: what RAM it has, and where.
 pub(super) fn observe(world: &World, domains: u16) -> Spec {
-    let mut spec = Spec { most_references: MAX_COUNT, ..Spec::default() };
+    let mut spec = Spec { most_references: world.machine.frames.table.most(), ..Spec::default() };
     for id in 1..=domains {
         let domain = world.domain(id);
         let places = places(world, domain);

@@ -109,7 +109,9 @@ impl Run {
             (20, _) => (data, n.one(&[0x3000, 0x3001, 0x2_2000, 0x3_8000, 0x3_FFFF, 0x4_FFFF, 1 << 28])),
             (21, _) => (2, n.gfn()),
             (22, _) => (PAGE | UXN | 1 << 55, self.page(id, n, |role| role == Some(Role::KernelText))),
+            (24, _) => (PAGE | UXN | EL0, self.page(id, n, |role| role == Some(Role::KernelText))),
             (23, 3) => (data | 1 << 56 | EL0, self.page(id, n, |role| role.is_none())),
+            // From 25 on, at level 3; 23 at others.
             _ => return 0,
         };
         let extra = if how >> 5 == 7 { 1 << n.below(64) } else { 0 };
@@ -251,7 +253,8 @@ impl Run {
             }
             0x75..0x9C => self.update(who, n),
             0x9C..0xB0 => self.update_address(who, n),
-            0xB0..0xBE => self.take_root(who, n),
+            0xB0..0xBC => self.take_root(who, n),
+            0xBC | 0xBD => self.leave_root(who, n),
             0xBE..0xC8 => {
                 let copies = n.below(2) == 1;
                 let to = self.page(id, n, |role| role.is_none());
@@ -319,9 +322,8 @@ impl Run {
     /// Where a request of `mmu_update` writes, and what.
     fn request(&self, id: u16, n: &mut Numbers<'_>) -> (u64, u64) {
         let gfn = self.page(id, n, is_table);
-        let level = match self.domain_role(id, gfn) {
-            Some(Role::Table(level)) => level,
-            _ => n.below(4),
+        let level = match (self.domain_role(id, gfn), n.below(4)) {
+            (Some(Role::Table(level)), _) | (_, level) => level,
         };
         let low = n.one(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 4, 7]);
         (address(gfn) + 8 * n.one(&INDICES) as u64 + low, self.new_entry(id, level, n))
@@ -450,6 +452,25 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// A vCPU that has used its root for the lower half takes another; the old one is data again, and is written.
+    fn leave_root(&mut self, who: (u16, u32), n: &mut Numbers<'_>) -> Result<(), String> {
+        let (id, vcpu) = who;
+        let paging = self.spec.of(id).paging.as_ref().expect("it has them");
+        let Some(old) = paging.roots[vcpu as usize][0] else { return Ok(()) };
+        let gfn = self.page(id, n, |role| role.is_none());
+        if !self.fill(id, gfn, &[0; 4096]) {
+            return Ok(());
+        }
+        self.tell(|| format!("d{id}v{vcpu} leaves its root {:#x} for {gfn:#x}", old.gfn));
+        self.change(who, PIN[0], gfn, false, |spec, seen| spec.pin_table(id, gfn, 0, seen))?;
+        // From here on nothing flushes but the unpin.
+        self.guest_accesses(who, &mut Numbers(&[]))?;
+        let wanted = self.spec.take_root(id, vcpu, 0, gfn, 7, [0; 3]);
+        self.ext_is(who, (NEW_BASE[0], gfn, 7), &wanted)?;
+        self.change(who, UNPIN, old.gfn, false, |spec, seen| spec.unpin_page(id, old.gfn, seen))?;
+        self.store_word(id, old.gfn, 8 * n.one(&INDICES), 0)
     }
 
     fn fixed(&self, id: u16) -> Option<[u64; 3]> {

@@ -54,6 +54,15 @@ impl Spec {
         domain.highest = domain.highest.max(gfn);
     }
 
+    /// Nothing is in these places any more: those of an extent that was populated, failed in the middle and was undone.
+    pub fn empty(&mut self, id: Dom, gfns: Vec<Gfn>) {
+        let domain = self.of_mut(id);
+        for gfn in gfns {
+            domain.places.remove(&gfn);
+            domain.highest = domain.highest.max(gfn);
+        }
+    }
+
     /// Whether a domain may have so many frames more.
     pub fn may_have(&self, who: Dom, frames: u64) -> bool {
         let domain = self.of(who);

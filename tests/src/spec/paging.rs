@@ -11,6 +11,8 @@ use super::{Dom, Frame, GFN_LIMIT, Gfn, Place, Spec, Watched};
 
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
+/// A page that the hypervisor shows: which frame it is, is not specified.
+pub const SHOWN: Frame = Frame::MAX;
 /// Emulated devices, and room for grants: data may be mapped there though nothing is.
 const BELOW_RAM: core::ops::Range<Gfn> = 0x3001..0x4_0000;
 
@@ -439,12 +441,13 @@ impl Spec {
             return Err(Errno::Ebusy);
         }
         if ends {
-            if paging.on.iter().enumerate().any(|(other, on)| *on && other != vcpu as usize) {
+            let lower = lower.ok_or(Errno::Einval)?;
+            let others = paging.on.iter().enumerate().any(|(other, on)| *on && other != vcpu as usize);
+            if !refer(lower.frame) || !refer(frame) || others {
                 return Err(Errno::Ebusy);
             }
-            let lower = lower.filter(|_| sound(controls)).ok_or(Errno::Einval)?;
-            if !refer(lower.frame) || !refer(frame) {
-                return Err(Errno::Ebusy);
+            if !sound(controls) {
+                return Err(Errno::Einval);
             }
         }
         let root = Root { frame, gfn, asid };
@@ -537,7 +540,8 @@ impl Spec {
                 Some(Role::Table(_) | Role::Between { .. }) => (*frame, false, false),
             },
             Some(Place::Grant { frame, writable }) => (*frame, *writable, false),
-            Some(Place::Shared(_)) | None => return Err(2),
+            Some(Place::Shared(_)) => (SHOWN, true, false),
+            None => return Err(2),
         };
         let refused = (how == Access::Write && !writable) || (executes && !executable);
         if refused { Err(2) } else { Ok(frame) }

@@ -14,7 +14,16 @@ pub(super) fn all() -> Vec<Step> {
             Level::Default,
             said(&["random", "20", "1"]),
         ),
-        Step::new("tiny machine: every call in every state", Level::Default, said(&["tiny", "4", "2000000"])),
+        Step::new(
+            "tiny machine: every call in every state",
+            Level::Default,
+            said(&["tiny", "calls", "4", "2000000"]),
+        ),
+        Step::new(
+            "tiny machine: page tables of two levels",
+            Level::Default,
+            said(&["tiny", "tables", "3", "2000000"]),
+        ),
         Step::new("known bugs are caught, a sample", Level::Default, || {
             fuzz::teeth(4, &mut |_| {}).map(Found::Good)
         }),
@@ -24,7 +33,12 @@ pub(super) fn all() -> Vec<Step> {
         Step::new("the library under Miri", Level::Full, models::miri),
         Step::new("models: each ordering taken away", Level::Full, || models::explore(Orderings::All)),
         Step::new("random calls, ten minutes", Level::Full, said(&["random", "600", "1000000"])),
-        Step::new("tiny machine, deeper", Level::Full, said(&["tiny", "6", "20000000"])),
+        Step::new("tiny machine, deeper", Level::Full, said(&["tiny", "calls", "6", "20000000"])),
+        Step::new(
+            "tiny machine: page tables, deeper",
+            Level::Full,
+            said(&["tiny", "tables", "4", "20000000"]),
+        ),
         Step::new("known bugs are caught", Level::Full, || {
             fuzz::teeth(1, &mut |line| println!("         | {line}")).map(Found::Good)
         }),

@@ -94,7 +94,7 @@ impl Run {
         let size = 1 << order;
         let gfns = (0..count).map(|index| first.wrapping_add(index * size));
         let result = self.reservation(who, 6, gfns, order, count)?;
-        let (mut done, mut pages) = (0, Vec::new());
+        let (mut done, mut pages, mut undone) = (0, Vec::new(), Vec::new());
         'extents: for extent in 0..count {
             if !self.spec.may_have(id, size + pages.len() as u64) {
                 break;
@@ -102,12 +102,14 @@ impl Run {
             for page in 0..size {
                 let gfn = first.wrapping_add(extent * size + page);
                 if gfn >= GFN_LIMIT || self.spec.is_held(id, gfn) {
+                    undone = pages.split_off(pages.len() - page as usize);
                     break 'extents;
                 }
                 pages.push(gfn);
             }
             done += 1;
         }
+        self.spec.empty(id, undone);
         for gfn in pages {
             let mapping = self.guest(id, vcpu).mapping(gfn).ok_or("populate: nothing is there")?;
             self.spec.gain(id, mapping.mfn.get(), Some(gfn))?;

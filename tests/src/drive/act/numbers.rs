@@ -3,7 +3,7 @@ use super::{HOLE, RAM_POOL};
 use crate::spec::{GFN_LIMIT, SELF};
 
 /// The numbers of a step, one after the other; zero when there are no more.
-pub(in crate::drive) struct Numbers<'a>(pub(super) &'a [u8]);
+pub(in crate::drive) struct Numbers<'a>(pub(in crate::drive) &'a [u8]);
 
 impl Numbers<'_> {
     pub(in crate::drive) fn next(&mut self) -> u8 {

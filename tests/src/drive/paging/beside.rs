@@ -1,6 +1,7 @@
 //! What a guest does about its page tables beside calls, and what stage 2 makes of their roles.
 use hypervisor::addr::{Ipa, Mfn};
 use hypervisor::fake::{GuestAccess, GuestFault};
+use hypervisor::frame::Role as Found;
 use hypervisor::hardware::Hardware;
 use hypervisor::pagetable::control::{Controls, Register};
 use hypervisor::pagetable::start;
@@ -10,8 +11,7 @@ use hypervisor::vcpu::Run as RunState;
 use super::super::Run;
 use super::super::act::{Numbers, address};
 use super::{INDICES, PIN};
-use crate::spec::Place;
-use crate::spec::paging::{Access, Role, Root, permits};
+use crate::spec::paging::{Access, Role, Root, SHOWN, permits};
 
 impl Run {
     /// The guest uses an address: by its own tables, stage 2, and what the TLB remembers of both.
@@ -41,21 +41,16 @@ impl Run {
             GuestFault::Stage2 => 2,
         });
         let wanted = self.spec.access(id, vcpu, va, how);
-        // What the hypervisor shows is not the specification's to number.
-        if found == wanted || (wanted == Err(2) && found.is_ok() && !executes && self.is_shown(id, va, vcpu))
-        {
+        let table = &self.world.machine.frames.table;
+        let shown = |frame: u64| {
+            Mfn::new(frame).and_then(|mfn| table.state(mfn)).is_some_and(|it| it.role == Found::Shared)
+        };
+        let found = found.map(|frame| if shown(frame) { SHOWN } else { frame });
+        if found == wanted {
             Ok(())
         } else {
             Err(format!("{how:?} at {va:#x}: {found:x?}, specified {wanted:x?}"))
         }
-    }
-
-    /// Whether an address leads to a page of the hypervisor's.
-    fn is_shown(&self, id: u16, va: u64, vcpu: u32) -> bool {
-        let Ok(at) = self.spec.entry_of(id, vcpu, va) else { return false };
-        let Some(frame) = self.spec.own(id, at >> 12) else { return false };
-        let gfn = (self.spec.entry(frame, (at & 0xFFF) as usize / 8) & 0xFFFF_FFFF_F000) >> 12;
-        matches!(self.spec.of(id).places.get(&gfn), Some(Place::Shared(_)))
     }
 
     /// The guest writes a control of its translation.
