@@ -286,7 +286,8 @@ fn place<H: Hardware>(
     }
     let gfn = Gfn::new(number).ok_or(Errno::Einval)?;
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
-    if slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place()) {
+    let held = || slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place());
+    if !crate::seeded!("replace-table") && held() {
         return Err(Errno::Ebusy);
     }
     if let Some(replaced) = slot.commit(&machine.hw, frame, Kind::Shared) {
@@ -309,9 +310,9 @@ pub fn remove_from_physmap<H: Hardware>(
     let gfn = Gfn::new(request.gpfn).ok_or(Errno::Enoent)?;
     let mut state = domain.state.lock();
     match state.stage2.lookup(&machine.hw, gfn).ok_or(Errno::Enoent)?.kind {
-        Kind::Ram | Kind::Data | Kind::Shared => {}
         Kind::GrantWritable | Kind::GrantReadOnly if crate::seeded!("remove-grant") => {}
-        Kind::Table | Kind::Text => return Err(Errno::Ebusy),
+        Kind::Table | Kind::Text if !crate::seeded!("remove-table") => return Err(Errno::Ebusy),
+        Kind::Ram | Kind::Data | Kind::Shared | Kind::Table | Kind::Text => {}
         Kind::GrantWritable | Kind::GrantReadOnly | Kind::Device => return Err(Errno::Enoent),
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;

@@ -20,6 +20,7 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
+use crate::stage2::Kind;
 
 /// Which way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -242,7 +243,8 @@ fn decrease<H: Hardware>(
     state: &mut DomainState,
     gfn: Gfn,
 ) -> Result<(), Failure> {
-    let there = state.stage2.lookup(&machine.hw, gfn).filter(|there| there.kind.is_own_data());
+    let taken = |kind: Kind| kind.is_own_data() || (crate::seeded!("decrease-table") && kind == Kind::Table);
+    let there = state.stage2.lookup(&machine.hw, gfn).filter(|there| taken(there.kind));
     let mfn = there.ok_or(Failure::Refused)?.mfn;
     // References are taken under the domain's lock: none comes from here on.
     let in_use = machine.frames.table.state(mfn).is_none_or(|frame| frame.count != 0);

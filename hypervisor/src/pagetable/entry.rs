@@ -167,16 +167,19 @@ pub(super) fn decode(entry: u64, level: Level) -> Option<Target> {
     if marked && level != Level::Three {
         return (entry & !LINK == 0).then_some(Target::Counted(gfn, level.linked()?));
     }
-    if marked != (level == Level::Three) || entry & !LEAF != 0 {
+    let leaf = if crate::seeded!("xsa-182") { LEAF | 1 << 51 } else { LEAF };
+    if marked != (level == Level::Three) || entry & !leaf != 0 {
         return None;
     }
-    if !gfn.is_aligned(level.leaf_bits()?.wrapping_sub(PAGE_SHIFT)) {
+    if !gfn.is_aligned(level.leaf_bits()?.wrapping_sub(PAGE_SHIFT)) && !crate::seeded!("xsa-148") {
         return None;
     }
     match (entry & PXN != 0, entry & UXN != 0) {
         (true, true) => Some(Target::Data(gfn)),
         // Text has pages of its own; what EL1 executes, EL0 has no access to.
-        (false, true) if level == Level::Three && entry & EL0 == 0 => {
+        (false, true)
+            if level == Level::Three && (entry & EL0 == 0 || crate::seeded!("kernel-text-of-el0")) =>
+        {
             Some(Target::Counted(gfn, Role::KernelText))
         }
         (true, false) if level == Level::Three => Some(Target::Counted(gfn, Role::UserText)),
@@ -195,12 +198,22 @@ pub(super) fn hold<H: Hardware>(machine: &Machine<H>, domain: &Domain, target: T
         Target::Data(_) if !super::CHECKED => Ok(()),
         // What EL2 emulates is nothing to stage 2, and where grants come later there may be nothing yet.
         Target::Data(gfn) if layout::BELOW_RAM.contains(&gfn.base().get()) => Ok(()),
+        Target::Data(_) if crate::seeded!("xsa-248") => Ok(()),
         Target::Data(gfn) => at(machine, domain, gfn).map(|_| ()),
         Target::Counted(gfn, role) => {
             let mfn = at(machine, domain, gfn)?;
+            if crate::seeded!("execute-data") && Level::of(role).is_none() {
+                return Ok(());
+            }
+            let role = if crate::seeded!("xsa-240") { table_at(machine, mfn).unwrap_or(role) } else { role };
             super::role::refer(machine, domain, mfn, role)
         }
     }
+}
+
+/// The role of a table, whatever its level.
+fn table_at<H: Hardware>(machine: &Machine<H>, mfn: Mfn) -> Option<Role> {
+    machine.frames.table.state(mfn).map(|state| state.role).filter(|role| Level::of(*role).is_some())
 }
 
 /// Gives back what [`hold`] took.

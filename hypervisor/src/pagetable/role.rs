@@ -107,6 +107,8 @@ fn promote<H: Hardware>(
 ) -> Result<(), Errno> {
     let shared = domain.paging().ok_or(Errno::Enosys)?;
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
+    // The frame's users are forgotten, so that it may become a table.
+    while crate::seeded!("xsa-288") && machine.frames.table.release(mfn).is_ok() {}
     if !slot.current(&machine.hw).is_some_and(|there| there.kind.is_own_data() && there.mfn == mfn) {
         return Err(Errno::Einval);
     }
@@ -115,7 +117,9 @@ fn promote<H: Hardware>(
         let _writes = shared.writes.lock();
         slot.protect(&machine.hw, kind);
     }
-    machine.hw.clean_to_memory(mfn);
+    if !crate::seeded!("xsa-402") {
+        machine.hw.clean_to_memory(mfn);
+    }
     Ok(())
 }
 
@@ -132,7 +136,9 @@ fn demote<H: Hardware>(
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
     machine.frames.table.retype(mfn, domain.id, from, Role::Data).map_err(Errno::from)?;
     machine.frames.table.set_progress(mfn, NO_LINK);
-    machine.hw.flush_stage1(domain.vmid);
+    if !crate::seeded!("xsa-292") {
+        machine.hw.flush_stage1(domain.vmid);
+    }
     slot.protect(&machine.hw, Kind::Data);
     Ok(())
 }
@@ -167,7 +173,7 @@ pub(super) fn pin<H: Hardware>(
             if of != Some(level) {
                 return Err(Errno::Ebusy);
             }
-            done
+            if crate::seeded!("xsa-309") { 0 } else { done }
         }
         Role::Releasing => return failed(machine, domain, state, gfn, mfn),
         // Done already, perhaps by another vCPU that went on with it.
@@ -189,7 +195,8 @@ pub(super) fn pin<H: Hardware>(
             .and_then(|target| entry::hold(machine, domain, target));
         if held.is_err() {
             table.retype(mfn, domain.id, Role::Validating, Role::Releasing).map_err(Errno::from)?;
-            note(machine, mfn, level, index);
+            let held = if crate::seeded!("xsa-299") { 0 } else { index };
+            note(machine, mfn, level, held);
             return failed(machine, domain, state, gfn, mfn);
         }
     }
@@ -255,12 +262,19 @@ pub(super) fn unpin<H: Hardware>(
     match (role, Level::of(role)) {
         _ if !super::CHECKED => return Ok(Step::Done),
         (_, Some(level)) => {
+            // Links to it are forgotten.
+            while crate::seeded!("unpin-linked") && machine.frames.table.release(mfn).is_ok() {}
             machine.frames.table.retype(mfn, domain.id, role, Role::Releasing).map_err(|_| Errno::Ebusy)?;
             note(machine, mfn, level, ALL);
         }
         (Role::Validating, None) => {
             let retyped = machine.frames.table.retype(mfn, domain.id, role, Role::Releasing);
             retyped.map_err(Errno::from)?;
+            if crate::seeded!("xsa-310")
+                && let Some(level) = noted(machine, mfn).0
+            {
+                note(machine, mfn, level, ALL);
+            }
         }
         (Role::Releasing, None) => {}
         (Role::KernelText | Role::UserText, None) => {

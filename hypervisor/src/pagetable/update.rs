@@ -67,7 +67,7 @@ impl<'a, H: Hardware> Editor<'a, H> {
                     || entry::differ_in_permissions(old, new))
             {
                 let before = !entry::is_empty(old);
-                self.stale |= before && old != new;
+                self.stale |= before && old != new && !crate::seeded!("xsa-286");
                 self.made |= !before && !entry::is_empty(new);
                 hw.table_write(table, index, new);
                 return Ok(());
@@ -79,7 +79,7 @@ impl<'a, H: Hardware> Editor<'a, H> {
     /// Writes any entry.
     #[inline(never)]
     fn write_any(&mut self, at: u64, new: u64) -> Result<(), Errno> {
-        if at & 7 != NORMAL_PT_UPDATE {
+        if at & 7 != NORMAL_PT_UPDATE && !(crate::seeded!("xsa-227") && at.trailing_zeros() >= 2) {
             // Another command, or no entry begins there.
             return Err(if at.trailing_zeros() >= 2 { Errno::Einval } else { Errno::Enosys });
         }
@@ -102,15 +102,16 @@ impl<'a, H: Hardware> Editor<'a, H> {
                 self.made = true;
             }
         } else {
-            if !entry::is_empty(new) && !entry::differ_in_permissions(old, new) {
+            let breaks = !crate::seeded!("change-unbroken");
+            if breaks && !entry::is_empty(new) && !entry::differ_in_permissions(old, new) {
                 hw.table_write(table, index, 0);
                 self.stale = true;
                 self.flush();
                 self.made = true;
             } else {
-                self.stale = true;
+                self.stale |= !crate::seeded!("xsa-286");
             }
-            if let Some(left) = entry::decode(old, level) {
+            if let Some(left) = entry::decode(old, level).filter(|_| !crate::seeded!("xsa-291")) {
                 entry::release(self.machine, self.domain, left);
             }
         }
@@ -124,7 +125,7 @@ impl<'a, H: Hardware> Editor<'a, H> {
         let (mfn, role) = super::role::check_own(self.machine, self.domain, gfn)?;
         let level = match Level::of(role) {
             Some(level) => level,
-            None if super::CHECKED => return Err(Errno::Einval),
+            None if super::CHECKED && !crate::seeded!("update-data") => return Err(Errno::Einval),
             None => Level::Three,
         };
         self.table = Some((gfn, mfn, level));
@@ -171,7 +172,7 @@ pub fn mmu_update<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args
             let mut done: u32 = 0;
             for request in requests.iter().take(found.unwrap_or(0)) {
                 result = editor.write(request.ptr, request.val);
-                if result.is_err() {
+                if result.is_err() && !crate::seeded!("batch-count") {
                     break;
                 }
                 done = done.wrapping_add(1);
@@ -220,6 +221,7 @@ pub fn update_va_mapping<H: Hardware>(machine: &Machine<H>, current: &Current<'_
     }
     // 48 bits, sign-extended: the lower half, or the upper.
     let half = super::Half::of(va).ok_or(Errno::Einval)?;
+    let half = if crate::seeded!("xsa-294") { super::Half::Lower } else { half };
     let root = paging.root(current.vcpu, half).ok_or(Errno::Einval)?;
     let (mut table, mut mfn) = (root.gfn, root.mfn);
     for level in [Level::Zero, Level::One, Level::Two] {

@@ -11,7 +11,9 @@ impl Slot {
     pub fn protect<H: Hardware>(self, hw: &H, kind: Kind) {
         if let Some(there) = self.current(hw) {
             hw.table_write(self.table, self.index, Descriptor::leaf(there.mfn, kind, LAST_LEVEL).raw());
-            hw.flush_page(self.vmid, self.ipa());
+            if !crate::seeded!("xsa-408") {
+                hw.flush_page(self.vmid, self.ipa());
+            }
         }
     }
 }
