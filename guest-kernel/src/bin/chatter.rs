@@ -3,7 +3,7 @@
 #![no_main]
 use core::time::Duration;
 
-use guest_kernel::{Guest, println, time};
+use guest_kernel::{Guest, hypercall, println, time};
 use pv_abi::Errno;
 
 guest_kernel::main!(main);
@@ -12,7 +12,7 @@ fn main(guest: &Guest) -> Result<(), Errno> {
     let args = guest.args();
     let from = Duration::from_millis(args.number("from").unwrap_or(0));
     while time::now().since_start() < from {
-        core::hint::spin_loop();
+        hypercall::sched_yield()?;
     }
     for line in 0..args.number("lines").unwrap_or(100) {
         println!("line {line:06} {:.<48}", "");
