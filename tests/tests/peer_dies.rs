@@ -276,15 +276,17 @@ fn dies(world: &World, victim: u16, before: usize, apart: u32) {
     assert!(take_apart(world, 10_000));
     assert_eq!(world.domain(victim).life.stage(), Stage::Dead);
     // Half of the time it lives again while the other still holds pages of its last life.
-    if before % 2 == 0 {
+    if before.is_multiple_of(2) {
         build(world, victim);
         world.guest_write(victim, PAGES[0], b"second");
     }
     talk.shows();
-    AT.iter().for_each(|at| talk.unmap(survivor, *at));
+    for at in AT {
+        talk.unmap(survivor, at);
+    }
     close(&mut talk, survivor);
     (8..12).for_each(|gref| talk.revoke(survivor, gref));
-    if before % 2 == 1 {
+    if !before.is_multiple_of(2) {
         build(world, victim);
     }
     take_apart(world, 100);
@@ -294,7 +296,9 @@ fn dies(world: &World, victim: u16, before: usize, apart: u32) {
 /// The conversation as it is when nobody dies.
 fn whole(world: &World) {
     let mut talk = Talk { world, gone: None, held: Vec::new(), ports: [None; 3], wrote: false };
-    STEPS.iter().for_each(|(_, step)| step(&mut talk));
+    for (_, step) in &STEPS {
+        step(&mut talk);
+    }
     talk.revoke(2, 8);
     assert!(talk.held.is_empty());
     world.check();

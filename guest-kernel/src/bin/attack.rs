@@ -4,7 +4,8 @@
 //! What a case may not do is end this guest, or harm the hypervisor or another guest; the guests that run beside it (`victim`) and the
 //! hypervisor's own counters say whether it did.
 //!
-//! Command line: `only=` a family; `ledger=1` asks the control domain after each case whether everything is as it was; `step=` pages from one that is tried to the next (1); `peer=` the id of a domain to molest.
+//! Command line: `only=` a family; `ledger=1` asks the control domain after each case whether everything is as it was; `step=` pages from one that is tried to the next (1); `peer=` the id of a domain to molest;
+//! `mate=` that of one which the control domain destroys time and again, which is this guest as `role=mate`.
 #![no_std]
 #![no_main]
 #![allow(clippy::cast_possible_truncation, reason = "usize has 64 bits on the one target")]
@@ -21,6 +22,7 @@ mod attack {
     pub(crate) mod instruction;
     pub(crate) mod interrupts;
     pub(crate) mod ledger;
+    pub(crate) mod mate;
     pub(crate) mod pool;
     pub(crate) mod registers;
     pub(crate) mod revoke;
@@ -29,14 +31,24 @@ mod attack {
 }
 
 use attack::ledger::Ledger;
-use attack::{addresses, calls, counts, handles, immediates, interrupts, registers, revoke, states, storms};
+use attack::{
+    addresses, calls, counts, handles, immediates, interrupts, mate, registers, revoke, states, storms,
+};
 use guest_kernel::Guest;
 use guest_kernel::attempt::{Code, Window};
+use pv_abi::DomId;
 use tap::{Failed, Tap};
 
 guest_kernel::main!(main);
 
+fn peer(guest: &Guest) -> Option<DomId> {
+    guest.args().number("peer").and_then(|id| u16::try_from(id).ok()).map(DomId)
+}
+
 fn main(guest: &Guest) -> Result<(), Failed> {
+    if let Some(peer) = guest.args().text("role").and(peer(guest)) {
+        mate::live(peer);
+    }
     let mut tap = Tap::new(guest.args().text("only"));
     let (Some(mut code), Some(mut window)) = (Code::take(), Window::take()) else {
         tap.that("room for instructions", false);
@@ -55,6 +67,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         calls::check(tap, guest);
     });
     tap.family("revoke", |tap| revoke::check(tap, guest));
+    tap.family("mate", |tap| mate::check(tap, guest, &ledger));
     tap.family("storms", |tap| storms::check(tap, guest));
     tap.family("interrupts", |tap| interrupts::check(tap, &mut code, &mut window));
     ledger.end();

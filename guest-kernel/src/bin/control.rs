@@ -17,6 +17,7 @@
 //! | `check` | has the hypervisor check itself, with all CPUs standing |
 //! | `soak:L:S` | for S seconds, time and again: destroys, builds, pauses or moves one of the domains 1 to L, or leaves them, and checks |
 //! | `ledger:N` | tells domain N, whenever it asks through the first page that it grants, whether its counts are as they were; until it is done |
+//! | `ledger:N:M` | that, and destroys and builds domain M, which is not 1, time and again meanwhile |
 //! | `twice:F:L` | destroys domains F to L, has each live once more for a while, and fails when counters are not as they were between the lives |
 //! | `mark`, `same` | remembers all counters; fails when they are not as they were |
 //! | `sleep:MS` | waits for so many milliseconds |
@@ -117,7 +118,7 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
             Ok(())
         }
         "ping" => ping(number()?.0, times()?),
-        "ledger" => ledger::serve(number()?),
+        "ledger" => ledger::serve(number()?, u16::try_from(times()?).ok().filter(|id| *id > 1).map(DomId)),
         "twice" => twice(number()?.0, times()?),
         "check" => control::self_check().map_err(refused),
         "soak" => soak(number()?.0, times()?),

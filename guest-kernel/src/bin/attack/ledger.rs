@@ -1,7 +1,7 @@
 //! The hypervisor's counters, asked of the control domain through a granted page: after each case they are what they were before the first.
 //!
 //! Words of the page: what was asked (its number), what was answered; of the first count that differs its place (`control/ledger.rs`), before
-//! and now; whether this guest gives pages of its own away.
+//! and now; whether this guest gives pages of its own away; how often it used those of a peer that is to die.
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
@@ -48,6 +48,13 @@ impl Ledger {
     pub(crate) fn gives_pages(&self) {
         if let Some(grant) = &self.0 {
             grant.frame().words()[5].store(1, Ordering::Release);
+        }
+    }
+
+    /// How often it used its peer's pages so far.
+    pub(crate) fn used(&self, times: u32) {
+        if let Some(grant) = &self.0 {
+            grant.frame().words()[6].store(times, Ordering::Release);
         }
     }
 

@@ -7,8 +7,8 @@ use alloc::format;
 use alloc::string::String;
 use core::sync::atomic::Ordering;
 
-use guest_kernel::control;
 use guest_kernel::grant::{Access, MappedGrant};
+use guest_kernel::{control, println};
 use pv_abi::control::role;
 use pv_abi::{DomId, Errno, GrantRef};
 
@@ -62,16 +62,42 @@ fn counted(id: DomId) -> Result<[u64; COUNTS], Errno> {
     ])
 }
 
-/// Serves domain `id` until it says that it is done, or ends.
-pub(crate) fn serve(id: DomId) -> Result<(), String> {
+/// How often a domain's pages are used in a life of it, in turn.
+const LONG: [u32; 6] = [1, 0, 7, 20, 0, 30];
+
+/// A domain that dies time and again.
+struct Mate {
+    id: DomId,
+    deaths: u32,
+    /// Uses of its pages when this life began.
+    before: u32,
+}
+
+impl Mate {
+    /// Ends its life if that was long enough, and builds it again.
+    fn age(&mut self, used: u32) -> Result<(), Errno> {
+        let long = LONG[self.deaths as usize % LONG.len()];
+        if used.wrapping_sub(self.before) >= long {
+            control::destroy(self.id)?;
+            control::build(self.id)?;
+            (self.before, self.deaths) = (used, self.deaths + 1);
+        }
+        Ok(())
+    }
+}
+
+/// Serves domain `id` until it says that it is done, or ends. Meanwhile `mate` is destroyed and built again, time and again; when something is
+/// counted it is not there.
+pub(crate) fn serve(id: DomId, mate: Option<DomId>) -> Result<(), String> {
     let refused = |errno: Errno| format!("{errno:?}");
+    let mut mate = mate.map(|id| Mate { id, deaths: 0, before: 0 });
     let mapped = loop {
         match MappedGrant::map(id, FIRST, Access::ReadWrite) {
             Ok(mapped) => break mapped,
             Err(_) => sleep(1)?,
         }
     };
-    let [asked, answered, place, before, now, gives, ..] =
+    let [asked, answered, place, before, now, gives, used, ..] =
         mapped.frame().ok_or("the page is not mapped for writing")?.words();
     let mut began = None;
     loop {
@@ -80,7 +106,9 @@ pub(crate) fn serve(id: DomId) -> Result<(), String> {
             break;
         }
         if number != answered.load(Ordering::Acquire) {
+            mate.as_ref().map_or(Ok(()), |mate| control::destroy(mate.id)).map_err(refused)?;
             let found = counted(id).map_err(refused)?;
+            mate.as_ref().map_or(Ok(()), |mate| control::build(mate.id)).map_err(refused)?;
             let first = *began.get_or_insert(found);
             let gives = gives.load(Ordering::Acquire) != 0;
             let differs = (1_u32..).zip(WHAT).zip(first.iter().zip(&found)).find(
@@ -98,6 +126,10 @@ pub(crate) fn serve(id: DomId) -> Result<(), String> {
             answered.store(number, Ordering::Release);
         }
         sleep(1)?;
+        mate.as_mut().map_or(Ok(()), |mate| mate.age(used.load(Ordering::Acquire))).map_err(refused)?;
+    }
+    if let Some(mate) = mate {
+        println!("control: {} lives ended", mate.deaths);
     }
     mapped.unmap().map_err(|error| format!("{error:?}"))
 }
