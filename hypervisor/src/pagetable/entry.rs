@@ -118,17 +118,26 @@ const DATA_PAGE: u64 = VALID | TABLE_OR_PAGE | PXN | UXN;
 /// The frame of an entry of level 3 that maps data: the short way through [`decode`], for the entries that there are most of.
 #[inline]
 pub(super) fn data_page(entry: u64) -> Option<Gfn> {
-    if entry & DATA_PAGE != DATA_PAGE || entry & !LEAF != 0 || !super::CHECKED {
+    // One comparison: what it must say, nothing that it may not, and no address that stage 2 does not have.
+    const BEYOND: u64 = ADDRESS & !((GFN_LIMIT << PAGE_SHIFT) - 1);
+    if entry & (DATA_PAGE | !LEAF | BEYOND) != DATA_PAGE || !super::CHECKED {
         return None;
     }
-    Gfn::new((entry & ADDRESS) >> PAGE_SHIFT).filter(|gfn| gfn.get() < GFN_LIMIT)
+    Gfn::new((entry & ADDRESS) >> PAGE_SHIFT)
 }
 
 /// Which pages stage 2 maps, as long as the domain's lock is held.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct There(Option<Near>);
 
 impl There {
+    /// Whether a page is mapped; `None` when it is elsewhere.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "a few loads")]
+    pub(super) fn near<H: Hardware>(self, hw: &H, page: Gfn) -> Option<bool> {
+        self.0.and_then(|near| near.has(hw, page))
+    }
+
     /// Whether a page is mapped, for an entry that maps data.
     #[inline]
     pub(super) fn has<H: Hardware>(&mut self, machine: &Machine<H>, domain: &Domain, page: Gfn) -> bool {

@@ -7,23 +7,25 @@
 //! 2. What an entry held is let go before that flush but under the lock, and no role changes without it.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use pv_abi::paging::{MmuUpdate, NORMAL_PT_UPDATE, flush};
-use pv_abi::{Errno, GuestHandle, PAGE_SHIFT};
-use zerocopy::{FromZeros, IntoBytes};
+use pv_abi::{Errno, PAGE_SHIFT};
 
 use super::batch::Batch;
 use super::entry::{self, Level, There};
 use crate::addr::{Gfn, GuestVa, Ipa, Mfn};
 use crate::domain::{Domain, DomainState};
 use crate::guest_memory;
-use crate::hardware::Hardware;
+use crate::hardware::{Access, Hardware};
 use crate::hypercall::{Answer, Args};
 use crate::machine::{Current, Machine};
 use crate::stage2::ENTRIES;
 
-/// Requests that are read at once.
-const CHUNK: usize = 32;
-/// Requests that one run does.
+/// What one run may cost while it holds the lock, for which as many as seven siblings may wait with interrupts masked: an entry of the quick kind is
+/// 1 (40 instructions).
 const BUDGET: u32 = 64;
+/// Another entry: some 300 instructions.
+const OTHER: u32 = 6;
+/// A flush: the time that all CPUs take to answer.
+const FLUSH: u32 = 2;
 
 /// The domain's tables while its lock is held. What it has changed holds when [`Editor::finish`] has run.
 struct Editor<'a, H: Hardware> {
@@ -31,6 +33,18 @@ struct Editor<'a, H: Hardware> {
     domain: &'a Domain,
     /// The table that was changed last.
     table: Option<(Gfn, Mfn, Level)>,
+    /// What quick changes go by, and what they leave to be done.
+    quick: Quick,
+    /// What has been done, in units of [`BUDGET`].
+    cost: u32,
+}
+
+/// What most entries of a batch need: they are in the same table of level 3, and map data near each other, or nothing. Nothing is counted then, and a
+/// few loads are enough.
+#[derive(Clone, Copy)]
+struct Quick {
+    /// The table of level 3 that was changed last, as a guest frame's number and where it is; the number is none at first.
+    table: (u64, Mfn),
     /// What was mapped last.
     there: There,
     /// An entry that was there is not, or not as it was.
@@ -39,40 +53,63 @@ struct Editor<'a, H: Hardware> {
     made: bool,
 }
 
+impl Quick {
+    /// Writes an entry, if it is one of these; false, and nothing is done, if not.
+    #[expect(clippy::inline_always, reason = "what an entry of a batch costs is little but this")]
+    #[inline(always)]
+    fn write<H: Hardware>(&mut self, hw: &H, at: u64, new: u64) -> bool {
+        let (gfn, table) = self.table;
+        if at >> PAGE_SHIFT != gfn || at & 7 != NORMAL_PT_UPDATE {
+            return false;
+        }
+        if !entry::is_empty(new)
+            && entry::data_page(new).and_then(|page| self.there.near(hw, page)) != Some(true)
+        {
+            return false;
+        }
+        let index = (at >> 3) as usize & (ENTRIES - 1);
+        let old = hw.table_read(table, index);
+        if entry::is_empty(old) {
+            // After one that still waits for its flush, that comes first.
+            if self.stale {
+                return false;
+            }
+            self.made |= !entry::is_empty(new);
+        } else {
+            if entry::data_page(old).is_none()
+                || !entry::is_empty(new) && !entry::differ_in_permissions(old, new)
+            {
+                return false;
+            }
+            self.stale |= old != new && !crate::seeded!("xsa-286");
+        }
+        hw.table_write(table, index, new);
+        true
+    }
+}
+
 impl<'a, H: Hardware> Editor<'a, H> {
     /// `_state` shows that the lock is held.
     fn new(machine: &'a Machine<H>, domain: &'a Domain, _state: &DomainState) -> Self {
-        Self { machine, domain, table: None, there: There::default(), stale: false, made: false }
+        let nothing =
+            Quick { table: (u64::MAX, Mfn::default()), there: There::default(), stale: false, made: false };
+        Self { machine, domain, table: None, quick: nothing, cost: 0 }
     }
 
-    /// Writes an entry. Nothing is counted where there was data or nothing, and is afterwards: that is done here, by a few loads; all else by
-    /// [`Editor::write_any`].
-    #[expect(clippy::inline_always, reason = "what an entry of a batch costs is little but this")]
-    #[inline(always)]
+    /// Writes an entry; entries like it are quick afterwards.
+    #[inline(never)]
     fn write(&mut self, at: u64, new: u64) -> Result<(), Errno> {
-        if let Some((gfn, table, Level::Three)) = self.table
-            && at >> PAGE_SHIFT == gfn.get()
-            && at & 7 == NORMAL_PT_UPDATE
-        {
-            let index = (at >> 3) as usize & (ENTRIES - 1);
-            let hw = &self.machine.hw;
-            let old = hw.table_read(table, index);
-            let was = entry::is_empty(old) || entry::data_page(old).is_some();
-            let becomes = entry::is_empty(new)
-                || entry::data_page(new).is_some_and(|page| self.there.has(self.machine, self.domain, page));
-            if was
-                && becomes
-                && (entry::is_empty(old) && !self.stale
-                    || entry::is_empty(new)
-                    || entry::differ_in_permissions(old, new))
-            {
-                let before = !entry::is_empty(old);
-                self.stale |= before && old != new && !crate::seeded!("xsa-286");
-                self.made |= !before && !entry::is_empty(new);
-                hw.table_write(table, index, new);
-                return Ok(());
-            }
+        let gfn = Gfn::new(at >> PAGE_SHIFT).ok_or(Errno::Einval)?;
+        if at & 7 == NORMAL_PT_UPDATE && self.table.is_none_or(|(before, ..)| before != gfn) {
+            self.find(gfn)?;
         }
+        if let Some(page) = entry::data_page(new) {
+            let _ = self.quick.there.has(self.machine, self.domain, page);
+        }
+        if self.quick.write(&self.machine.hw, at, new) {
+            return Ok(());
+        }
+        self.cost = self.cost.wrapping_add(OTHER);
         self.write_any(at, new)
     }
 
@@ -99,17 +136,17 @@ impl<'a, H: Hardware> Editor<'a, H> {
         if entry::is_empty(old) {
             if !entry::is_empty(new) {
                 self.flush();
-                self.made = true;
+                self.quick.made = true;
             }
         } else {
             let breaks = !crate::seeded!("change-unbroken");
             if breaks && !entry::is_empty(new) && !entry::differ_in_permissions(old, new) {
                 hw.table_write(table, index, 0);
-                self.stale = true;
+                self.quick.stale = true;
                 self.flush();
-                self.made = true;
+                self.quick.made = true;
             } else {
-                self.stale |= !crate::seeded!("xsa-286");
+                self.quick.stale |= !crate::seeded!("xsa-286");
             }
             if let Some(left) = entry::decode(old, level).filter(|_| !crate::seeded!("xsa-291")) {
                 entry::release(self.machine, self.domain, left);
@@ -129,22 +166,25 @@ impl<'a, H: Hardware> Editor<'a, H> {
             None => Level::Three,
         };
         self.table = Some((gfn, mfn, level));
+        // Of other levels none is quick.
+        self.quick.table = (if level == Level::Three { gfn.get() } else { u64::MAX }, mfn);
         Ok((mfn, level))
     }
 
     #[inline]
     fn flush(&mut self) {
-        if self.stale {
+        if self.quick.stale {
             self.machine.hw.flush_stage1(self.domain.vmid);
-            self.stale = false;
+            self.quick.stale = false;
+            self.cost = self.cost.wrapping_add(FLUSH);
         }
     }
 
     /// Makes all of it hold on all CPUs: a flush waits for the writes before it too.
     fn finish(mut self) {
-        if self.stale {
+        if self.quick.stale {
             self.flush();
-        } else if self.made {
+        } else if self.quick.made {
             self.machine.hw.tables_written();
         }
     }
@@ -159,50 +199,73 @@ impl<'a, H: Hardware> Editor<'a, H> {
 pub fn mmu_update<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let mut batch = Batch::begin(machine, current, args)?;
     let mut result = Ok(());
-    let mut requests = [MmuUpdate::new_zeroed(); CHUNK];
-    {
+    if batch.left != 0 {
         // Requests are read under it: that takes no lock.
         let state = current.domain.state.lock();
         let mut editor = Editor::new(machine, current.domain, &state);
-        let mut budget = machine.hw.budget(BUDGET);
-        // Each turn takes some of the budget.
-        while budget != 0 && batch.left != 0 {
-            let wanted = usize::try_from(batch.left.min(budget)).unwrap_or(CHUNK).min(CHUNK);
-            let found = read(machine, current, batch.at, requests.get_mut(..wanted).unwrap_or_default());
-            let mut done: u32 = 0;
-            for request in requests.iter().take(found.unwrap_or(0)) {
-                result = editor.write(request.ptr, request.val);
-                if result.is_err() && !crate::seeded!("batch-count") {
-                    break;
-                }
-                done = done.wrapping_add(1);
-            }
-            batch.advance(done, size_of::<MmuUpdate>());
-            result = result.and(found.map(|_| ()));
-            if result.is_err() {
-                break;
-            }
-            budget = budget.saturating_sub(done);
+        let budget = machine.hw.budget(BUDGET);
+        // Each turn does one at least, or ends it.
+        while result.is_ok() && batch.left != 0 && editor.cost < budget {
+            result = in_one_page(machine, current, &mut editor, &mut batch, budget);
         }
         editor.finish();
     }
     batch.end(machine, current, result)
 }
 
-/// Reads requests: all, or the first one only when not all can be read. Returns how many.
-fn read<H: Hardware>(
+/// Does requests as long as they lie in one page and within the budget.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "as `Editor::write`")]
+fn in_one_page<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
-    at: GuestHandle,
-    into: &mut [MmuUpdate],
-) -> Result<usize, Errno> {
-    let va = GuestVa::new(at.0);
-    if guest_memory::read_bytes(machine, current, va, into.as_mut_bytes()).is_ok() {
-        return Ok(into.len());
+    editor: &mut Editor<'_, H>,
+    batch: &mut Batch,
+    budget: u32,
+) -> Result<(), Errno> {
+    const SIZE: usize = size_of::<MmuUpdate>();
+    let va = GuestVa::new(batch.at.0);
+    let at = guest_memory::locate(machine, current, va, Access::Read)?;
+    let there = at.left() / SIZE;
+    if there == 0 || at.offset() & 7 != 0 {
+        // It goes on in the next page, or is in no words.
+        let request: MmuUpdate = guest_memory::read(machine, current, batch.at)?;
+        editor.write(request.ptr, request.val)?;
+        editor.cost = editor.cost.wrapping_add(1);
+        batch.advance(1, SIZE);
+        return Ok(());
     }
-    let Some(first) = into.first_mut() else { return Ok(0) };
-    guest_memory::read_bytes(machine, current, va, first.as_mut_bytes())?;
-    Ok(1)
+    let first = at.offset() >> 3;
+    let most = there.min(usize::try_from(batch.left).unwrap_or(there));
+    let rest = usize::try_from(budget.saturating_sub(editor.cost)).unwrap_or(0);
+    let mut end = first.wrapping_add(most.min(rest).wrapping_mul(2));
+    let mut quick = editor.quick;
+    let mut result = Ok(());
+    let mut index = first;
+    while index < end {
+        // Each word once: what is checked is what is written.
+        let ptr = machine.hw.table_read(at.frame(), index);
+        let val = machine.hw.table_read(at.frame(), index.wrapping_add(1));
+        if !quick.write(&machine.hw, ptr, val) {
+            let before = editor.cost;
+            editor.quick = quick;
+            result = editor.write(ptr, val);
+            if result.is_err() {
+                break;
+            }
+            quick = editor.quick;
+            let more = usize::try_from(editor.cost.wrapping_sub(before)).unwrap_or(end);
+            end = end.saturating_sub(more.wrapping_mul(2));
+        }
+        index = index.wrapping_add(2);
+    }
+    if result.is_ok() {
+        editor.quick = quick;
+    }
+    let done = u32::try_from(index.wrapping_sub(first) >> 1).unwrap_or(0);
+    editor.cost = editor.cost.wrapping_add(done);
+    batch.advance(done, SIZE);
+    result
 }
 
 /// `update_va_mapping`: writes the level-3 entry that maps an address by this vCPU's roots.
@@ -242,7 +305,7 @@ pub fn update_va_mapping<H: Hardware>(machine: &Machine<H>, current: &Current<'_
     let at = (table.get() << PAGE_SHIFT) | ((index(va, Level::Three) as u64) << 3);
     let mut editor = Editor::new(machine, domain, &state);
     let result = editor.write(at, new);
-    editor.stale |= flags & flush::KIND != flush::NONE;
+    editor.quick.stale |= flags & flush::KIND != flush::NONE;
     editor.finish();
     Ok(result.map(|()| 0)?)
 }
