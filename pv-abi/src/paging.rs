@@ -66,9 +66,9 @@ operations! {
         6 FlushLocal;
         /// Forgets this vCPU's translations of an address (`MMUEXT_INVLPG_LOCAL`).
         7 FlushAddressLocal;
-        /// Forgets the translations of the vCPUs of a mask (`MMUEXT_TLB_FLUSH_MULTI`).
+        /// Forgets the translations of the vCPUs of a mask, the 64-bit word at `arg2` (`MMUEXT_TLB_FLUSH_MULTI`).
         8 FlushMulti;
-        /// Forgets their translations of an address (`MMUEXT_INVLPG_MULTI`).
+        /// Forgets their translations of address `arg1` (`MMUEXT_INVLPG_MULTI`).
         9 FlushAddressMulti;
         /// Forgets all vCPUs' translations (`MMUEXT_TLB_FLUSH_ALL`).
         10 FlushAll;

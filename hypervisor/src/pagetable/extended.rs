@@ -1,7 +1,7 @@
 //! `mmuext_op`: pins, roots, flushes, pages, and the seal.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use pv_abi::Errno;
 use pv_abi::paging::{ExtOp, MmuExtOp};
+use pv_abi::{Errno, GuestHandle};
 
 use super::batch::Batch;
 use super::entry::Level;
@@ -53,8 +53,21 @@ pub fn mmuext_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args:
 fn is_long(op: &MmuExtOp) -> bool {
     !matches!(
         ExtOp::from_number(op.cmd),
-        Some(ExtOp::FlushAll | ExtOp::FlushLocal | ExtOp::FlushAddressLocal | ExtOp::FlushAddressAll)
+        Some(
+            ExtOp::FlushAll
+                | ExtOp::FlushLocal
+                | ExtOp::FlushMulti
+                | ExtOp::FlushAddressLocal
+                | ExtOp::FlushAddressMulti
+                | ExtOp::FlushAddressAll
+        )
     )
+}
+
+/// Whether a mask of vCPUs has one of the caller's. Bits of others mean nothing, as in Xen.
+fn names_a_vcpu<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, mask: u64) -> Result<bool, Errno> {
+    let mask: u64 = guest_memory::read(machine, current, GuestHandle(mask))?;
+    Ok(current.domain.vcpus.iter().any(|vcpu| mask.checked_shr(vcpu.number).unwrap_or(0) & 1 != 0))
 }
 
 fn one<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, op: &MmuExtOp) -> Result<Step, Errno> {
@@ -75,6 +88,9 @@ fn one<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, op: &MmuExtOp) 
             root::take(machine, current, state, Half::Lower, gfn()?, asid)
         }
         // Every flush takes all CPUs: more than is asked for does no harm, and a vCPU may have left its CPU since.
+        ExtOp::FlushMulti | ExtOp::FlushAddressMulti if !names_a_vcpu(machine, current, op.arg2)? => {
+            Ok(Step::Done)
+        }
         ExtOp::FlushLocal | ExtOp::FlushMulti | ExtOp::FlushAll => {
             machine.hw.flush_stage1(domain.vmid);
             Ok(Step::Done)

@@ -148,7 +148,7 @@ fn demote<H: Hardware>(
 /// Makes a page a table of a level.
 ///
 /// # Errors
-/// `-EINVAL`: no page of the domain's own, or an entry that is not allowed; `-EBUSY`: it has references or another role; `-ENOMEM`: no frame for
+/// `-EINVAL`: no page of the domain's own, an entry that is not allowed, or a sibling is on the way to make it data (and this helped it); `-EBUSY`: it has references or another role; `-ENOMEM`: no frame for
 /// a stage-2 table. It is data afterwards as before.
 #[inline(never)]
 pub(super) fn pin<H: Hardware>(

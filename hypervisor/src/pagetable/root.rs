@@ -19,7 +19,7 @@ use crate::machine::{Current, Machine};
 use crate::vcpu::{Run, Vcpu};
 
 /// Entries of stage 2 that one run looks at.
-const FORBID_BUDGET: u32 = 256;
+const FORBID_BUDGET: u32 = 64;
 
 /// Half of the virtual addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -273,12 +273,15 @@ impl Run {
             }
             0xC8..0xCC => {
                 let cmd = u32::from(n.below(24));
+                // A mask of vCPUs, which is there or not.
+                let mask = if n.below(2) == 0 { ARG } else { 0 };
                 let (cmd, wanted) = match cmd {
+                    8 | 9 if mask == 0 => (cmd, Err(Errno::Efault)),
                     6..=11 => (cmd, Ok(())),
                     12..=14 | 18..24 => (cmd, Err(Errno::Enosys)),
                     _ => (0x8003 + cmd, Err(Errno::Enosys)),
                 };
-                self.ext_is(who, (cmd, n.gfn(), 0), &wanted)
+                self.ext_is(who, (cmd, n.gfn(), mask), &wanted)
             }
             0xCC..0xE0 => self.guest_accesses(who, n),
             0xE0..0xE4 => self.write_control(id, n),

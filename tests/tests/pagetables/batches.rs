@@ -63,3 +63,30 @@ fn one_address_is_changed_by_this_vcpus_roots() {
     let other = Guest { world: &world, id: 1, vcpu: 1 };
     assert_eq!(other.call(UPDATE_VA_MAPPING, [VA, page | DATA, 0, 0, 0]), EINVAL, "it has no roots");
 }
+
+#[test]
+fn flushes_are_for_the_vcpus_of_a_mask() {
+    let world = world();
+    let one = guest(&world, 1);
+    let vcpus = world.domain(1).vcpus.len() as u32;
+    let hw = &world.machine.hw;
+    let flushes = |ops: &[Op]| {
+        ops.iter().filter(|op| matches!(op, Op::FlushStage1(_) | Op::FlushStage1Address(..))).count()
+    };
+    for cmd in [8, 9] {
+        for (mask, expected) in
+            [(1_u64, 1), (2, 1), (3, 1), (0, 0), (1 << vcpus, 0), (u64::MAX << vcpus, 0), (u64::MAX, 1)]
+        {
+            one.write(ARG + 0x100, &mask.to_le_bytes());
+            hw.take_ops();
+            assert_eq!(ext(&one, cmd, VA, ARG + 0x100), 0);
+            assert_eq!(flushes(&hw.take_ops()), expected, "{cmd}, {mask:#x}");
+        }
+        assert_eq!(ext(&one, cmd, VA, 1 << 50), EFAULT, "no mask is there");
+    }
+    for cmd in [6, 7, 10, 11] {
+        hw.take_ops();
+        assert_eq!(ext(&one, cmd, VA, 1 << 50), 0);
+        assert_eq!(flushes(&hw.take_ops()), 1, "{cmd}");
+    }
+}

@@ -27,6 +27,7 @@ const EBUSY: i64 = -16;
 const EPERM: i64 = -1;
 const ENOSYS: i64 = -38;
 const ESRCH: i64 = -3;
+const EFAULT: i64 = -14;
 
 const PIN: [u32; 4] = [3, 2, 1, 0];
 const UNPIN: u32 = 4;
