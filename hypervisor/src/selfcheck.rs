@@ -360,8 +360,9 @@ fn tracked<H: Hardware>(
             // There is room for all of a piece.
             let _ = tracks.push(track);
         });
-        for track in tracks {
-            match track {
+        // By reference: an iterator that owns a `heapless::Vec` can panic when it is dropped.
+        for track in &tracks {
+            match *track {
                 Track::Orphan { frame, gfn, writable } if is_asked(gfn) => {
                     let base = machine.frames.table.base();
                     if let Some(mfn) = base.checked_add(u64::from(frame)) {

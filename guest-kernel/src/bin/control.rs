@@ -8,7 +8,7 @@
 //! | `pause:N` | pauses domain N; if that is between two lives, waits for the next |
 //! | `weight:N:W`, `cap:N:P` | gives domain N weight W, or P per cent of a CPU, and fails when that is not what is told then |
 //! | `cpus:N:M` | lets the first vCPU of domain N run on the CPUs of the mask M only, one of which there must be |
-//! | `end:N` | waits until domain N has ended and everything is taken back from it |
+//! | `end:N` | waits until domain N has ended and everything is taken back from it; then the hypervisor checks itself, in a build that does |
 //! | `build:N` | builds domain N anew |
 //! | `cycle:N:C` | destroys and builds domain N, C times |
 //! | `lives:N:C` | waits until domain N is in its Cth life |
@@ -33,6 +33,7 @@ mod ledger;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 use guest_kernel::event::Channel;
@@ -49,6 +50,10 @@ fn main(guest: &Guest) -> Result<(), String> {
     for word in script.split(',') {
         let (verb, object) = word.split_once(':').unwrap_or((word, ""));
         step(verb, object, &mut marked).map_err(|why| format!("{word}: {why}"))?;
+    }
+    match CHECKS.load(Ordering::Relaxed) {
+        0 => {}
+        checks => println!("control: the hypervisor checked itself {checks} times"),
     }
     Ok(())
 }
@@ -132,7 +137,7 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
             loop {
                 match control::domain_info(id) {
                     Ok(_) => sleep(1)?,
-                    Err(Errno::Esrch) => return Ok(()),
+                    Err(Errno::Esrch) => return checked(),
                     Err(errno) => return Err(refused(errno)),
                 }
             }
@@ -140,6 +145,19 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
         "sleep" => sleep(object.parse().map_err(|_| String::from("milliseconds expected"))?),
         _ => Err(String::from("unknown")),
     }
+}
+
+/// How often the hypervisor checked itself.
+static CHECKS: AtomicU32 = AtomicU32::new(0);
+
+/// Has the hypervisor check itself, if it is a build that does.
+fn checked() -> Result<(), String> {
+    match control::self_check() {
+        Ok(()) => _ = CHECKS.fetch_add(1, Ordering::Relaxed),
+        Err(Errno::Enosys) => {}
+        Err(errno) => return Err(format!("self-check: {errno:?}")),
+    }
+    Ok(())
 }
 
 /// Steps of a soak at most between two looks at the time.
@@ -287,6 +305,7 @@ fn twice(first: u16, last: u32) -> Result<(), String> {
         lived(id).map_err(refused)?;
     }
     destroy()?;
+    checked()?;
     same(&between, &everything()?)
 }
 

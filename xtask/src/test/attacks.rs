@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::build::Variant;
 use crate::check::Found;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::hypervisor::Hypervisor;
 use crate::machine::Clock;
 use crate::run::Options;
@@ -42,6 +42,11 @@ impl On {
     /// Where one CPU runs everything in turn, what it costs the victims can be counted.
     fn clock(self) -> Clock {
         if self.cpus == 1 { Clock::Instructions } else { Clock::Wall }
+    }
+
+    /// Where the hypervisor checks itself after each case and when a domain has ended: its image has what that needs.
+    fn checks_itself(self) -> bool {
+        (self.board, self.cpus, self.walls) == ("virt", 2, Walls::Two)
     }
 
     fn observe(self, options: &Options) -> Outcome<Observed> {
@@ -182,7 +187,9 @@ fn third(kernel: &str, cmdline: &str) -> String {
 
 fn options(on: On, name: &str, rounds: u32, attackers: &str) -> Outcome<Options> {
     let name = format!("attack-{name}-{}-{}-{}-{}-{:?}", on.board, on.cpu, on.cpus, on.gic, on.walls);
-    let mut options = Options::for_file(systems::write(&name, &format!("{}{attackers}", victims(rounds)))?);
+    let machine = if on.checks_itself() { "[machine]\nself_check = true\n" } else { "" };
+    let text = format!("{machine}{}{attackers}", victims(rounds));
+    let mut options = Options::for_file(systems::write(&name, &text)?);
     options.board = Some(on.board.into());
     options.cpu = Some(on.cpu.into());
     options.cpus = Some(on.cpus);
@@ -247,6 +254,15 @@ fn alone(on: On, rounds: u32) -> Outcome<Alone> {
     }
     runs.insert((on, rounds), found.clone());
     Ok(found)
+}
+
+/// The hypervisor checked itself so often at least, where it does.
+fn checked(on: On, times: u64, observed: &Observed) -> Result<(), Failure> {
+    let found = between(observed, "(d0) control: the hypervisor checked itself ", " times").unwrap_or(0);
+    if on.checks_itself() && found < times {
+        return Err(observed.failed(&format!("the hypervisor checked itself {found} times, not {times}")));
+    }
+    Ok(())
 }
 
 /// The victims are as they were alone, and where instructions are counted they lost no more than their place in the queue costs:
@@ -336,6 +352,8 @@ fn survives(on: On, family: &str) -> Outcome<Found> {
             observed.failed(&format!("{cases} cases are ok, and the attacker's plan does not say so"))
         );
     }
+    // And when each of the victims, and the attacker or its peer, had ended.
+    checked(on, cases as u64 + 3, &observed)?;
     if !observed.console.iter().any(|line| line == "(d3) ledger: counted after each case") {
         return Err(observed.failed("the hypervisor's counters are not looked at"));
     }
@@ -387,6 +405,7 @@ fn dies(on: On) -> Outcome<Found> {
     if !observed.console.iter().any(|line| line.starts_with(AS_IT_WAS)) {
         return Err(observed.failed("what is counted is not as it was"));
     }
+    checked(on, 3, &observed)?;
     let times = unharmed(on, FEW_ROUNDS, &observed, Clock::Wall, DEADLY.len() as u64)?;
     Ok(Found::Good(format!("the victims took {}.{} times as long", times / 10, times % 10)))
 }

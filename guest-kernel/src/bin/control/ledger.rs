@@ -1,5 +1,5 @@
 //! What the hypervisor has counted for a domain that asks for it, case by case, through a page that it grants: everything is as it was
-//! when it asked first. `attack/ledger.rs` is the other end.
+//! when it asked first; and the hypervisor checks itself, in a build that does. `attack/ledger.rs` is the other end.
 //!
 //! A domain may make the hypervisor keep more for it than at first, within its quota: tables of stage 2, its grant table and what is
 //! remembered of its grants grow, and stay until it ends. So those may be more, never less; all else is the same.
@@ -12,7 +12,7 @@ use guest_kernel::{control, println};
 use pv_abi::control::role;
 use pv_abi::{DomId, Errno, GrantRef};
 
-use crate::sleep;
+use crate::{checked, sleep};
 
 /// Reference of the first page that a guest grants.
 const FIRST: GrantRef = GrantRef(8);
@@ -107,6 +107,7 @@ pub(crate) fn serve(id: DomId, mate: Option<DomId>) -> Result<(), String> {
         }
         if number != answered.load(Ordering::Acquire) {
             mate.as_ref().map_or(Ok(()), |mate| control::destroy(mate.id)).map_err(refused)?;
+            checked()?;
             let found = counted(id).map_err(refused)?;
             mate.as_ref().map_or(Ok(()), |mate| control::build(mate.id)).map_err(refused)?;
             let first = *began.get_or_insert(found);
