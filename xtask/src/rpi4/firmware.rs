@@ -5,8 +5,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use super::config_txt::{self, Config};
 use super::content::{Content, TREE};
-use super::{config_txt, disk, early, overlay};
+use super::{disk, early, overlay};
 use crate::failure::{Doing, Failure, Outcome};
 use crate::fdt::{self, Node};
 use crate::machine::{Clock, dies_with_us, option_value};
@@ -34,12 +35,7 @@ pub(crate) fn boot(
     card.add_tree()?;
     // What is booted has been on a card.
     let card = disk::read(disk::write(&card)?)?;
-    let config = std::str::from_utf8(card.file("config.txt")?).doing("config.txt")?;
-    let config = config_txt::read(config)?;
-    let mut tree = fdt::parse(card.file(TREE)?)?;
-    for name in &config.overlays {
-        overlay::apply(&mut tree, fdt::parse(card.file(&format!("overlays/{name}.dtbo"))?)?)?;
-    }
+    let (config, mut tree) = read(&card)?;
     add_memory(&mut tree, memory);
     let console = early::stdout(&tree).and_then(|path| SERIALS.iter().position(|name| path.ends_with(name)));
     let console =
@@ -69,6 +65,38 @@ pub(crate) fn boot(
     }
     command.stdin(Stdio::null());
     Ok(command)
+}
+
+/// What the firmware is told, and the tree with its overlays.
+fn read(card: &Content) -> Outcome<(Config, Node)> {
+    let config = std::str::from_utf8(card.file("config.txt")?).doing("config.txt")?;
+    let config = config_txt::read(config)?;
+    let mut tree = fdt::parse(card.file(TREE)?)?;
+    for name in &config.overlays {
+        overlay::apply(&mut tree, fdt::parse(card.file(&format!("overlays/{name}.dtbo"))?)?)?;
+    }
+    Ok((config, tree))
+}
+
+/// The tree that a board's own firmware hands over: the card's, with the RAM of a board of so many GiB as `/memory@0` has it (addresses
+/// of two cells, sizes of one), without the coprocessor's 76 MiB and the peripherals' 64 below 4 GiB.
+pub(crate) fn handed_over(card: &Content, gibibytes: u32) -> Outcome<Vec<u8>> {
+    let (_, mut tree) = read(card)?;
+    let below_4 = match gibibytes {
+        1 => 0,
+        2 => 0x4000_0000,
+        _ => 0xbc00_0000,
+    };
+    let mut cells = vec![0, 0, 0x3b40_0000];
+    if below_4 != 0 {
+        cells.extend([0, 0x4000_0000, below_4]);
+    }
+    if gibibytes > 4 {
+        cells.extend([1, 0, 0x8000_0000, 1, 0x8000_0000, 0x8000_0000]);
+    }
+    let memory = tree.at_path_mut("/memory@0");
+    memory.ok_or_else(|| Failure::failed("the board's tree has no /memory@0"))?.set_cells("reg", &cells);
+    fdt::write_reserving(&tree, &[(0, 0x1000)])
 }
 
 /// What the board's firmware writes of its RAM. QEMU says the first bank itself, and forgets the second.

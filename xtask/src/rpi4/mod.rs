@@ -21,7 +21,7 @@ pub(crate) const MEMORY: u64 = 2 << 30;
 
 pub(crate) use command::{Options, command};
 pub(crate) use content::{Content, GUESTS, GUESTS_END, KERNEL};
-pub(crate) use firmware::boot;
+pub(crate) use firmware::{boot, handed_over};
 
 /// The files of an image of a card.
 pub(crate) fn read_card(image: Vec<u8>) -> Outcome<BTreeMap<String, Vec<u8>>> {

@@ -10,10 +10,10 @@ use regex::Regex;
 use crate::check::Found;
 use crate::failure::{Doing, Failure, Outcome};
 use crate::machine::option_value;
-use crate::rpi4::KERNEL;
+use crate::rpi4::{self, Content, KERNEL};
 use crate::run::{self, Options};
 use crate::watch::watch;
-use crate::{build, conformance, setup, workspace};
+use crate::{build, conformance, process, setup, workspace};
 
 use super::step::{Level, Step};
 use super::systems;
@@ -126,14 +126,35 @@ fn screen() -> Outcome<Found> {
     systems::clean(&observed)
 }
 
-/// The image as it is on a card: it knows its UART.
-fn image() -> Outcome<Vec<u8>> {
-    let options = options("hello");
+/// A card with a shipped system.
+fn card(system: &str) -> Outcome<Content> {
+    let options = options(system);
     let system = options.load()?;
     build::some(&setup::toolchain()?, &system.guests())?;
     let (mut card, _) = run::card(&system, options.checking(), workspace::read(&workspace::pavo_img())?)?;
     card.add_tree()?;
-    card.file(KERNEL).map(<[u8]>::to_vec)
+    Ok(card)
+}
+
+/// The image as it is on a card: it knows its UART.
+fn image() -> Outcome<Vec<u8>> {
+    card("hello")?.file(KERNEL).map(<[u8]>::to_vec)
+}
+
+/// What the hypervisor makes of the board's own tree with the demonstration's guests, as the firmware of boards of every size hands it over: by a
+/// host test of the code that ships, which finds the trees by `PAVO_BOARD_TREES`.
+fn trees() -> Outcome<Found> {
+    let folder = workspace::pavo().join("test/trees");
+    let card = card("two-guests")?;
+    for gibibytes in [1, 2, 4, 8] {
+        let file = folder.join(format!("{gibibytes}.dtb"));
+        workspace::write(&file, &rpi4::handed_over(&card, gibibytes)?)?;
+    }
+    let mut command = Command::new("cargo");
+    command.current_dir(workspace::root()).env("PAVO_BOARD_TREES", &folder);
+    command.args(["test", "--quiet", "-p", "hypervisor", "the_boards_own_tree"]);
+    process::run(&mut command, "reading the trees")?;
+    Ok(Found::Good(String::new()))
 }
 
 /// What stops it before it has read the device tree.
@@ -173,6 +194,7 @@ pub(super) fn all() -> Vec<Step> {
         .map(|name| step(name, Level::Default, move || systems::cleanly(&options(name))))
         .collect();
     steps.push(step("two-guests", Level::Default, screen));
+    steps.push(step("the board's own tree is read, of 1, 2, 4 and 8 GiB", Level::Default, trees));
     steps.push(step("siblings", Level::Default, || guests("siblings", 32, 4)));
     steps.push(step("scan", Level::Default, || guests("scan", 640, 2)));
     steps.push(step("two-guests on one CPU with 512 MiB", Level::Default, || {

@@ -136,6 +136,64 @@ fn the_raspberry_pis_of_all_sizes_keep_the_coprocessors_memory_and_the_periphera
     }
 }
 
+/// Debian's `bcm2711-rpi-4-b.dtb` with the card's overlay and what the firmware adds: `cargo xtask test` makes them.
+#[test]
+fn the_boards_own_tree_of_every_size_is_read_where_cargo_xtask_test_says_where_they_are() {
+    let Some(folder) = std::env::var_os("PAVO_BOARD_TREES").map(PathBuf::from) else {
+        eprintln!("skipped: no PAVO_BOARD_TREES");
+        return;
+    };
+    let low = range(0, 0x3b40_0000);
+    let sizes = [
+        (1, std::vec![low]),
+        (2, std::vec![low, range(GIB, GIB)]),
+        (4, std::vec![low, range(GIB, 0xbc00_0000)]),
+        (8, std::vec![low, range(GIB, 0xbc00_0000), range(4 * GIB, 4 * GIB)]),
+    ];
+    for (gibibytes, banks) in sizes {
+        let blob = Blob::from_bytes(&std::fs::read(folder.join(format!("{gibibytes}.dtb"))).unwrap());
+        let machine = HostMachine::read(&blob.tree(), 0x2eff_0000).unwrap();
+        assert_eq!(machine.ram.as_slice(), banks);
+        assert!(machine.reserved.as_slice().iter().any(|range| range.start() == 0 && range.size() >= 0x1000));
+        let starts: std::vec::Vec<_> = machine.cpus.iter().map(|cpu| (cpu.mpidr, cpu.start)).collect();
+        let spins = [0xd8, 0xe0, 0xe8, 0xf0].map(|release| CpuStart::SpinTable { release });
+        assert_eq!(starts, std::vec![(0, spins[0]), (1, spins[1]), (2, spins[2]), (3, spins[3])]);
+        assert_eq!((machine.psci, machine.timer_clock_hz), (None, None));
+        let expected = HostGic::V2 {
+            distributor: range(0xff84_1000, 0x1000),
+            cpu_interface: range(0xff84_2000, 0x2000),
+            hypervisor_interface: range(0xff84_4000, 0x2000),
+            virtual_interface: range(0xff84_6000, 0x2000),
+            maintenance: 25,
+        };
+        assert_eq!(machine.gic, expected);
+        assert_eq!(
+            machine.timer,
+            TimerPpis { secure: Some(29), non_secure: 30, virtual_: 27, hypervisor: 26 }
+        );
+        let uart = machine.uart.unwrap();
+        assert!(uart.is_compatible("brcm,bcm2835-aux-uart"));
+        let line = (uart.registers, uart.interrupt, uart.baud);
+        assert_eq!(line, (range(0xfe21_5040, 0x40), Some(32 + 93), Some(115_200)));
+        let tree = blob.tree();
+        let device = |wanted: &str| find_device(&tree, &[wanted]).unwrap().unwrap();
+        assert_eq!(device("brcm,bcm2835-pm-wdt").start(), 0xfe10_0000);
+        assert_eq!(device("brcm,bcm2835-mbox").start(), 0xfe00_b880);
+        let guests: std::vec::Vec<_> = Domains::new(&tree).unwrap().map(Result::unwrap).collect();
+        assert_eq!(
+            guests.iter().map(|guest| guest.name).collect::<std::vec::Vec<_>>(),
+            ["sender", "receiver"]
+        );
+        for guest in guests {
+            assert!(
+                guest.kernel.start() >= 0x1000_0000 && guest.kernel.end() <= low.end(),
+                "{:?}",
+                guest.kernel
+            );
+        }
+    }
+}
+
 #[test]
 fn the_raspberry_pis_35_bit_mode_is_what_the_ranges_of_its_bus_say() {
     // RAM then goes on to 4 GiB without a gap for peripherals.
