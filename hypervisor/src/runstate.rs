@@ -9,6 +9,8 @@
 //! 3. An area is written by the CPU that runs the vCPU, and by the one that registers it. A CPU that read the address before another area
 //!    was registered may still write to the old frames: they are the domain's, or in limbo, until that CPU has left the hypervisor
 //!    ([`crate::frame_alloc`]).
+//! 4. In a domain with checked page tables such a page may have become a table, which nobody writes: there the area is looked at again, and
+//!    written, under the lock that a page must pass on its way to a role ([`crate::pagetable::Shared::writes`]).
 //!
 //! Counted are ticks of the system counter; the guest is told nanoseconds of system time.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
@@ -177,8 +179,13 @@ fn tell<H: Hardware>(
     second: Option<FrameAddr>,
     until: Option<u64>,
 ) {
-    let marked =
-        machine.domain(vcpu.domain).is_some_and(|domain| domain.marks_runstate.load(Ordering::Relaxed));
+    let domain = machine.domain(vcpu.domain);
+    let marked = domain.is_some_and(|domain| domain.marks_runstate.load(Ordering::Relaxed));
+    // Where another area was registered meanwhile, the page of this one may be a page table by now (invariant 4).
+    let writes = domain.and_then(Domain::paging).map(|paging| paging.writes.lock());
+    if writes.is_some() && vcpu.runstate.area() != [Some(first), second] {
+        return;
+    }
     let mut info = vcpu.runstate.info(machine.hw.counter_frequency(), until);
     let area = Area { first, second };
     if marked {

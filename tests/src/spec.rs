@@ -84,6 +84,8 @@ pub struct Domain {
     pub masked: BTreeSet<u32>,
     /// Its vCPUs.
     pub vcpus: Vec<Vcpu>,
+    /// Watchdogs that are set.
+    pub watchdogs: [bool; 2],
     /// If its page tables are checked.
     pub paging: Option<Paging>,
 }

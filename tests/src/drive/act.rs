@@ -10,6 +10,7 @@ use pv_abi::grant::GrantOp;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 mod events;
+mod further;
 mod grants;
 mod memory;
 mod numbers;
@@ -121,6 +122,8 @@ impl Run {
             if kind & 1 == 0 { self.bad_handle(who, &mut n)? } else { self.result_nowhere(who, &mut n)? }
         } else if about_tables {
             self.paging_step(who, kind, &mut n)?;
+        } else if from & 0xE == 2 {
+            self.further_step(who, kind, &mut n)?;
         } else {
             match kind {
                 0..0x60 => self.event_step(who, kind, &mut n)?,

@@ -72,6 +72,7 @@ pub(super) fn observe(world: &World, domains: u16) -> Spec {
             pending: BTreeSet::new(),
             masked: BTreeSet::new(),
             vcpus: (0..domain.vcpus.len()).map(vcpu).collect(),
+            watchdogs: [false; 2],
             paging: super::paging::observe(world, id),
         };
         spec.domains.insert(id, wanted);

@@ -360,6 +360,22 @@ impl Spec {
         self.of_mut(who).vcpus[number as usize].runstate = frames;
     }
 
+    /// `SCHEDOP_watchdog`: a new one (number 0), set again, or, with no time, cancelled. Its number, or 0; when all are set, `-ENOSPC` in 32 bits.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn watchdog(&mut self, who: Dom, number: u32, seconds: u32) -> Result<i64, Errno> {
+        let dogs = &mut self.of_mut(who).watchdogs;
+        if number == 0 {
+            let Some(free) = dogs.iter().position(|set| !set) else { return Ok(0x1_0000_0000 - 28) };
+            dogs[free] = true;
+            return Ok(free as i64 + 1);
+        }
+        let dog = dogs.get_mut(number as usize - 1).filter(|set| **set).ok_or(Errno::Einval)?;
+        *dog = seconds != 0;
+        Ok(0)
+    }
+
     /// `SCHEDOP_block`: waits, unless an upcall is pending.
     pub fn block(&mut self, who: Dom, number: u32) {
         let vcpu = &mut self.of_mut(who).vcpus[number as usize];

@@ -139,6 +139,27 @@ impl Spec {
         Ok(())
     }
 
+    /// Whether `XENMEM_add_to_physmap_batch` looks at its elements at all.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn may_place(&self, who: Dom, dom: Dom, space: u16) -> Result<(), Errno> {
+        match (space, self.any(who, dom)) {
+            // Ranges are no batch's; devices are nobody's here.
+            (3, _) => Err(Errno::Eopnotsupp),
+            (_, None) => Err(Errno::Esrch),
+            (5, _) => Err(Errno::Eacces),
+            (_, Some(id)) if id != who => Err(Errno::Eperm),
+            _ => Ok(()),
+        }
+    }
+
+    /// Why a page of another domain is not placed: that is a toolstack's.
+    pub fn foreign(&self, owner: Dom) -> Errno {
+        // `DOMID_XEN` names what is nobody's.
+        if owner == 0x7FF2 || self.domains.contains_key(&owner) { Errno::Eperm } else { Errno::Esrch }
+    }
+
     /// `XENMEM_remove_from_physmap`: RAM and pages of the hypervisor's; RAM stays the domain's.
     ///
     /// # Errors
