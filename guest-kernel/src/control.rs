@@ -4,10 +4,12 @@
 #![expect(clippy::missing_errors_doc, reason = "every error is the hypervisor's refusal")]
 use core::ptr;
 use core::sync::atomic::AtomicU8;
+use core::time::Duration;
 
 use pv_abi::control::{
-    AskCounters, Counters, DOMCTL, DOMCTL_VERSION, DomainInfo, Domctl, DomctlOp, InfoList, SYSCTL,
-    SYSCTL_VERSION, SchedulerParams, Sysctl, SysctlOp, VcpuAffinity, affinity, scheduler,
+    AskCounters, Counters, DOMCTL, DOMCTL_VERSION, DomainInfo, Domctl, DomctlOp, InfoList, PLATFORM,
+    PLATFORM_VERSION, PlatformCall, PlatformOp, ReadConsole, SYSCTL, SYSCTL_VERSION, SchedulerParams,
+    SetTime, Sysctl, SysctlOp, VcpuAffinity, affinity, scheduler,
 };
 use pv_abi::{DomId, Errno, GuestHandle};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
@@ -143,6 +145,31 @@ pub fn self_check() -> Result<(), Errno> {
     let mut nothing = [0_u8; 0];
     // SAFETY: the operation writes nothing.
     unsafe { sysctl(SysctlOp::SelfCheck, &mut nothing) }
+}
+
+/// Says what time it is: since 1970 began, at a system time in nanoseconds.
+pub fn set_time(now: Duration, system_time: u64) -> Result<(), Errno> {
+    let time = SetTime { secs: now.as_secs(), nsecs: now.subsec_nanos(), mbz: 0, system_time };
+    let mut asked = PlatformCall {
+        cmd: PlatformOp::SetTime64.number(),
+        interface_version: PLATFORM_VERSION,
+        time,
+        ..PlatformCall::default()
+    };
+    let at = ptr::from_mut(&mut asked).expose_provenance() as u64;
+    // SAFETY: the call reads its argument only.
+    Errno::check(unsafe { raw(PLATFORM, [at, 0, 0, 0, 0]) }).map(drop)
+}
+
+/// Reads what was on the console, from byte `from` on or, if that is not there any more, from the first that is. Returns where to go on, and how many bytes
+/// there were: fewer than `into` holds is no end, none is.
+pub fn read_console(from: u32, into: &mut [u8]) -> Result<(u32, usize), Errno> {
+    let buffer = GuestHandle(into.as_mut_ptr().expose_provenance() as u64);
+    let count = u32::try_from(into.len()).unwrap_or(u32::MAX);
+    let mut ask = ReadConsole { incremental: 1, index: from, buffer, count, ..ReadConsole::default() };
+    // SAFETY: `into` has room for as many as asked for.
+    unsafe { sysctl(SysctlOp::ReadConsole, &mut ask) }?;
+    Ok((ask.index, ask.count as usize))
 }
 
 /// Destroys a domain.

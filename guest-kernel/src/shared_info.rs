@@ -3,7 +3,7 @@
 //!
 //! 1. The hypervisor sets a pending bit first, then the selector, then the upcall flag; the guest clears them in the opposite order.
 //!    So no event is missed.
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 use pv_abi::Port;
 use pv_abi::shared::{EVTCHN_WORDS, SharedInfo, VcpuInfo};
@@ -46,12 +46,14 @@ pub struct SharedPage {
     pub first: Upcall,
     pending: [AtomicU64; EVTCHN_WORDS],
     mask: [AtomicU64; EVTCHN_WORDS],
+    wall_clock: [AtomicU32; 4],
 }
 
 const _: () = {
     assert!(core::mem::offset_of!(SharedPage, first) == core::mem::offset_of!(SharedInfo, vcpu_info));
     assert!(core::mem::offset_of!(SharedPage, pending) == core::mem::offset_of!(SharedInfo, evtchn_pending));
     assert!(core::mem::offset_of!(SharedPage, mask) == core::mem::offset_of!(SharedInfo, evtchn_mask));
+    assert!(core::mem::offset_of!(SharedPage, wall_clock) == core::mem::offset_of!(SharedInfo, wc_version));
     assert!(size_of::<SharedPage>() == pv_abi::PAGE_SIZE);
 };
 
@@ -62,6 +64,22 @@ impl SharedPage {
             first: Upcall::zeroed(),
             pending: [const { AtomicU64::new(0) }; EVTCHN_WORDS],
             mask: [const { AtomicU64::new(0) }; EVTCHN_WORDS],
+            wall_clock: [const { AtomicU32::new(0) }; 4],
+        }
+    }
+
+    /// The wall clock: its version, and seconds and nanoseconds since 1970 when system time was 0.
+    pub fn wall_clock(&self) -> (u32, u64, u32) {
+        loop {
+            let [version, seconds, nanoseconds, high] = &self.wall_clock;
+            let before = version.load(Ordering::Acquire);
+            let seconds =
+                u64::from(seconds.load(Ordering::Relaxed)) | u64::from(high.load(Ordering::Relaxed)) << 32;
+            let nanoseconds = nanoseconds.load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            if before & 1 == 0 && version.load(Ordering::Relaxed) == before {
+                return (before, seconds, nanoseconds);
+            }
         }
     }
 

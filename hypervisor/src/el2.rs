@@ -24,6 +24,8 @@ pub mod smccc;
 pub mod speculation;
 #[cfg(feature = "selfcheck")]
 pub mod stop;
+#[cfg(feature = "selfcheck")]
+pub mod stretch;
 pub mod sysreg;
 pub mod timer;
 pub mod trap;
@@ -41,6 +43,7 @@ use hypervisor::machine::Machine;
 use hypervisor::sched::{self, MAX_CPUS, Scheduler};
 use hypervisor::vcpu::VcpuIndex;
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuNumber};
+use hypervisor::wallclock::{self, WallClock};
 use pv_abi::layout::vcpu_affinity;
 use spin::Once;
 
@@ -191,6 +194,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
             plans: Plans::new(configs, shown, boot::GUEST_SPIS),
             vcpus,
             keyboard: Keyboard::default(),
+            wall_clock: WallClock::default(),
             sched,
         },
         host,
@@ -201,6 +205,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
         if let Some(arch) = arch_vcpu(first.index) {
             arch.set_entry(start.pc.get(), start.x0.get());
         }
+        wallclock::tell(&running.machine, domain);
         sched::start(&running.machine, first);
     }
 }

@@ -107,6 +107,8 @@ struct Inner {
     contend_after: Option<u32>,
     counter: u64,
     console: Vec<u8>,
+    /// Bytes of it that were read back.
+    console_read: u32,
     budget: Option<u32>,
     /// Bytes that the console holds; without a number all.
     console_room: Option<usize>,
@@ -543,6 +545,19 @@ impl Hardware for FakeHardware {
 
     fn console_last(&self, text: &[u8]) {
         self.inner().console.extend_from_slice(text);
+    }
+
+    fn console_log(&self, from: Option<u32>, into: &mut [u8]) -> (u32, usize) {
+        let inner = self.inner();
+        let first = from.map_or(0, |from| from as usize).max(inner.console_read as usize);
+        let left = inner.console.get(first..).unwrap_or_default();
+        let count = left.len().min(into.len());
+        into.iter_mut().zip(left).for_each(|(to, byte)| *to = *byte);
+        (u32::try_from(first).unwrap_or(0), count)
+    }
+
+    fn console_read(&self, until: u32) {
+        self.inner().console_read = until;
     }
 
     fn log(&self, event: Event) {

@@ -148,4 +148,11 @@ pub trait Hardware: Sync {
     fn console_last(&self, text: &[u8]);
     /// Records an event in the hypervisor's log.
     fn log(&self, event: Event);
+    /// Copies what was on the console from a byte on, counted since the start modulo 2^32; from the first that is there and was not said to be read
+    /// ([`Hardware::console_read`]) for `None`, or for what is not there any more. Returns the first byte's number and how many were copied.
+    fn console_log(&self, _from: Option<u32>, _into: &mut [u8]) -> (u32, usize) {
+        (0, 0)
+    }
+    /// What came before this byte is read.
+    fn console_read(&self, _until: u32) {}
 }

@@ -40,4 +40,5 @@ pub mod vcpu_op;
 pub mod version;
 pub mod vgic;
 pub mod vpl011;
+pub mod wallclock;
 pub mod watchdog;

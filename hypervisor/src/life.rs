@@ -32,7 +32,7 @@ use crate::domain_build;
 use crate::hardware::{CpuId, Hardware};
 use crate::log::Event;
 use crate::machine::Machine;
-use crate::sched;
+use crate::{sched, wallclock};
 use undo::Progress;
 
 /// Microseconds until a CPU makes the next step, or looks again whether it can.
@@ -177,6 +177,7 @@ fn build_step<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Progress {
             domain.life.begin();
             // Whoever waits for the next generation finds a domain that lives.
             machine.hw.log(Event::BuiltAgain(domain.id, domain.fate.born_again()));
+            wallclock::tell(machine, domain);
             if let Some(first) = domain.vcpus.first() {
                 sched::start(machine, first);
             }

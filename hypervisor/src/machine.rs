@@ -10,6 +10,7 @@ use crate::hardware::{CpuId, Hardware};
 use crate::life::{Plans, Reaper};
 use crate::sched::Scheduler;
 use crate::vcpu::{Vcpu, VcpuIndex};
+use crate::wallclock::WallClock;
 
 /// The whole machine.
 pub struct Machine<H: Hardware> {
@@ -27,6 +28,8 @@ pub struct Machine<H: Hardware> {
     pub reaper: Reaper,
     /// How domains are built anew.
     pub plans: Plans,
+    /// What time it is.
+    pub wall_clock: WallClock,
     /// What is typed.
     pub keyboard: Keyboard,
     /// Run queues.

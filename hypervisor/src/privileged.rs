@@ -11,20 +11,16 @@ mod domctl;
 mod info;
 mod sysctl;
 
-use pv_abi::control::{DOMCTL, SYSCTL};
+use pv_abi::control::{DOMCTL, PLATFORM, PLATFORM_VERSION, PlatformCall, PlatformOp, SYSCTL};
 use pv_abi::{Errno, GuestHandle};
 
-use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args};
 use crate::machine::{Current, Machine};
+use crate::{guest_memory, wallclock};
 
-/// `__HYPERVISOR_platform_op`.
-const PLATFORM_OP: u64 = 7;
 /// `__HYPERVISOR_hypfs_op`.
 const HYPFS_OP: u64 = 42;
-/// `XENPF_INTERFACE_VERSION`.
-const PLATFORM_VERSION: u32 = 0x0300_0001;
 
 /// Answers a number that is not in the table.
 ///
@@ -37,15 +33,18 @@ pub fn others<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, number: 
     match number {
         SYSCTL => sysctl::sysctl(machine, current, args),
         DOMCTL => domctl::domctl(machine, current, args),
-        PLATFORM_OP => {
-            let op: [u64; 17] = guest_memory::read(machine, current, handle)?;
-            let known = op[0] >> 32 == u64::from(PLATFORM_VERSION);
-            Err(match (known, current.domain.is_control()) {
-                (false, _) => Errno::Eacces,
-                (true, false) => Errno::Eperm,
-                (true, true) => Errno::Enosys,
+        PLATFORM => {
+            let asked: PlatformCall = guest_memory::read(machine, current, handle)?;
+            if asked.interface_version != PLATFORM_VERSION {
+                return Err(Errno::Eacces.into());
             }
-            .into())
+            if !current.domain.is_control() {
+                return Err(Errno::Eperm.into());
+            }
+            match PlatformOp::from_number(asked.cmd).ok_or(Errno::Enosys)? {
+                PlatformOp::SetTime64 => wallclock::set(machine, &asked.time)?,
+            }
+            Ok(0)
         }
         HYPFS_OP if !current.domain.is_control() => Err(Errno::Eperm.into()),
         _ => Err(Errno::Enosys.into()),

@@ -1,11 +1,15 @@
-//! The control domain's calls: `domctl` and `sysctl` (`public/domctl.h`, `public/sysctl.h` of Xen 4.20), and Pavo's own operations of
-//! `sysctl`, numbered from 0x8000.
+//! The control domain's calls: `domctl`, `sysctl` and `platform_op` (`public/domctl.h`, `sysctl.h` and `platform.h` of Xen 4.20), and Pavo's own
+//! operations of `sysctl`, numbered from 0x8000.
 //!
-//! Both calls take one address: that of a [`Domctl`] or a [`Sysctl`], whose `payload` is the structure of the operation. Domain 0 makes
+//! Each call takes one address: that of a [`Domctl`], a [`Sysctl`] or a [`PlatformCall`], whose `payload` is the structure of the operation. Domain 0 makes
 //! them; others hear `-EPERM`, after what Xen checks before (`-EFAULT`, `-EACCES` for another interface version, `-ESRCH`).
 use crate::call::{abi_struct, layout, operations};
 use crate::{DomId, GuestHandle};
 
+/// `__HYPERVISOR_platform_op`.
+pub const PLATFORM: u64 = 7;
+/// `XENPF_INTERFACE_VERSION` of Xen 4.20.
+pub const PLATFORM_VERSION: u32 = 0x0300_0001;
 /// `__HYPERVISOR_sysctl`.
 pub const SYSCTL: u64 = 35;
 /// `__HYPERVISOR_domctl`.
@@ -34,8 +38,18 @@ operations! {
 }
 
 operations! {
+    /// What `platform_op` does to the machine.
+    PlatformOp {
+        /// Says what time it is ([`SetTime`]).
+        62 SetTime64;
+    }
+}
+
+operations! {
     /// What `sysctl` tells of the machine.
     SysctlOp {
+        /// Tells what was on the console ([`ReadConsole`]), 512 bytes a call at most.
+        1 ReadConsole;
         /// Tells of domains ([`InfoList`]).
         6 GetDomainInfoList;
         /// Pavo's own: what the hypervisor has counted for a domain, or for itself ([`AskCounters`]).
@@ -71,6 +85,48 @@ abi_struct! {
         pub interface_version: u32,
         /// The operation's structure.
         pub payload: [u64; 16],
+    }
+
+    /// Argument of `platform_op` (`struct xen_platform_op`).
+    pub struct PlatformCall {
+        /// The operation.
+        pub cmd: u32,
+        /// [`PLATFORM_VERSION`].
+        pub interface_version: u32,
+        /// The operation's structure.
+        pub time: SetTime,
+        /// Other operations have larger ones.
+        pub rest: [u64; 13],
+    }
+
+    /// Payload of [`PlatformOp::SetTime64`] (`struct xenpf_settime64`).
+    pub struct SetTime {
+        /// Seconds since 1970 began ...
+        pub secs: u64,
+        /// ... and nanoseconds ...
+        pub nsecs: u32,
+        /// (zero)
+        pub mbz: u32,
+        /// ... at this system time, nanoseconds.
+        pub system_time: u64,
+    }
+
+    /// Payload of [`SysctlOp::ReadConsole`] (`struct xen_sysctl_readconsole`).
+    pub struct ReadConsole {
+        /// Unless 0, what was read is read no more by who asks for all.
+        pub clear: u8,
+        /// Unless 0, it begins at `index`.
+        pub incremental: u8,
+        /// Unused.
+        pub pad: u16,
+        /// In: where to begin, bytes since the machine started, modulo 2^32. Out: where to go on.
+        pub index: u32,
+        /// Where the bytes go.
+        pub buffer: GuestHandle,
+        /// In: its size, bytes. Out: how many there are.
+        pub count: u32,
+        /// Unused.
+        pub pad2: u32,
     }
 
     /// Payload of [`DomctlOp::SetVcpuAffinity`] (`struct xen_domctl_vcpuaffinity`).
@@ -265,6 +321,9 @@ pub mod role {
 
 layout!(Domctl, 144, { cmd: 0, interface_version: 4, domain: 8, payload: 16 });
 layout!(Sysctl, 136, { cmd: 0, interface_version: 4, payload: 8 });
+layout!(PlatformCall, 136, { cmd: 0, interface_version: 4, time: 8 });
+layout!(SetTime, 24, { secs: 0, nsecs: 8, mbz: 12, system_time: 16 });
+layout!(ReadConsole, 24, { clear: 0, incremental: 1, index: 4, buffer: 8, count: 16 });
 layout!(DomainInfo, 120, {
     domain: 0, flags: 4, tot_pages: 8, max_pages: 16, shared_info_frame: 48, cpu_time: 56, nr_online_vcpus: 64,
     max_vcpu_id: 68, ssidref: 72, handle: 76, cpupool: 92, gpaddr_bits: 96, arch_config: 104,

@@ -5,10 +5,12 @@
 
 use hypervisor::domain::{Fault, Life, Stage};
 use hypervisor::fake::World;
+use hypervisor::hardware::Hardware;
 use hypervisor::hypercall::Outcome;
 use hypervisor::pause::Hold;
 use hypervisor::sched;
 use hypervisor::vcpu::Run;
+use hypervisor::wallclock;
 use pavo_tests::{ARG, Guest, NOWHERE, guest};
 
 const SYSCTL: u64 = 35;
@@ -89,7 +91,7 @@ fn others_hear_what_xen_tells_them() {
     }
     assert_eq!(domctl(one, 1, 7), EPERM, "createdomain names none");
     assert_eq!(one.call(DOMCTL, [NOWHERE, 0, 0, 0, 0]), EFAULT);
-    for cmd in [1, LIST, 9, COUNTERS, 0xFFFF] {
+    for cmd in [1, 2, LIST, 9, COUNTERS, 0xFFFF] {
         assert_eq!(sysctl(one, cmd, 0x15, &[]), EPERM, "{cmd}");
         assert_eq!(sysctl(one, cmd, 0x16, &[]), EACCES, "{cmd}");
     }
@@ -332,4 +334,76 @@ fn the_self_check_finds_what_is_wrong_and_is_the_control_domains() {
     assert_eq!(guest(&world, 0).once(SYSCTL, asked), Outcome::Done(EIO));
     world.domain(2).state.lock().memory.frames -= 1;
     assert_eq!(guest(&world, 0).once(SYSCTL, asked), Outcome::Done(0));
+}
+
+#[test]
+fn the_control_domain_sets_the_wall_clock_and_everybody_is_told() {
+    const PLATFORM: u64 = 7;
+    // `struct xen_platform_op`: 136 bytes; `secs`, `nsecs`, `mbz`, `system_time` from byte 8.
+    let set = |caller: Guest<'_>, version: u32, cmd: u32, secs: u64, nsecs: u32, mbz: u32, system: u64| {
+        let mut bytes = [0_u8; 136];
+        bytes[..4].copy_from_slice(&cmd.to_le_bytes());
+        bytes[4..8].copy_from_slice(&version.to_le_bytes());
+        bytes[8..16].copy_from_slice(&secs.to_le_bytes());
+        bytes[16..20].copy_from_slice(&nsecs.to_le_bytes());
+        bytes[20..24].copy_from_slice(&mbz.to_le_bytes());
+        bytes[24..32].copy_from_slice(&system.to_le_bytes());
+        caller.write(ARG, &bytes);
+        caller.call(PLATFORM, [ARG, 0, 0, 0, 0])
+    };
+    let world = World::with_control(2);
+    let control = guest(&world, 0);
+    // `wc_version`, `wc_sec`, `wc_nsec`, `wc_sec_hi` from byte 1072 of `struct shared_info`.
+    let told = |id: u16| {
+        let [first, second] = [1072, 1080].map(|at| guest(&world, id).info_word(at));
+        (first & 0xFFFF_FFFF, first >> 32 | second >> 32 << 32, second & 0xFFFF_FFFF)
+    };
+    let version = 0x0300_0001;
+    assert_eq!(set(guest(&world, 1), version, 62, 1, 0, 0, 0), EPERM);
+    assert_eq!(set(guest(&world, 1), 1, 62, 1, 0, 0, 0), EACCES);
+    assert_eq!(set(control, version, 17, 1, 0, 0, 0), ENOSYS, "settime32, which ARM does not have");
+    assert_eq!(set(control, version, 62, 1, 0, 1, 0), EINVAL);
+    assert_eq!(set(control, version, 62, 1, 0, 0, 1_000_000_001), EINVAL, "before 1970");
+    assert_eq!(set(control, version, 62, 1 << 60, 0, 0, 0), EINVAL, "farther than nanoseconds count");
+    assert_eq!([0, 1, 2].map(told), [(0, 0, 0); 3]);
+    // More seconds than 32 bits have; it was 1.5 s earlier when system time was 0.
+    assert_eq!(set(control, version, 62, 5_000_000_001, 250_000_000, 0, 1_500_000_000), 0);
+    assert_eq!([0, 1, 2].map(told), [(2, 4_999_999_999, 750_000_000); 3]);
+    wallclock::tell(&world.machine, world.domain(1));
+    assert_eq!([1, 2].map(told), [(4, 4_999_999_999, 750_000_000), (2, 4_999_999_999, 750_000_000)]);
+}
+
+#[test]
+fn the_console_is_read_back_by_the_control_domain_in_pieces() {
+    const READ: u32 = 1;
+    let world = World::with_control(2);
+    let control = guest(&world, 0);
+    let text: Vec<u8> = (0..3000_u32).map(|n| b'a' + u8::try_from(n % 26).unwrap()).collect();
+    world.machine.hw.console_last(&text);
+    // `clear`, `incremental`, `index`, `buffer`, `count`.
+    let read = |caller: Guest<'_>, clear: u8, incremental: u8, index: u32, buffer: u64, count: u32| {
+        let mut payload = [0_u8; 24];
+        (payload[0], payload[1]) = (clear, incremental);
+        payload[4..8].copy_from_slice(&index.to_le_bytes());
+        payload[8..16].copy_from_slice(&buffer.to_le_bytes());
+        payload[16..20].copy_from_slice(&count.to_le_bytes());
+        let answer = sysctl(caller, READ, 0x15, &payload);
+        (answer, half(caller, ARG + 8 + 4), half(caller, ARG + 8 + 16))
+    };
+    let bytes = |count: usize| (0..count as u64).map(|n| control.read::<u8>(BUFFER + n)).collect::<Vec<_>>();
+    assert_eq!(read(guest(&world, 1), 0, 0, 0, BUFFER, 10).0, EPERM);
+    assert_eq!(read(control, 0, 0, 0, NOWHERE, 10).0, EFAULT);
+    assert_eq!(
+        read(control, 0, 0, 77, BUFFER, 300),
+        (0, 300, 300),
+        "from the first, whatever the index says"
+    );
+    assert_eq!(bytes(300), text[..300]);
+    assert_eq!(read(control, 0, 1, 300, BUFFER, 4000), (0, 812, 512), "so much at once");
+    assert_eq!(bytes(512), text[300..812]);
+    assert_eq!(read(control, 0, 1, 2990, BUFFER, 4000), (0, 3000, 10));
+    assert_eq!(read(control, 1, 1, 100, BUFFER, 5), (0, 105, 5), "and that is read");
+    assert_eq!(read(control, 0, 0, 0, BUFFER, 5), (0, 110, 5));
+    assert_eq!(bytes(5), text[105..110]);
+    assert_eq!(read(control, 0, 1, 3000, BUFFER, 5), (0, 3000, 0));
 }

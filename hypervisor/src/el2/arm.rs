@@ -271,6 +271,14 @@ impl Hardware for Arm {
         console::offer(text)
     }
 
+    fn console_log(&self, from: Option<u32>, into: &mut [u8]) -> (u32, usize) {
+        console::read_back(from, into)
+    }
+
+    fn console_read(&self, until: u32) {
+        console::read_until(until);
+    }
+
     fn console_last(&self, text: &[u8]) {
         console::write(text);
     }

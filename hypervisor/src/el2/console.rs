@@ -7,6 +7,7 @@
 //!    ([`KEPT`]). What cannot be offered again and is not taken is lost, and the next text that fits comes after a line that says so.
 //! 3. What is typed comes by the UART's interrupt, to the CPU that booted; one interrupt takes [`KEYS`] bytes, and comes again for more.
 //! 4. One call sends at most [`AT_ONCE`] bytes while guests run.
+//! 5. What was sent stays in the ring until newer bytes take its place: the control domain reads the last [`RING`] bytes of the console there.
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use heapless::Vec;
@@ -22,8 +23,9 @@ use super::{passthrough, timer};
 
 /// Bytes that may wait: a second and a half at 115200 baud.
 const RING: usize = 16 << 10;
-/// Bytes that one call sends at most.
-const AT_ONCE: usize = 1024;
+/// Bytes that one call sends at most: 5000 instructions. UARTs have room for 8 to 32, but QEMU's always have; and so many come each
+/// [`AGAIN_MICROSECONDS`].
+const AT_ONCE: usize = 256;
 /// When bytes that wait are looked after again: the mini-UART's 8 bytes last 700 microseconds at 115200 baud.
 const AGAIN_MICROSECONDS: u64 = 500;
 /// Bytes of room that guests leave.
@@ -36,6 +38,8 @@ struct State {
     console: Option<Console>,
     head: usize,
     tail: usize,
+    /// Bytes before this one were read back, for who asks for what was not.
+    read: usize,
     lost: bool,
     /// Whether guests run; before, and when all is over, writers wait for the UART.
     buffered: bool,
@@ -43,7 +47,7 @@ struct State {
 
 /// Rank 60: the last lock, nothing is taken under it.
 static CONSOLE: TicketMutex<State> =
-    TicketMutex::new(State { console: None, head: 0, tail: 0, lost: false, buffered: false });
+    TicketMutex::new(State { console: None, head: 0, tail: 0, read: 0, lost: false, buffered: false });
 /// The bytes that wait; atomic only to be a static, all accesses are under the lock.
 static BYTES: [AtomicU8; RING] = [const { AtomicU8::new(0) }; RING];
 /// Whether any wait.
@@ -114,6 +118,33 @@ pub fn offer(text: &[u8]) -> bool {
     let taken = state.takes(text, KEPT);
     state.finish();
     taken
+}
+
+/// Copies what was written from a byte on (counted modulo 2^32); from the first that is there and was not read for `None`, or for one that is not there.
+/// Returns the first byte's number and how many were copied.
+pub fn read_back(from: Option<u32>, into: &mut [u8]) -> (u32, usize) {
+    let state = CONSOLE.lock();
+    let oldest = state.tail.saturating_sub(RING).max(state.read);
+    // How far back: a number that is not there is too far.
+    let back = from.map_or(usize::MAX, |from| low(state.tail).wrapping_sub(from) as usize);
+    let first = if back <= state.tail.wrapping_sub(oldest) { state.tail.wrapping_sub(back) } else { oldest };
+    let count = state.tail.wrapping_sub(first).min(into.len());
+    for (to, number) in into.iter_mut().zip(first..state.tail) {
+        *to = BYTES.get(number % RING).map_or(0, |byte| byte.load(Ordering::Relaxed));
+    }
+    (low(first), count)
+}
+
+/// What came before this byte is read.
+pub fn read_until(until: u32) {
+    let mut state = CONSOLE.lock();
+    let back = low(state.tail).wrapping_sub(until) as usize;
+    state.read = state.tail.saturating_sub(back).max(state.read);
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "bytes are numbered modulo 2^32 for the control domain")]
+const fn low(number: usize) -> u32 {
+    number as u32
 }
 
 /// Sends some of what waits, unless another CPU is about it.

@@ -143,6 +143,7 @@ impl World {
             vcpus: Box::leak(vcpus.collect::<Box<[_]>>()),
             sched: Scheduler::new(&LeakedStorage, 2, 16, COUNTER_FREQUENCY, pools()).expect("storage"),
             keyboard: crate::console::keyboard::Keyboard::default(),
+            wall_clock: crate::wallclock::WallClock::default(),
             hw,
             frames,
         };

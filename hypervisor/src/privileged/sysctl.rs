@@ -1,11 +1,12 @@
 //! `sysctl`: what the control domain is told of the machine.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use pv_abi::control::{AskCounters, DomainInfo, InfoList, SYSCTL_VERSION, Sysctl, SysctlOp};
+use pv_abi::control::{AskCounters, DomainInfo, InfoList, ReadConsole, SYSCTL_VERSION, Sysctl, SysctlOp};
 use pv_abi::{Errno, GuestHandle};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{counters, info};
+use crate::addr::GuestVa;
 use crate::domain::Stage;
 use crate::guest_memory;
 use crate::hardware::Hardware;
@@ -16,6 +17,9 @@ use crate::{life, selfcheck};
 
 /// Domains that one call tells of: a caller that wants more asks again from the one behind the last.
 const MOST_AT_ONCE: u32 = 16;
+/// Bytes of the console that are copied in one piece, and pieces that one call copies.
+const CONSOLE_PART: usize = 128;
+const CONSOLE_PARTS: u32 = 4;
 
 /// The `sysctl` call: one argument, the address of a [`Sysctl`].
 ///
@@ -35,11 +39,12 @@ pub(super) fn sysctl<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, a
         SysctlOp::GetDomainInfoList => {
             let mut list: InfoList = payload(&asked);
             list.num_domains = infos(machine, current, &list)?;
-            let mut told = asked;
-            if let Some(room) = told.payload.as_mut_bytes().get_mut(..size_of::<InfoList>()) {
-                room.copy_from_slice(list.as_bytes());
-            }
-            guest_memory::write(machine, current, handle, &told)?;
+            tell(machine, current, handle, asked, &list)?;
+        }
+        SysctlOp::ReadConsole => {
+            let mut ask: ReadConsole = payload(&asked);
+            read_console(machine, current, &mut ask)?;
+            tell(machine, current, handle, asked, &ask)?;
         }
         SysctlOp::Build => {
             let ask: AskCounters = payload(&asked);
@@ -90,6 +95,47 @@ fn payload<T: FromBytes + IntoBytes + Immutable>(asked: &Sysctl) -> T {
         value.as_mut_bytes().copy_from_slice(bytes);
     }
     value
+}
+
+/// Writes what was asked back, with an operation's structure.
+fn tell<T: IntoBytes + Immutable, H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    handle: GuestHandle,
+    mut asked: Sysctl,
+    told: &T,
+) -> Result<(), Errno> {
+    if let Some(room) = asked.payload.as_mut_bytes().get_mut(..size_of::<T>()) {
+        room.copy_from_slice(told.as_bytes());
+    }
+    guest_memory::write(machine, current, handle, &asked)
+}
+
+/// Copies what was on the console. Fewer bytes than there are and than were asked for is no end: the caller goes on where it was told.
+fn read_console<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    ask: &mut ReadConsole,
+) -> Result<(), Errno> {
+    let from = (ask.incremental != 0).then_some(ask.index);
+    let (mut index, mut count) = (from.unwrap_or(0), 0_u32);
+    for turn in 0..CONSOLE_PARTS {
+        let mut part = [0; CONSOLE_PART];
+        let most = usize::try_from(ask.count.saturating_sub(count)).unwrap_or(0).min(CONSOLE_PART);
+        let Some(room) = part.get_mut(..most) else { break };
+        let (at, length) = machine.hw.console_log(if turn == 0 { from } else { Some(index) }, room);
+        index = at;
+        let Some(bytes) = room.get(..length).filter(|bytes| !bytes.is_empty()) else { break };
+        let to = GuestVa::new(ask.buffer.0).checked_add(count.into()).ok_or(Errno::Efault)?;
+        guest_memory::write_bytes(machine, current, to, bytes)?;
+        let length = u32::try_from(length).unwrap_or(0);
+        (index, count) = (at.wrapping_add(length), count.saturating_add(length));
+    }
+    if ask.clear != 0 {
+        machine.hw.console_read(index);
+    }
+    (ask.index, ask.count) = (index, count);
+    Ok(())
 }
 
 /// Tells of domains, ascending; returns of how many.
