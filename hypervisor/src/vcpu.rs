@@ -200,6 +200,11 @@ impl Vcpu {
         }
     }
 
+    /// Whether it waits in a poll.
+    pub fn is_polling(&self) -> bool {
+        self.poll.load(Ordering::Relaxed) != NOT_POLLING
+    }
+
     /// Where its `vcpu_info` is.
     #[inline(always)]
     pub fn info_at(&self) -> Option<FrameAddr> {

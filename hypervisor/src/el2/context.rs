@@ -37,11 +37,19 @@ use super::regs::{self, PFR0};
 pub struct Frame {
     /// General-purpose registers.
     pub x: [u64; 31],
-    pad: u64,
+    /// Numbers of the vCPU's last eight hypercalls, a byte each, the latest one highest. An exception entry leaves this word as it is, and it moves with the
+    /// registers: it is the vCPU's as they are.
+    pub calls: u64,
 }
 const _: () = assert!(size_of::<Frame>() == 256);
 
 impl Frame {
+    /// Notes a hypercall, in three instructions.
+    #[inline(always)]
+    pub fn note_call(&mut self, number: u64) {
+        self.calls = number << 56 | self.calls >> 8;
+    }
+
     /// A register by its number in a syndrome; 31 is the zero register.
     pub fn get(&self, register: u64) -> u64 {
         self.x.get(register as usize).copied().unwrap_or(0)
@@ -139,6 +147,8 @@ pub struct ArchVcpu {
     fp: UnsafeCell<Fp>,
     gic: UnsafeCell<VcpuGic>,
     gic_busy: Cell<bool>,
+    /// While it polls with interrupts masked: those that stand for physical ones and came before.
+    pub deaf_to: Cell<Option<u32>>,
     /// The CPU whose floating-point registers were the same as `fp` last.
     fp_cpu: Cell<Option<CpuId>>,
 }
@@ -179,6 +189,7 @@ impl ArchVcpu {
             fp: UnsafeCell::new(Fp { v: [0; 32], fpcr: 0, fpsr: 0 }),
             gic: UnsafeCell::new(gic),
             gic_busy: Cell::new(false),
+            deaf_to: Cell::new(None),
             fp_cpu: Cell::new(None),
         }
     }

@@ -476,3 +476,5 @@ pub const CNTHCTL: u64 = CNTHCTL_EL2::EL1PCTEN::SET.value;
 pub const SCTLR_EL1_RESET: u64 = 0x00C5_0078;
 /// `SPSR_EL2` at a vCPU's start: EL1h, everything masked.
 pub const SPSR_RESET: u64 = 0x3C5;
+/// `SPSR.I`: interrupts are masked.
+pub const SPSR_I: u64 = 1 << 7;

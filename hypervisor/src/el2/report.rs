@@ -1,5 +1,5 @@
-//! What the log tells of a vCPU whose domain has crashed: its registers, and the calls that led there, from the frame pointers on its stack
-//! (AAPCS64: x29 points to a pair, the caller's x29 and the return address).
+//! What the log tells of a vCPU whose domain has crashed: its registers, its last hypercalls, and the calls that led there, from the frame pointers
+//! on its stack (AAPCS64: x29 points to a pair, the caller's x29 and the return address).
 //!
 //! The guest's stack is read as a handle is: what is not there ends the walk.
 
@@ -56,6 +56,21 @@ fn registers(machine: &Machine<Arm>, cpu: &PerCpu, arch: &ArchVcpu, frame: &Fram
             x(3)
         );
     }
+    // Fewer have been zeros at first: number 0 is no call of the table.
+    let [h, g, f, e, d, c, b, a] = frame.calls.to_le_bytes();
+    defmt::warn!(
+        "d{=u16} vCPU {=u32}: last hypercalls, the latest first: {=u8} {=u8} {=u8} {=u8} {=u8} {=u8} {=u8} {=u8}",
+        domain,
+        vcpu,
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        g,
+        h
+    );
     let Some(current) = cpu.current.get() else { return };
     let mut pointer = frame.get(FRAME_POINTER);
     for _ in 0..DEPTH {

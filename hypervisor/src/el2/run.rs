@@ -47,6 +47,8 @@ extern "C" fn switch_entry(frame: &mut Frame) {
                 switch_to(machine, cpu, next, frame, first);
                 attend(cpu);
             }
+            #[cfg(feature = "selfcheck")]
+            super::stretch::end();
             return;
         }
         // The registers stay in the CPU while it idles; `loaded` says whose they are.
@@ -57,6 +59,8 @@ extern "C" fn switch_entry(frame: &mut Frame) {
             first = false;
         }
         finish::check(machine);
+        #[cfg(feature = "selfcheck")]
+        super::stretch::end();
         idle(machine, cpu);
     }
 }
@@ -108,6 +112,11 @@ fn settle(
             Hold::TakenBack => sched::resume(machine, None, arch.vcpu),
         },
         Run::Blocked => {
+            if *fresh {
+                // Before the SPSR can be another's.
+                let deaf = arch.vcpu.is_polling() && regs::spsr_el2::read() & regs::SPSR_I != 0;
+                arch.deaf_to.set(deaf.then(|| in_flight(arch)));
+            }
             if due(arch) {
                 sched::unblock(machine, cpu.id, arch.vcpu, if *fresh { Idled::No } else { Idled::Yes });
             }
@@ -117,10 +126,19 @@ fn settle(
     None
 }
 
-/// Whether the loaded vCPU has an interrupt to take, masked or not.
+/// Whether the loaded vCPU, which is blocked, has an interrupt to go on for: one to take, masked or not. A poll with interrupts masked is ended, as in Xen, by
+/// those that come later only: by its timer's, or by others' wakers, who do not ask here.
 fn due(arch: &ArchVcpu) -> bool {
+    if let Some(before) = arch.deaf_to.get() {
+        return in_flight(arch) & !before != 0;
+    }
     let mask = gic::priority_mask();
     arch.with_gic(|gic| gic.has_deliverable(arch.shared, &HardwareLrs, mask))
+}
+
+/// The loaded vCPU's interrupts that stand for physical ones.
+fn in_flight(arch: &ArchVcpu) -> u32 {
+    arch.with_gic(|gic| gic.hw_in_flight(&HardwareLrs))
 }
 
 fn switch_to(
@@ -236,6 +254,8 @@ fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu) {
     }
     // SAFETY: waits; changes nothing.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
+    #[cfg(feature = "selfcheck")]
+    super::stretch::waited();
     trap::interrupt(cpu);
 }
 

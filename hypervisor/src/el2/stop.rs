@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use hypervisor::hardware::CpuId;
 
-use super::gic;
+use super::{gic, stretch};
 
 /// The CPU that stops the others, plus one.
 static STOPPER: AtomicUsize = AtomicUsize::new(0);
@@ -41,6 +41,7 @@ pub fn let_go() {
         spin_loop();
     }
     STOPPER.store(0, Ordering::Release);
+    stretch::forgive();
 }
 
 /// Stops, when another CPU wants that. Called by the scheduler, where the stopper does not come.
@@ -53,5 +54,6 @@ pub fn here() {
             spin_loop();
         }
         STOPPED.fetch_sub(1, Ordering::AcqRel);
+        stretch::forgive();
     }
 }

@@ -47,9 +47,28 @@ const FSC_ADDRESS_SIZE: u64 = 0x00;
 /// INTIDs from here on are shared interrupts.
 const FIRST_SHARED: u32 = 32;
 
+/// Where an entry from a guest begins and ends is told to [`stretch`], in images that have it.
+macro_rules! entry {
+    ($begins:expr, $serve:expr) => {{
+        #[cfg(feature = "selfcheck")]
+        $begins;
+        let again = $serve;
+        #[cfg(feature = "selfcheck")]
+        if again == 0 {
+            super::stretch::end();
+        }
+        again
+    }};
+}
+
 /// An `hvc` of a guest; the return address is behind it.
 #[unsafe(no_mangle)]
 extern "C" fn hvc_entry(frame: &mut Frame, esr: u64) -> u64 {
+    entry!(super::stretch::exception(frame, esr), hvc(frame, esr))
+}
+
+#[inline(always)]
+fn hvc(frame: &mut Frame, esr: u64) -> u64 {
     let cpu = percpu::this();
     let syndrome = Syndrome::new(esr);
     if syndrome.read(ESR::IMM16) != u64::from(HYPERCALL_TAG) {
@@ -57,6 +76,7 @@ extern "C" fn hvc_entry(frame: &mut Frame, esr: u64) -> u64 {
     }
     let (Some(machine), Some(current)) = (cpu.machine.get(), cpu.current.get()) else { return 1 };
     let number = frame.get(16);
+    frame.note_call(number);
     let Some(args) = frame.x.first_chunk() else { return 1 };
     match hypercall::serve(machine, current, number, args) {
         Outcome::Done(value) => frame.set(0, value.cast_unsigned()),
@@ -86,6 +106,11 @@ fn other_hvc(cpu: &'static PerCpu, frame: &mut Frame, immediate: u64) -> u64 {
 /// An interrupt while a guest runs.
 #[unsafe(no_mangle)]
 extern "C" fn irq_entry(_frame: &mut Frame) -> u64 {
+    entry!(super::stretch::interrupt(), irq())
+}
+
+#[inline(always)]
+fn irq() -> u64 {
     let cpu = percpu::this();
     cpu.exits.set(cpu.exits.get().wrapping_add(1));
     interrupt(cpu);
@@ -136,6 +161,11 @@ fn interrupt_on<C: Controller>(cpu: &'static PerCpu) {
 /// Every other synchronous exception of a guest, with all registers in the frame.
 #[unsafe(no_mangle)]
 extern "C" fn sync_entry(frame: &mut Frame, esr: u64) -> u64 {
+    entry!(super::stretch::exception(frame, esr), sync(frame, esr))
+}
+
+#[inline(always)]
+fn sync(frame: &mut Frame, esr: u64) -> u64 {
     let cpu = percpu::this();
     cpu.exits.set(cpu.exits.get().wrapping_add(1));
     let syndrome = Syndrome::new(esr);

@@ -146,6 +146,13 @@ fn expect(options: &Options, said: &str, line: &str, status: u8) -> Outcome<Foun
     if count("d2: shutdown poweroff") != 1 {
         return Err(observed.failed("the neighbour did not end cleanly"));
     }
+    // A crash is told with what led there; the call that ended it is the last one (`sched_op`, 29).
+    let told =
+        observed.log.iter().any(|text| text.starts_with("d1 vCPU 0: last hypercalls, the latest first: 29 "));
+    let walked = observed.log.iter().any(|text| text.starts_with("d1 vCPU 0: called from 0x"));
+    if line.ends_with("crash") && !(told && walked) {
+        return Err(observed.failed("the crash is told without registers, last hypercalls and callers"));
+    }
     match &observed.result {
         Err(failure) if failure.status() == status => Ok(Found::Good(String::new())),
         Err(failure) => Err(observed.failed(&format!("status {}, not {status}", failure.status()))),

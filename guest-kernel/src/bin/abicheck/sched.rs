@@ -1,7 +1,8 @@
 //! `sched_op`.
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use guest_kernel::event::{Channel, Wake};
+use guest_kernel::event::{self, Channel, Wake};
 use guest_kernel::interrupt::{self, Intid};
 use guest_kernel::{Guest, cpu, hypercall, time, timer};
 use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, ShutdownReason, Watchdog};
@@ -47,6 +48,37 @@ pub(crate) fn check(tap: &mut Tap, guest: &Guest) {
     tap.is("an unknown operation", without(Hypercall::SchedOp, 99), Err(Errno::Enosys));
     tap.that("the interrupt controller starts", interrupt::start(guest.tree.gic).is_ok());
     block(tap);
+    masked(tap);
+    let clock = event::shared_page().map(guest_kernel::shared_info::SharedPage::wall_clock);
+    tap.is("nobody has set the wall clock, which was told once", clock, Ok((2, 0, 0)));
+}
+
+/// Counts, and never ends them: they stay away until they are.
+static SGIS: AtomicU32 = AtomicU32::new(0);
+
+/// A poll with interrupts masked, one of which is pending: it is not ended by that, but by the timer's, which comes later. The system time until when it
+/// polls may be computed too early.
+fn masked(tap: &mut Tap) {
+    let Some(sgi) = Intid::sgi(9) else { return tap.that("an interrupt", false) };
+    let counted = interrupt::enable(sgi, || {
+        SGIS.fetch_add(1, Ordering::SeqCst);
+    });
+    tap.that("an interrupt of its own is enabled", counted.is_ok());
+    cpu::mask_interrupts();
+    let sent = interrupt::send_to_self(sgi);
+    tap.that("it is sent, and masked", sent.is_ok() && SGIS.load(Ordering::SeqCst) == 0);
+    let until = |wait: Duration| time::system_time() + u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX);
+    let began = time::now();
+    let answer = hypercall::poll(&[], until(WAIT));
+    tap.is("poll with a masked interrupt pending", answer, Ok(()));
+    tap.that("waits all the same", began.elapsed() >= WAIT / 2);
+    timer::arm(time::now().after(WAIT / 4));
+    let began = time::now();
+    tap.is("poll until a timer that is masked fires", hypercall::poll(&[], until(LONG)), Ok(()));
+    tap.that("which ends it", began.elapsed() < LONG / 2);
+    cpu::unmask_interrupts();
+    tap.is("the masked one comes then", SGIS.load(Ordering::SeqCst), 1);
+    timer::disarm();
 }
 
 fn poll_with(ports: GuestHandle, nr_ports: u32, timeout: u64) -> Answer {
@@ -74,6 +106,8 @@ fn poll(tap: &mut Tap) {
     waits(tap, end.port());
 }
 
+/// How long nothing must be late that is waited for.
+const LONG: Duration = Duration::from_secs(20);
 /// How long these cases wait.
 const WAIT: Duration = Duration::from_millis(20);
 /// Waits until the machine, which may be busy with other things, lets one begin at once.
