@@ -241,7 +241,10 @@ pub(crate) fn upper_root() -> u64 {
 }
 
 /// Goes back to the kernel's own root for the lower half.
-pub(crate) fn enter_kernel() -> Result<(), Errno> {
+///
+/// # Errors
+/// What the hypervisor says.
+pub fn enter_kernel() -> Result<(), Errno> {
     let root = address(&TABLES_LOCK.lock().roots[0]);
     space::enter(root, ASID)
 }

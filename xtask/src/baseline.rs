@@ -17,7 +17,11 @@ const TOLERANCE: u64 = 5;
 
 /// Figures by name.
 #[derive(Debug, Default)]
-pub(crate) struct Baseline(BTreeMap<String, u64>);
+pub(crate) struct Baseline {
+    figures: BTreeMap<String, u64>,
+    /// The longest stretch with interrupts masked.
+    stretch: Option<u64>,
+}
 
 /// A figure that moved.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,18 +78,32 @@ impl Baseline {
                 .map(|number| (name.clone(), number))
                 .ok_or_else(|| wrong(&format!("{name}: expected a number")))
         };
-        figures.iter().map(read).collect::<Outcome<_>>().map(Self)
+        let stretch = table.get("stretch").and_then(|table| table.get("longest")?.as_integer());
+        Ok(Self {
+            figures: figures.iter().map(read).collect::<Outcome<_>>()?,
+            stretch: stretch.and_then(|number| u64::try_from(number).ok()),
+        })
+    }
+
+    /// The longest stretch with interrupts masked, if it is kept.
+    pub(crate) fn stretch(&self) -> Option<u64> {
+        self.stretch
+    }
+
+    /// Whether a stretch is longer than the kept one and what is tolerated.
+    pub(crate) fn allows(&self, stretch: u64) -> bool {
+        self.stretch.is_some_and(|kept| stretch.saturating_mul(100) <= kept.saturating_mul(100 + TOLERANCE))
     }
 
     /// A figure.
     pub(crate) fn get(&self, name: &str) -> Option<u64> {
-        self.0.get(name).copied()
+        self.figures.get(name).copied()
     }
 
     /// What moved.
     pub(crate) fn compare(&self, measured: &BTreeMap<String, u64>) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (name, &old) in &self.0 {
+        for (name, &old) in &self.figures {
             match measured.get(name) {
                 None => changes.push(Change::Gone(name.clone())),
                 Some(&new) if new.saturating_mul(100) > old.saturating_mul(100 + TOLERANCE) => {
@@ -97,20 +115,25 @@ impl Baseline {
                 Some(_) => {}
             }
         }
-        let new = measured.iter().filter(|(name, _)| !self.0.contains_key(*name));
+        let new = measured.iter().filter(|(name, _)| !self.figures.contains_key(*name));
         changes.extend(new.map(|(name, number)| Change::New(name.clone(), *number)));
         changes
     }
 }
 
-/// Makes these the figures to compare with.
-pub(crate) fn write(measured: &BTreeMap<String, u64>) -> Outcome<()> {
+/// Makes these the figures to compare with; what is not measured stays.
+pub(crate) fn write(measured: Option<&BTreeMap<String, u64>>, stretch: Option<u64>) -> Outcome<()> {
+    let kept = Baseline::load()?;
     let mut text = String::from(
-        "# What operations took when this was written: instructions, by `cargo xtask bench --update-baseline`.\n\
-         # `cargo xtask test` fails when one takes 5 % more. One CPU, `-cpu max`, GICv3, counted by QEMU.\n\n[instructions]\n",
+        "# What operations took when this was written: instructions, by `cargo xtask bench --update-baseline`; the longest time that EL2 keeps\n\
+         # interrupts masked, by `--stretches --update-baseline`. `cargo xtask test` fails when one takes 5 % more. One CPU, `-cpu max`, GICv3,\n\
+         # counted by QEMU.\n\n[instructions]\n",
     );
-    for (name, number) in measured {
+    for (name, number) in measured.unwrap_or(&kept.figures) {
         let _ = writeln!(text, "{name} = {number}");
+    }
+    if let Some(stretch) = stretch.or(kept.stretch) {
+        let _ = writeln!(text, "\n[stretch]\nlongest = {stretch}");
     }
     workspace::write(&workspace::root().join(FILE), text.as_bytes())
 }
@@ -130,6 +153,14 @@ mod tests {
         assert_eq!(changes, [Change::Grew("b".into(), 100, 106), Change::Fell("d".into(), 100, 94)]);
         assert_eq!(changes.iter().map(Change::is_worse).collect::<Vec<_>>(), [true, false]);
         assert_eq!(changes[0].to_string(), "b grew from 100 to 106 instructions");
+    }
+
+    #[test]
+    fn a_stretch_may_be_five_per_cent_longer_than_the_kept_one() {
+        let kept = Baseline::parse("[instructions]\na = 1\n[stretch]\nlongest = 1000\n").unwrap();
+        assert_eq!(kept.stretch(), Some(1000));
+        assert_eq!([1050, 1051].map(|length| kept.allows(length)), [true, false]);
+        assert!(!Baseline::parse("[instructions]\na = 1\n").unwrap().allows(1), "none is kept");
     }
 
     #[test]

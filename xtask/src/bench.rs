@@ -17,7 +17,7 @@ use crate::failure::{Doing, Failure, Outcome};
 use crate::hypervisor::{Hypervisor, Measured};
 use crate::run::{self, Options as RunOptions};
 use crate::system::{Checking, System};
-use crate::{build, setup, workspace};
+use crate::{build, setup, stretch, workspace};
 
 /// What `bench` accepts.
 #[derive(clap::Args, Debug)]
@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// Print the figures among 2, 16, 64 and 256 domains instead.
     #[arg(long, conflicts_with_all = ["on", "json", "update_baseline"])]
     domains: bool,
+    /// Print how long interrupts are masked at a time instead, by cause.
+    #[arg(long, conflicts_with_all = ["on", "json", "domains"])]
+    stretches: bool,
     /// Make today's figures those that the tests compare with.
     #[arg(long, conflicts_with = "on")]
     update_baseline: bool,
@@ -94,6 +97,9 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     if options.domains {
         return among_others();
     }
+    if options.stretches {
+        return stretch::print(options.update_baseline);
+    }
     let baseline = Baseline::load()?;
     let xen = match options.on {
         Measured::Pavo => None,
@@ -120,7 +126,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
         println!("{:<28} {:>12} lines", format!("code of {name}"), count.lines);
     }
     if options.update_baseline {
-        baseline::write(&figures.counts())?;
+        baseline::write(Some(&figures.counts()), None)?;
     }
     let Some(file) = &options.json else { return Ok(()) };
     let operations: BTreeMap<_, _> = figures.operations.iter().cloned().collect();

@@ -21,6 +21,7 @@ mod process;
 mod rpi4;
 mod run;
 mod setup;
+mod stretch;
 mod system;
 mod terrain;
 mod test;

@@ -15,10 +15,13 @@
 //! | `settle:N` | waits until domain N waits for an event or an interrupt |
 //! | `ping:F:L` | sends an event to each `pong` from domain F to L, when all have made their port, and waits for its answer |
 //! | `check` | has the hypervisor check itself, with all CPUs standing |
+//! | `log` | prints a line, and reads the console back until it finds it |
+//! | `clock` | sets the wall clock, and looks at its own |
 //! | `soak:L:S` | for S seconds, time and again: destroys, builds, pauses or moves one of the domains 1 to L, or leaves them, and checks |
 //! | `ledger:N` | tells domain N, whenever it asks through the first page that it grants, whether its counts are as they were; until it is done |
 //! | `ledger:N:M` | that, and destroys and builds domain M, which is not 1, time and again meanwhile |
 //! | `twice:F:L` | destroys domains F to L, has each live once more for a while, and fails when counters are not as they were between the lives |
+//! | `kills:N:STEP` | lets domain N, a `mixed`, come to its end once, then builds and destroys it at every STEP-th nanosecond of its rounds, until when all counters must be as they were when it was not there, and checks |
 //! | `mark`, `same` | remembers all counters; fails when they are not as they were |
 //! | `sleep:MS` | waits for so many milliseconds |
 //!
@@ -27,6 +30,8 @@
 #![no_main]
 extern crate alloc;
 
+#[path = "control/kills.rs"]
+mod kills;
 #[path = "control/ledger.rs"]
 mod ledger;
 
@@ -36,7 +41,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use guest_kernel::event::Channel;
+use guest_kernel::event::{self, Channel};
 use guest_kernel::{Guest, control, interrupt, println, time, timer};
 use pv_abi::control::{Counters, DomainInfo, flags, role};
 use pv_abi::{DomId, Errno, Port};
@@ -126,7 +131,10 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
         "ledger" => ledger::serve(number()?, u16::try_from(times()?).ok().filter(|id| *id > 1).map(DomId)),
         "twice" => twice(number()?.0, times()?),
         "check" => control::self_check().map_err(refused),
+        "log" => log(),
+        "clock" => clock(),
         "soak" => soak(number()?.0, times()?),
+        "kills" => kills::all(number()?, times()?),
         "mark" => {
             *marked = everything()?;
             Ok(())
@@ -204,6 +212,38 @@ fn soak(last: u16, seconds: u32) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Reads back what it has printed, which is on the console before the call that prints it returns.
+fn log() -> Result<(), String> {
+    const LINE: &str = "control: a line that is read back";
+    println!("{LINE}");
+    let (mut all, mut index) = (Vec::new(), 0);
+    loop {
+        let mut part = [0; 3000];
+        let (next, count) = control::read_console(index, &mut part).map_err(|errno| format!("{errno:?}"))?;
+        index = next;
+        match part.get(..count) {
+            Some(bytes) if count > 0 => all.extend_from_slice(bytes),
+            _ => break,
+        }
+    }
+    let found = String::from_utf8_lossy(&all).lines().any(|line| line.ends_with(LINE));
+    if found { Ok(()) } else { Err(format!("not in {} bytes", all.len())) }
+}
+
+/// Says that it is a moment in 2026, and looks.
+fn clock() -> Result<(), String> {
+    const TIME: Duration = Duration::new(1_795_000_000, 250_000_000);
+    let page = event::shared_page().map_err(|errno| format!("{errno:?}"))?;
+    let before = page.wall_clock();
+    // At a system time of half a second: so much earlier was it when system time was 0.
+    control::set_time(TIME, 500_000_000).map_err(|errno| format!("{errno:?}"))?;
+    let after = page.wall_clock();
+    if (before, after) == ((2, 0, 0), (4, 1_794_999_999, 750_000_000)) {
+        return Ok(());
+    }
+    Err(format!("{before:?} became {after:?}"))
 }
 
 /// Sets weight and cap, and looks.

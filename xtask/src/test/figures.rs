@@ -6,12 +6,25 @@ use crate::bench;
 use crate::check::Found;
 use crate::failure::{Failure, Outcome};
 use crate::hypervisor::Hypervisor;
+use crate::stretch;
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
     vec![
         Step::new("bench: no operation takes more instructions than before", Level::Default, compare)
             .shared(),
+        Step::new("bench: interrupts are masked no longer than before", Level::Default, || {
+            let longest = stretch::measure()?;
+            let Some((cause, length)) = stretch::worst(&longest) else {
+                return Err(Failure::failed("nothing was measured"));
+            };
+            let baseline = Baseline::load()?;
+            if baseline.allows(length) {
+                return Ok(Found::Good(format!("{length} instructions: {cause}")));
+            }
+            Err(Failure::failed(format!("{length} instructions, not {:?}: {cause}", baseline.stretch())))
+        })
+        .shared(),
     ]
 }
 

@@ -11,6 +11,7 @@ mod devices;
 mod faults;
 mod figures;
 mod keyboard;
+mod kills;
 mod linux;
 mod matrix;
 mod monitor;
@@ -115,6 +116,7 @@ fn all() -> Vec<Step> {
         devices::all(),
         keyboard::all(),
         backpressure::all(),
+        kills::all(),
         shares::all(),
         paging::all(),
         figures::all(),

@@ -6,7 +6,7 @@ use super::step::{Level, Needs};
 use crate::workspace;
 
 /// Steps by a pattern of their names, and the step on the Raspberry Pi that shows the same there. A name may be made of parts of the other.
-const ALIKE: [(&str, &str); 21] = [
+const ALIKE: [(&str, &str); 22] = [
     ("^system: (hello|two-guests|smp|control|lives) on ", "$1"),
     ("^system: (two-guests send .*|ballooning .*|soak .*|[0-9]+ domains .*|counting .*)$", "$1"),
     ("^system: (the control domain's .*)$", "$1"),
@@ -26,6 +26,7 @@ const ALIKE: [(&str, &str); 21] = [
     ("^passthrough: ([^:]+)$", "$1"),
     ("^keyboard: .*, (one domain at a time, .*)$", "keyboard: $1"),
     ("^(shares: .*)$", "$1"),
+    ("^kills: ", "kills: at every 9973rd nanosecond, between two instructions, pv page tables"),
     ("^paging: ([a-z-]+) on ", "$1"),
     ("^paging: one wall, ", "one wall, a kernel that was taken over"),
 ];

@@ -136,6 +136,13 @@ fn punctual(told: &Told, [_, _, latest, times]: [u64; 4]) -> Outcome<()> {
     Err(told.observed.failed(&format!("{times} wake-ups, the latest {latest} ns late")))
 }
 
+fn eight(board: &str) -> Outcome<Found> {
+    let text: String = (0..8).map(|number| spinner(number, "")).collect();
+    let told = tell(systems::write(&format!("eight-{board}"), &text)?, board, 1)?;
+    (1..=8).try_for_each(|domain| told.expect(domain, 125))?;
+    Ok(Found::Good(String::new()))
+}
+
 fn sixteen(board: &str) -> Outcome<Found> {
     let text: String = (0..16).map(|number| spinner(number, "")).collect();
     let told = tell(systems::write(&format!("sixteen-{board}"), &text)?, board, 4)?;
@@ -152,6 +159,8 @@ pub(super) fn all() -> Vec<Step> {
         super::rpi4::step("shares: weights, a cap, and a partition without exits", Level::Default, || {
             divided("rpi4")
         }),
+        Step::new("shares: eight domains on one CPU", Level::Default, || eight("virt")).shared(),
+        super::rpi4::step("shares: eight domains on one CPU", Level::Default, || eight("rpi4")),
         Step::new("shares: sixteen domains on four CPUs", Level::Default, || sixteen("virt")),
         super::rpi4::step("shares: sixteen domains on four CPUs", Level::Default, || sixteen("rpi4")),
         super::rpi4::step(
