@@ -158,7 +158,8 @@ impl Frames {
         Ok(())
     }
 
-    /// Gives up a frame of RAM of `owner`'s that nobody refers to, unmapped and flushed: it is free when every CPU has passed.
+    /// Gives up a frame of RAM of `owner`'s that nobody refers to, unmapped and flushed, or of a table of its stage 2 that nothing links: it is free
+    /// when every CPU has passed.
     ///
     /// # Errors
     /// It is no such frame: nothing is changed.

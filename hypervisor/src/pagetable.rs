@@ -118,6 +118,9 @@ pub struct Paging {
     forbidden: Gfn,
     /// No kernel text any more.
     sealed: bool,
+    /// Where a page became data last: its block may be joined when one elsewhere does. (Who pins and unpins time and again does not split and
+    /// join as often.)
+    left: Option<Gfn>,
 }
 
 impl Paging {
@@ -129,6 +132,7 @@ impl Paging {
             controls: Controls::default(),
             forbidden: Gfn::default(),
             sealed: false,
+            left: None,
         }
     }
 

@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! 1. Tables change under the domain's lock (rank 20) only. [`lookup`] reads them without: an entry is one 64-bit word, and a table that
-//!    was linked once is never freed or reused while the domain is.
+//!    was linked once is not reused before every CPU has passed (limbo) or the domain is no more.
 //! 2. No entry goes from one valid leaf to another, or from leaf to table, without invalid and a flush between
 //!    (break-before-make, D8.16.1). A flush orders the writes before it itself; invalid to valid needs only the barrier of
 //!    `tables_written`.
@@ -22,6 +22,7 @@
 
 mod build;
 mod descriptor;
+mod join;
 mod protect;
 mod walk;
 

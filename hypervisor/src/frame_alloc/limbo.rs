@@ -94,14 +94,14 @@ impl Limbo {
         self.since
     }
 
-    /// Takes a frame of RAM that its domain has given up.
+    /// Takes a frame of RAM that its domain has given up, or of a table that nothing links any more.
     pub(super) fn take(&mut self, table: &FrameTable, mfn: Mfn, owner: DomId) -> Result<(), FrameError> {
         let entry = table.entry(mfn).ok_or(FrameError::NoFrame)?;
         let state = entry.state();
         if state.owner != owner {
             return Err(FrameError::WrongOwner);
         }
-        if state.role != Role::Data {
+        if !matches!(state.role, Role::Data | Role::Stage2Table) {
             return Err(FrameError::WrongRole);
         }
         if state.count != 0 {

@@ -25,6 +25,9 @@ const _: () = assert!(ALL as usize == ENTRIES);
 const LEVEL_SHIFT: u32 = 16;
 const DONE_MASK: u32 = 0xFFFF;
 
+/// Frames of a block, less one.
+const BLOCK_MASK: u64 = ENTRIES as u64 - 1;
+
 /// How far a pin or unpin came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Step {
@@ -142,6 +145,14 @@ fn demote<H: Hardware>(
         machine.hw.flush_stage1(domain.vmid);
     }
     slot.protect(&machine.hw, Kind::Data);
+    // 2 MiB are joined at once, or not.
+    let block = Gfn::new(gfn.get() & !BLOCK_MASK).unwrap_or(gfn);
+    if let Some(paging) = &mut state.paging
+        && let Some(before) = paging.left.replace(block)
+        && before != block
+    {
+        state.stage2.join(&machine.hw, &machine.frames, before);
+    }
     Ok(())
 }
 

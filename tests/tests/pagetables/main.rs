@@ -2,6 +2,7 @@
 //! (D8.3) and `public/xen.h`'s, written down here once more.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 mod batches;
+mod blocks;
 mod entries;
 mod restarts;
 mod roles;

@@ -1,0 +1,101 @@
+//! Blocks of stage 2: split for a page whose role differs, joined when none does any more. The tables of [`install`] are in the first one.
+use super::*;
+
+/// Another 2 MiB of the domain's.
+const BLOCK: u64 = RAM + 0x20_0000;
+const NEXT: u64 = BLOCK + 0x1000;
+
+fn tables(guest: &Guest<'_>) -> u32 {
+    guest.world.domain(guest.id).state.lock().stage2.tables()
+}
+
+fn pin_empty(guest: &Guest<'_>, page: u64) {
+    clear(guest, page);
+    assert_eq!(pin(guest, 3, page), 0);
+}
+
+/// A page elsewhere becomes a table and data again.
+fn change_elsewhere(guest: &Guest<'_>) {
+    pin_empty(guest, PAGES + 0x8000);
+    assert_eq!(unpin(guest, PAGES + 0x8000), 0);
+}
+
+#[test]
+fn a_block_is_split_for_a_table_and_joined_when_the_next_page_becomes_data_elsewhere() {
+    let world = world();
+    let one = guest(&world, 1);
+    install(&one);
+    let whole = tables(&one);
+    for _ in 0..3 {
+        pin_empty(&one, BLOCK);
+        pin_empty(&one, NEXT);
+        assert_eq!(tables(&one), whole + 1);
+        assert_eq!(unpin(&one, BLOCK), 0);
+        change_elsewhere(&one);
+        assert_eq!(tables(&one), whole + 1, "one is a table still");
+        assert_eq!(unpin(&one, NEXT), 0);
+        pin_empty(&one, NEXT);
+        assert_eq!(unpin(&one, NEXT), 0);
+        assert_eq!(tables(&one), whole + 1, "kept for the next one in it");
+        // Warm in the TLB, as a page.
+        tries_to_write(&one, BLOCK).unwrap();
+        world.machine.hw.take_ops();
+        change_elsewhere(&one);
+        assert_eq!(tables(&one), whole);
+        // Broken, flushed, made: a block (bit 1 clear) with its kind, then for the walker too.
+        let ops = world.machine.hw.take_ops();
+        let flushed = ops.iter().rposition(|op| matches!(op, Op::FlushAll(_))).unwrap();
+        let block = |valid: u64| {
+            let is = move |op: &Op| matches!(op, Op::TableWrite { entry, .. } if *entry & 3 == valid && *entry >> 55 & 15 == 6);
+            ops.iter().rposition(is).unwrap()
+        };
+        assert!(block(0) < flushed && flushed < block(1), "{ops:?}");
+        for page in [BLOCK, NEXT, BLOCK + 0x1F_F000] {
+            assert_eq!(one.mapping(page >> 12).unwrap().kind, Kind::Data);
+            tries_to_write(&one, page).unwrap();
+        }
+        world.check();
+    }
+}
+
+#[test]
+fn the_tables_of_joined_blocks_are_the_machines_again() {
+    let world = world();
+    let one = guest(&world, 1);
+    install(&one);
+    let frames = || {
+        let owned = world.machine.frames.table.total(DomId(1), Role::Stage2Table);
+        (owned, world.machine.frames.limbo_frames())
+    };
+    let (owned, limbo) = frames();
+    pin_empty(&one, BLOCK);
+    assert_eq!(frames(), (owned + 1, limbo));
+    assert_eq!(unpin(&one, BLOCK), 0);
+    change_elsewhere(&one);
+    assert_eq!(frames(), (owned, limbo + 1));
+    world.check();
+}
+
+#[test]
+fn a_block_with_a_hole_or_another_frame_is_not_joined() {
+    let world = world();
+    let one = guest(&world, 1);
+    install(&one);
+    let gfn = (BLOCK + 0x10_0000) >> 12;
+    let whole = tables(&one);
+    one.write(ARG + 0x100, &gfn.to_le_bytes());
+    let asked = Reservation {
+        extent_start: GuestHandle(ARG + 0x100),
+        nr_extents: 1,
+        domid: DomId::SELF,
+        ..Reservation::default()
+    };
+    for (number, cmd) in [(number::MEMORY_OP, 1), (number::MEMORY_OP, 6)] {
+        assert_eq!(one.with(number, cmd, asked).0, 1);
+        pin_empty(&one, BLOCK);
+        assert_eq!(unpin(&one, BLOCK), 0);
+        change_elsewhere(&one);
+        assert_eq!(tables(&one), whole + 1, "{cmd}");
+    }
+    world.check();
+}
