@@ -5,15 +5,15 @@ use guest_kernel::entry::Access;
 use guest_kernel::frame::Frame;
 use guest_kernel::grant::{self, Grant, MappedGrant};
 use guest_kernel::pv::{self, Page};
-use guest_kernel::space::PAGE;
-use guest_kernel::{hypercall, smp};
+use guest_kernel::space::{self, Entry, PAGE, Rights};
+use guest_kernel::{event, hypercall, smp};
 use pv_abi::console::ConsoleOp;
 use pv_abi::event::EventOp;
 use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo};
 use pv_abi::version::VersionOp;
-use pv_abi::{DomId, Errno, Hypercall};
+use pv_abi::{DomId, Errno, Hypercall, layout};
 
-use super::{Tap, Target, peek, raw};
+use super::{Tap, Target, peek, raw, update};
 
 /// This domain's number, as the system file has it.
 const SELF: DomId = DomId(1);
@@ -86,12 +86,50 @@ pub(super) fn hands(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
             (got.is_err() || got == Ok(())) && peek(page) == before,
         );
     }
-    // The event queues of FIFO: control block and array.
-    let control = [last / PAGE, 0, 0];
-    let at = control.as_ptr().expose_provenance() as u64;
-    let got = raw(Hypercall::EventChannelOp, [u64::from(EventOp::InitControl.number()), at, 0, 0, 0]);
-    tap.nothing("a FIFO control block on a table", got.is_err());
-    let got = raw(Hypercall::EventChannelOp, [u64::from(EventOp::ExpandArray.number()), at, 0, 0, 0]);
-    tap.nothing("a FIFO event array on a table", got.is_err());
+    Ok(())
+}
+
+/// Pages that the hypervisor shows to this domain and writes itself: none becomes a table or text.
+pub(super) fn shown(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
+    let [.., last] = target.tables;
+    let info = core::ptr::from_ref(event::shared_page()?).addr() as u64;
+    for (what, page) in [("the shared-info page", info), ("the grant table", layout::GRANT_TABLE_BASE)] {
+        for (role, name) in
+            [(Page::Table(3), "a table"), (Page::UserText, "text"), (Page::KernelText, "kernel text")]
+        {
+            tap.refused(&format!("{what} as {name}"), pv::pin(role, page), Errno::Einval);
+        }
+        let text = Entry::page(page, Rights::UserText).bits();
+        tap.refused(&format!("{what}, executed"), update(last + 8 * 22, text), Errno::Einval);
+    }
+    Ok(())
+}
+
+/// The event queues of FIFO: what EL2 writes there is no table or text, and none becomes one.
+pub(super) fn queues(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
+    let [zero, .., last] = target.tables;
+    let call = |op: EventOp, words: [u64; 3]| {
+        let at = words.as_ptr().expose_provenance() as u64;
+        raw(Hypercall::EventChannelOp, [u64::from(op.number()), at, 0, 0, 0])
+    };
+    let all =
+        [("a table", last), ("a root", zero), ("user text", target.text), ("kernel text", target.kernel)];
+    let mut refused = |name: &str, op: EventOp| {
+        for (what, page) in all {
+            let before = peek(page);
+            let got = call(op, [page / PAGE, 0, 0]);
+            tap.nothing(&format!("{name} on {what}"), got.is_err() && peek(page) == before);
+        }
+    };
+    refused("a FIFO control block", EventOp::InitControl);
+    let control = space::take_page()?;
+    call(EventOp::InitControl, [control / PAGE, 0, 0])?;
+    refused("a FIFO event array", EventOp::ExpandArray);
+    let array = space::take_page()?;
+    call(EventOp::ExpandArray, [array / PAGE, 0, 0])?;
+    for (name, page) in [("a FIFO control block", control), ("a FIFO event array", array)] {
+        tap.refused(&format!("a table of {name}"), pv::pin(Page::Table(3), page), Errno::Ebusy);
+        tap.refused(&format!("text of {name}"), pv::pin(Page::UserText, page), Errno::Ebusy);
+    }
     Ok(())
 }
