@@ -193,7 +193,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     registers::controls(&mut tap, &target);
     elsewhere::hands(&mut tap, &target)?;
     if let Some(accomplice) = accomplice {
-        accomplice::grants(&mut tap, accomplice)?;
+        accomplice::grants(&mut tap, &accomplice)?;
     }
     elsewhere::shown(&mut tap, &target)?;
     memory::places(&mut tap, &target)?;

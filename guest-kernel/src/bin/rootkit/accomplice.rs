@@ -126,7 +126,7 @@ impl Accomplice {
 }
 
 /// A page that another domain may map, and what becomes of it.
-pub(super) fn grants(tap: &mut Tap, accomplice: Accomplice) -> Result<(), Errno> {
+pub(super) fn grants(tap: &mut Tap, accomplice: &Accomplice) -> Result<(), Errno> {
     let granted = Grant::new(Frame::boxed(), accomplice.id, Access::ReadWrite).map_err(|_| Errno::Einval)?;
     let (at, reference) = (granted.frame().words().as_ptr().addr() as u64, granted.reference());
     for (what, role) in [("a table", Page::Table(3)), ("user text", Page::UserText)] {
