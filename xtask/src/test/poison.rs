@@ -145,3 +145,37 @@ pub(super) fn all() -> Vec<Step> {
         }),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use crate::workspace;
+
+    /// Whether a register does harm may depend on the model of the CPU; that it is written does not.
+    #[test]
+    fn every_el2_register_that_is_poisoned_is_written_by_the_image() {
+        let code = |file: &str| fs::read_to_string(workspace::root().join(file)).unwrap();
+        let own = code("xtask/src/test/poison.rs");
+        let (_, list) = own.split_once("const POISON: ").unwrap();
+        let (list, _) = list.split_once("];").unwrap();
+        let names: Vec<_> = list
+            .lines()
+            .filter_map(|line| line.split_once("// ")?.1.split([':', ',']).next())
+            .filter(|name| name.ends_with("_EL2"))
+            .map(str::to_lowercase)
+            .collect();
+        assert!(names.len() >= 20, "{names:?}");
+        let assembly = code("hypervisor/src/el2/boot.S");
+        let rust =
+            ["context.rs", "percpu.rs", "timer.rs"].map(|file| code(&format!("hypervisor/src/el2/{file}")));
+        // What both use stands in front of the way of the first CPU, and that of the others behind it.
+        let (common, rest) = assembly.split_once("\nprimary_start:").unwrap();
+        let (first, others) = rest.split_once("\nsecondary_start:").unwrap();
+        for name in names {
+            let by_rust = rust.iter().any(|file| file.contains(&format!("regs::{name}::write(")));
+            let writes = |part: &str| part.contains(&format!("msr     {name}, "));
+            assert!(by_rust || writes(common) || writes(first) && writes(others), "{name}");
+        }
+    }
+}
