@@ -9,7 +9,9 @@ use guest_kernel::interrupt::{self, Intid};
 use guest_kernel::{Guest, hypercall, smp, time, timer};
 use pv_abi::call::{Operation, Row, TABLE};
 use pv_abi::event::Reset;
+use pv_abi::grant::GrantOp;
 use pv_abi::sched::SchedOp;
+use pv_abi::vcpu::ASSIST_RUNSTATE_UPDATE_FLAG;
 use pv_abi::{DomId, Errno, Hypercall};
 
 use super::pool::{PAGE_AT, Pool, put};
@@ -255,20 +257,33 @@ const NO_OPERATION: Operation = Operation {
 /// `mmu_update`, `update_va_mapping`, `mmuext_op` in a domain that owns its page tables.
 const NOT_OFFERED: Operation = Operation { errors: &[Errno::Enosys], ..NO_OPERATION };
 
+/// What is looked at before the command, and refused with `-EINVAL` whatever it is: for `grant_table_op` a count beyond an `int`, and progress,
+/// which only `cache_flush` has; for `vm_assist` any assistance but the one of ARM.
+fn is_refused_early(row: &Row, (_, [cmd, second, count, ..]): &Registers) -> bool {
+    const PROGRESS_SHIFT: u32 = 12;
+    let (cmd, second, count) = (*cmd as u32, *second as u32, *count as u32);
+    if row.number == Hypercall::GrantTableOp.number() {
+        let op = cmd & ((1 << PROGRESS_SHIFT) - 1);
+        i32::try_from(count).is_err() || cmd >> PROGRESS_SHIFT != 0 && op != GrantOp::CacheFlush.number()
+    } else {
+        row.number == Hypercall::VmAssist.number() && second != ASSIST_RUNSTATE_UPDATE_FLAG
+    }
+}
+
 /// Whether a sub-call may answer that. Most answers are ints, and a refusal is not always sign-extended; those of `memory_op` are longs.
-fn may_answer(row: &Row, operation: &Operation, answer: i64) -> bool {
+fn may_answer(row: &Row, operation: &Operation, registers: &Registers, answer: i64) -> bool {
     let int = if row.number == Hypercall::MemoryOp.number() { answer } else { i64::from(answer as i32) };
+    if is_refused_early(row, registers) {
+        return int == Errno::Einval.to_result();
+    }
     let known = operation.errors.iter().chain(row.otherwise).any(|errno| errno.to_result() == int);
-    // Where a call looks at its other arguments before its command: a count of more than an int, progress, the type of an assistance.
-    let early = [Hypercall::GrantTableOp.number(), Hypercall::VmAssist.number()].contains(&row.number);
-    let known = known || early && int == Errno::Einval.to_result();
     if int < 0 { known } else { operation.succeeds }
 }
 
 fn table(pool: &mut Pool, page: u64) -> Wrong {
     let mut wrong = None;
     each(pool, page, |row, operation, registers, answer| {
-        if !may_answer(row, operation, answer) {
+        if !may_answer(row, operation, &registers, answer) {
             wrong = wrong.or(Some((registers, answer)));
         }
     });
