@@ -112,7 +112,7 @@ fn a_full_ring_is_taken_in_pieces_and_counts_wrap() {
 }
 
 #[test]
-fn counts_that_no_ring_has_move_nothing() {
+fn xsa_313_counts_that_no_ring_has_move_nothing() {
     let world = World::with_console(1);
     let one = guest(&world, 1);
     for (cons, prod) in [(0, 2049), (1, 0), (0, u32::MAX), (5, 4), (u32::MAX, 1 << 31)] {

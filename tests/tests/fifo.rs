@@ -18,11 +18,12 @@ use hypervisor::hypercall::{Outcome, hypercall};
 use hypervisor::machine::{Current, Machine};
 use pavo_tests::{Guest, guest, number, two};
 use pv_abi::event::{
-    BindIpi, BindVcpu, BindVirq, EventOp, ExpandArray, InitControl, PortArg, Reset, SetPriority, Virq,
+    AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, ExpandArray, InitControl, PortArg,
+    Reset, SetPriority, Virq,
 };
 use pv_abi::memory::Reservation;
 use pv_abi::{DomId, GuestHandle, Port};
-use zerocopy::IntoBytes;
+use zerocopy::{Immutable, IntoBytes};
 
 /// Bits of a word, from `public/event_channel.h`.
 const PENDING: u32 = 1 << 31;
@@ -298,7 +299,7 @@ fn events_from_before_the_array_are_raised_when_it_comes_and_the_call_restarts_a
 }
 
 #[test]
-fn an_event_for_a_vcpu_without_a_control_block_is_lost() {
+fn xsa_107_an_event_for_a_vcpu_without_a_control_block_is_lost() {
     let world = two();
     let one = guest(&world, 1);
     assert_eq!(init(one, 0, CONTROL >> 12, OFFSETS[0]).0, 0);
@@ -451,5 +452,132 @@ fn no_event_is_lost_between_threads() {
     got += consumer.take().len();
     assert!(ends.iter().all(|port| load(one, *port) == 0), "something is left behind");
     assert!((1..=6005).contains(&got), "{got} events");
+    world.check();
+}
+
+/// A call of a vCPU's, at the same time as others': its argument lies in a page of the vCPU's own. No answer is wrong.
+fn racing<T: IntoBytes + Immutable>(
+    machine: &Machine<FakeHardware>,
+    id: u16,
+    vcpu: u32,
+    op: EventOp,
+    arg: &T,
+) -> i64 {
+    let reschedule = Cell::new(false);
+    let domain = machine.domain(DomId(id)).unwrap();
+    let current =
+        Current { domain, vcpu: domain.vcpu(vcpu).unwrap(), cpu: CpuId(vcpu as u8), reschedule: &reschedule };
+    let at = RAM + 0x1_0000 + u64::from(vcpu) * 0x1000;
+    machine.hw.guest_write(domain.vmid, domain.stage2_root, Ipa::new(at).unwrap(), arg.as_bytes()).unwrap();
+    let mut args = [op.number().into(), at, 0, 0, 0];
+    loop {
+        match hypercall(machine, &current, number::EVENT_CHANNEL_OP, args) {
+            Outcome::Done(result) => return result,
+            Outcome::Restart(left) => args = left,
+        }
+    }
+}
+
+/// Another domain sends while `publish` makes what the queues need there; afterwards an event that is sent comes, and comes once.
+fn published_while_others_send(before: fn(Guest<'_>), publish: fn(&Machine<FakeHardware>)) {
+    let world = two();
+    let (one, two) = (guest(&world, 1), guest(&world, 2));
+    for _ in 0..60 {
+        before(one);
+        let there = one.unbound(2);
+        let port = two.bind(1, there);
+        let machine = &world.machine;
+        std::thread::scope(|threads| {
+            threads.spawn(move || {
+                for _ in 0..20 {
+                    assert_eq!(racing(machine, 2, 0, EventOp::Send, &PortArg { port }), 0);
+                }
+            });
+            threads.spawn(move || publish(machine));
+        });
+        assert_eq!(two.send(port), 0);
+        assert_eq!(Consumer::new(one, 0).take(), [there.0]);
+        assert_eq!(load(one, there) & PENDING, 0);
+        assert_eq!((reset(one), two.close(port)), (0, 0));
+        one.set_info(0, &[0; 16]);
+        for page in [CONTROL, ARRAY] {
+            one.write(page, &[0; 4096]);
+        }
+    }
+}
+
+fn publish_control(machine: &Machine<FakeHardware>) {
+    let control =
+        InitControl { control_gfn: CONTROL >> 12, offset: OFFSETS[0] as u32, vcpu: 0, ..Default::default() };
+    assert_eq!(racing(machine, 1, 0, EventOp::InitControl, &control), 0);
+}
+
+fn publish_array(machine: &Machine<FakeHardware>) {
+    assert_eq!(racing(machine, 1, 0, EventOp::ExpandArray, &ExpandArray { array_gfn: ARRAY >> 12 }), 0);
+}
+
+#[test]
+fn xsa_358_a_control_block_that_is_registered_while_others_send_loses_nothing_that_comes_after() {
+    published_while_others_send(
+        |_| {},
+        |machine| {
+            publish_control(machine);
+            publish_array(machine);
+        },
+    );
+}
+
+#[test]
+fn xsa_359_an_array_that_grows_while_others_send_has_each_event_once() {
+    published_while_others_send(
+        |one| assert_eq!(init(one, 0, CONTROL >> 12, OFFSETS[0]).0, 0),
+        publish_array,
+    );
+}
+
+#[test]
+fn xsa_505_arrays_grow_while_everything_is_reset_and_no_page_is_held_afterwards() {
+    let world = two();
+    let (one, two) = (guest(&world, 1), guest(&world, 2));
+    let machine = &world.machine;
+    std::thread::scope(|threads| {
+        for vcpu in 0..2_u32 {
+            threads.spawn(move || {
+                for round in 0..400_u32 {
+                    let control_gfn = (CONTROL >> 12) + u64::from(round % 2);
+                    let control = InitControl { control_gfn, offset: 8, vcpu, ..Default::default() };
+                    racing(machine, 1, vcpu, EventOp::InitControl, &control);
+                    racing(
+                        machine,
+                        1,
+                        vcpu,
+                        EventOp::ExpandArray,
+                        &ExpandArray { array_gfn: control_gfn ^ 2 },
+                    );
+                    let alloc = AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) };
+                    racing(machine, 1, vcpu, EventOp::AllocUnbound, &alloc);
+                    if round % 3 == vcpu {
+                        racing(machine, 1, vcpu, EventOp::Reset, &Reset { dom: DomId::SELF });
+                    }
+                }
+            });
+        }
+        threads.spawn(move || {
+            for round in 0..1200_u32 {
+                let remote_port = Port(1 + round % 3);
+                let bind = BindInterdomain { remote_dom: DomId(1), remote_port, ..Default::default() };
+                racing(machine, 2, 0, EventOp::BindInterdomain, &bind);
+                for port in (1..4).map(Port) {
+                    racing(machine, 2, 0, EventOp::Send, &PortArg { port });
+                }
+                racing(machine, 2, 0, EventOp::Close, &PortArg { port: Port(1 + round % 2) });
+            }
+        });
+    });
+    assert_eq!((reset(one), reset(two)), (0, 0));
+    check_channels(machine).unwrap();
+    let pages = (0..4_u64).map(|page| one.count(CONTROL + page * 0x1000));
+    assert_eq!(pages.sum::<u32>(), 0, "a page is held by nobody");
+    assert_eq!(world.machine.frames.table.total(DomId(1), Role::DomainTable), 1);
     world.check();
 }

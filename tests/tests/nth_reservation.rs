@@ -307,7 +307,7 @@ fn xsa_388_an_extent_of_which_a_page_is_missing_counts_no_page() {
 }
 
 #[test]
-fn what_arm_does_not_do_asks_for_no_frame() {
+fn xsa_159_an_exchange_which_arm_does_not_do_takes_and_frees_no_frame() {
     let world = World::new(DOMAINS);
     let caller = guest(&world, 2);
     let before = seen(&world);
