@@ -60,10 +60,15 @@ impl fmt::Display for Change {
 impl Baseline {
     /// Reads the table; none is an empty one.
     pub(crate) fn load() -> Outcome<Self> {
-        match std::fs::read_to_string(workspace::root().join(FILE)) {
+        Self::load_file(FILE)
+    }
+
+    /// Reads such a table.
+    pub(crate) fn load_file(file: &str) -> Outcome<Self> {
+        match std::fs::read_to_string(workspace::root().join(file)) {
             Ok(text) => Self::parse(&text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(Failure::failed(format!("cannot read {FILE}: {error}"))),
+            Err(error) => Err(Failure::failed(format!("cannot read {file}: {error}"))),
         }
     }
 

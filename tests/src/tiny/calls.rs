@@ -12,7 +12,7 @@ pub fn calls() -> Tiny {
     Tiny { setup: 2.into(), pages: PAGES.to_vec(), alphabet: alphabet(), back: back(), belongs }
 }
 
-/// Every call, as a step of a [`Sequence`].
+/// Every call, as a step of a `Sequence`.
 fn alphabet() -> Vec<[u8; STEP]> {
     let mut steps = Vec::new();
     for domain in 0..2 {

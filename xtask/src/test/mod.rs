@@ -26,6 +26,7 @@ mod schedule;
 mod shares;
 mod step;
 mod systems;
+mod tables;
 
 use std::time::Instant;
 
@@ -120,6 +121,7 @@ fn all() -> Vec<Step> {
         shares::all(),
         paging::all(),
         figures::all(),
+        tables::all(),
     ];
     steps.extend(guests.into_iter().flatten().map(|step| step.needing(Needs::Machine)));
     steps

@@ -1,0 +1,100 @@
+//! What page tables cost, checked and not, beside what they cost before (`tests/page-tables.toml`): batches, pins and unpins, and processes that fork and
+//! execute, one domain in the machine at a time.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use regex::Regex;
+
+use super::step::{Level, Step};
+use super::systems;
+use crate::baseline::{Baseline, Change};
+use crate::check::Found;
+use crate::failure::{Doing, Failure, Outcome};
+use crate::run::{self, Options};
+
+/// For messages too.
+const FILE: &str = "tests/page-tables.toml";
+
+/// Pages that a process has when it forks, and the RAM of its domain: 1 MiB, 64 MiB.
+const PROCESSES: [(&str, u32, &str); 2] = [("1M", 256, "32M"), ("64M", 16384, "256M")];
+
+/// All steps of this file.
+pub(super) fn all() -> Vec<Step> {
+    vec![
+        Step::new("bench: page tables cost no more instructions than before", Level::Default, compare)
+            .shared(),
+    ]
+}
+
+/// What the first domain of a system prints when instructions are counted.
+fn told(file: PathBuf) -> Outcome<Vec<String>> {
+    let mut options = Options::for_file(file);
+    (options.cpu, options.cpus, options.icount) = (Some("max".into()), Some(1), true);
+    options.timeout = 300;
+    let observed = systems::observe(&options)?;
+    systems::clean(&observed)?;
+    Ok(observed.console.iter().filter_map(|line| Some(line.strip_prefix("(d1) ")?.to_owned())).collect())
+}
+
+/// Figures by name.
+type Figures = BTreeMap<String, u64>;
+
+/// Batches, pins, unpins, and a switch, as `guest:pv-bench` tells them.
+fn calls(figures: &mut Figures) -> Outcome<()> {
+    let patterns = [
+        (r"^(.*): batch of ([0-9]+): ([0-9]+) ticks", "${1}_$2"),
+        (r"^(a table of level 3, [a-z]+): pin ([0-9]+) ticks", "${1}_pin"),
+        (r"^(a table of level 3, [a-z]+): .*unpin ([0-9]+)", "${1}_unpin"),
+        (r"^(a tree of [0-9]+ tables) below one: pin ([0-9]+) ticks", "${1}_pin"),
+        (r"^(a tree of [0-9]+ tables) below one: .*unpin ([0-9]+)", "${1}_unpin"),
+        (r"^(another address space): ([0-9]+) ticks", "$1"),
+    ];
+    for line in told(run::shipped("pv-bench"))? {
+        for (pattern, name) in patterns {
+            let Some(found) = Regex::new(pattern).doing("pattern")?.captures(&line) else { continue };
+            let mut key = String::new();
+            found.expand(name, &mut key);
+            let number = found.iter().flatten().last().and_then(|text| text.as_str().parse().ok());
+            figures.insert(key.replace([' ', ','], "_").replace("__", "_"), number.unwrap_or(u64::MAX));
+        }
+    }
+    Ok(())
+}
+
+/// Forking and executing, by checked page tables and by the kernel's own.
+fn processes(figures: &mut Figures) -> Outcome<()> {
+    let pattern = Regex::new(r"^large: [0-9]+ x (fork|exec): .*, ([0-9]+) ticks each").doing("pattern")?;
+    for paging in ["pv", "nested"] {
+        for (size, pages, memory) in PROCESSES {
+            let word = if paging == "pv" { "pv" } else { "" };
+            let text = format!(
+                "[[domain]]\nname = \"process\"\nkernel = \"guest:pv-process\"\npaging = \"{paging}\"\n\
+                 cmdline = \"{word} pages={pages}\"\nmemory = \"{memory}\"\n"
+            );
+            for line in told(systems::write(&format!("process-{paging}-{size}"), &text)?)? {
+                if let Some(found) = pattern.captures(&line) {
+                    let number = found[2].parse().unwrap_or(u64::MAX);
+                    figures.insert(format!("{}_{size}_{paging}", &found[1]), number);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn compare() -> Outcome<Found> {
+    let mut figures = Figures::new();
+    calls(&mut figures)?;
+    processes(&mut figures)?;
+    let changes = Baseline::load_file(FILE)?.compare(&figures);
+    let list: Vec<_> = changes.iter().map(ToString::to_string).collect();
+    if changes.iter().any(|change| change.is_worse() || matches!(change, Change::New(..))) {
+        let lines = figures.iter().map(|(name, number)| format!("{name} = {number}")).collect();
+        return Err(Failure::Shown {
+            text: format!("{}: {FILE} has other figures than these", list.join("; ")),
+            lines,
+        });
+    }
+    Ok(Found::Good(if list.is_empty() { format!("{} figures", figures.len()) } else { list.join("; ") }))
+}
