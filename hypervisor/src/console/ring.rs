@@ -11,7 +11,7 @@ use core::mem::offset_of;
 use pv_abi::console::ConsoleRing;
 use pv_abi::{DomId, PAGE_SHIFT, Port, layout};
 
-use super::{CHUNK, CHUNKS, write_text};
+use super::{CHUNK, CHUNKS, portion, write_text};
 use crate::addr::{FrameAddr, Gfn, Mfn};
 use crate::domain::{Domain, DomainState};
 use crate::evtchn;
@@ -111,9 +111,10 @@ fn take<H: Hardware>(machine: &Machine<H>, domain: &Domain, page: Mfn) -> bool {
     let length = usize::try_from(most).unwrap_or(0).min(CHUNK);
     let (Some(text), Some(from)) = (bytes.get_mut(..length), first.plus(start)) else { return false };
     hw.read(from, text);
+    let text = portion(text);
     write_text(hw, domain, text);
     // With a full barrier: the bytes are read before the guest learns that there is room. One that changes the word itself keeps its bytes.
-    let now = done.wrapping_add(u32::try_from(length).unwrap_or(0));
+    let now = done.wrapping_add(u32::try_from(text.len()).unwrap_or(0));
     hw.compare_exchange_u32(consumer, done, now) == Ok(done)
 }
 

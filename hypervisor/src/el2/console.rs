@@ -23,9 +23,9 @@ use super::{passthrough, timer};
 
 /// Bytes that may wait: a second and a half at 115200 baud.
 const RING: usize = 16 << 10;
-/// Bytes that one call sends at most: 5000 instructions. UARTs have room for 8 to 32, but QEMU's always have; and so many come each
+/// Bytes that one call sends at most: 5000 instructions under QEMU. UARTs have room for 8 to 32, but QEMU's always have; and so many come each
 /// [`AGAIN_MICROSECONDS`].
-const AT_ONCE: usize = 256;
+const AT_ONCE: usize = 128;
 /// When bytes that wait are looked after again: the mini-UART's 8 bytes last 700 microseconds at 115200 baud.
 const AGAIN_MICROSECONDS: u64 = 500;
 /// Bytes of room that guests leave.
