@@ -100,7 +100,9 @@ impl Setup {
             None => (text, None),
         };
         let domains = rest.strip_suffix("pv").unwrap_or(rest);
-        Some(Self { domains: domains.parse().ok()?, paging: domains != rest, most })
+        // As many as the comparison has room for.
+        let number = domains.parse().ok().filter(|number| (1..=4).contains(number))?;
+        Some(Self { domains: number, paging: domains != rest, most })
     }
 }
 

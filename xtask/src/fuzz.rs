@@ -82,6 +82,7 @@ fn show(words: &[&str]) -> Outcome<()> {
     let status = Command::new(driver(false)?).args(words).status();
     match status.map_err(|error| Failure::failed(format!("the driver does not start: {error}")))?.code() {
         Some(0) => Ok(()),
+        Some(2) => Err(Failure::usage("--seed: expected a number, or a sequence as it was printed")),
         _ => Err(Failure::Reported),
     }
 }

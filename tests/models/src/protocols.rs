@@ -3,6 +3,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use hypervisor::addr::{FrameAddr, Ipa, Mfn};
+use hypervisor::devicetree::Paging;
 use hypervisor::domain::{Fault, Life};
 use hypervisor::evtchn::check_channels;
 use hypervisor::fake::{FakeHardware, Op, RAM, World, free_frames};
@@ -11,7 +12,7 @@ use hypervisor::hypercall::{Outcome, hypercall};
 use hypervisor::machine::{Current, Machine};
 use hypervisor::vcpu::{CpuCell, Run, Vcpu};
 use hypervisor::vgic::{Intid, PrivateIntid, VcpuShared};
-use hypervisor::{pause, sched, sched_op};
+use hypervisor::{pause, runstate, sched, sched_op, stage2};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -93,6 +94,12 @@ pub const ALL: &[Protocol] = &[
         needs: &["decide: fence(", "announce: fence("],
         body: end,
     },
+    Protocol {
+        name: "role",
+        what: "a run-state area is moved and its page becomes text while a CPU tells the vCPU's times there: text is not written",
+        needs: &[],
+        body: role,
+    },
 ];
 
 /// A machine of two domains with two vCPUs each, for one execution.
@@ -139,6 +146,59 @@ fn both<A: 'static, B: 'static>(
     let other = other();
     (one.join().unwrap(), other)
 }
+
+/// The first run-state area, and the next; and where the arguments of calls are.
+const AREAS: [u64; 2] = [RAM + 0x3_0000, RAM + 0x3_1000];
+const ARGUMENTS: u64 = RAM + 0x1_0000;
+
+fn role() {
+    let machine = built(|| Box::leak(Box::new(World::with_paging(1, Paging::Pv).machine)));
+    let current = current(machine, 1, 0);
+    let (domain, other) = (current.domain, current.domain.vcpu(1).unwrap());
+    model_core::begin();
+    let calls = move |current: &Current<'static>, number: u64, args: [u64; 2], words: &[u64]| {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        machine
+            .hw
+            .guest_write(domain.vmid, domain.stage2_root, Ipa::new(ARGUMENTS).unwrap(), &bytes)
+            .unwrap();
+        let [first, second] = args;
+        let args = if number == MMUEXT_OP {
+            [ARGUMENTS, 1, 0, u64::from(DomId::SELF.0), 0]
+        } else {
+            [first, second, ARGUMENTS, 0, 0]
+        };
+        assert_eq!(hypercall(machine, current, number, args), Outcome::Done(0));
+    };
+    let moves = move |current: &Current<'static>, to: u64| calls(current, VCPU_OP, [5, 1], &[to]);
+    let text = move |current: &Current<'static>, cmd: u64| {
+        calls(current, MMUEXT_OP, [0; 2], &[cmd, AREAS[0] >> 12, 0]);
+    };
+    let page =
+        stage2::lookup(&machine.hw, domain.stage2_root, Ipa::new(AREAS[0]).unwrap().frame()).unwrap().mfn;
+    // Rehearsal.
+    moves(&current, AREAS[0]);
+    runstate::publish(machine, other);
+    moves(&current, AREAS[1]);
+    text(&current, PIN_TEXT);
+    text(&current, UNPIN);
+    moves(&current, AREAS[0]);
+    let tells = move || runstate::publish(machine, other);
+    let becomes = move || {
+        moves(&current, AREAS[1]);
+        machine.hw.write(FrameAddr::start(page), &[0; 4096]);
+        text(&current, PIN_TEXT);
+        machine.hw.frame_bytes(page)
+    };
+    let ((), checked) = both(tells, becomes);
+    assert!(machine.hw.frame_bytes(page) == checked, "text is written");
+}
+
+const VCPU_OP: u64 = 24;
+const MMUEXT_OP: u64 = 26;
+/// Ours: text of EL0; `MMUEXT_UNPIN_TABLE`.
+const PIN_TEXT: u64 = 0x8001;
+const UNPIN: u64 = 4;
 
 fn mailbox() {
     let shared: Rc<VcpuShared> = Rc::new(VcpuShared::new());

@@ -32,8 +32,10 @@ fn main() -> ExitCode {
         }
         ["replay", sequence] => {
             let (setup, sequence) = sequence.split_once(':').unwrap_or(("2", sequence));
-            let sequence = Sequence::parse(sequence).expect("a sequence as it was printed");
-            replay(Setup::parse(setup).expect("domains, then `pv`, then `t` and a count, or not"), &sequence)
+            match (Setup::parse(setup), Sequence::parse(sequence)) {
+                (Some(setup), Some(sequence)) => replay(setup, &sequence),
+                _ => ExitCode::from(2),
+            }
         }
         ["tiny", which, depth, most] => tiny(
             &if which == "tables" { tables() } else { calls() },

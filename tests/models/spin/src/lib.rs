@@ -29,13 +29,27 @@ pub mod mutex {
             Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
         }
 
-        pub fn lock(&self) -> TicketMutexGuard<'_, T> {
-            let modelled = model::is_on().then(|| {
-                let lock = model::object(std::ptr::from_ref(self).addr(), || {
+        /// What Loom knows it by, in a model.
+        fn known(&self) -> Option<&'static loom::sync::Mutex<()>> {
+            model::is_on().then(|| {
+                *model::object(std::ptr::from_ref(self).addr(), || {
                     &*Box::leak(Box::new(loom::sync::Mutex::new(())))
-                });
-                lock.lock().expect("no thread panics and goes on")
-            });
+                })
+            })
+        }
+
+        /// Takes it if nobody has it.
+        pub fn try_lock(&self) -> Option<TicketMutexGuard<'_, T>> {
+            let modelled = match self.known() {
+                Some(lock) => Some(lock.try_lock().ok()?),
+                None => None,
+            };
+            let free = !self.held.swap(true, Ordering::Acquire);
+            free.then(|| TicketMutexGuard { lock: self, modelled })
+        }
+
+        pub fn lock(&self) -> TicketMutexGuard<'_, T> {
+            let modelled = self.known().map(|lock| lock.lock().expect("no thread panics and goes on"));
             let before = self.held.swap(true, Ordering::Acquire);
             assert!(!before, "a lock is taken twice by one thread");
             TicketMutexGuard { lock: self, modelled }
