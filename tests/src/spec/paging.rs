@@ -367,6 +367,10 @@ impl Spec {
     /// # Errors
     /// As the call.
     pub fn write_entry(&mut self, id: Dom, at: u64, new: u64) -> Result<(), Errno> {
+        // No machine has so long addresses.
+        if at >> 52 != 0 {
+            return Err(Errno::Einval);
+        }
         // The low two bits are a command, of which there is one.
         if at & 3 != 0 {
             return Err(Errno::Enosys);
