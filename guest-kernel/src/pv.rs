@@ -9,7 +9,7 @@ use pv_abi::paging::{ExtOp, MmuExtOp, MmuUpdate, flush};
 use pv_abi::version::Features;
 use pv_abi::{DomId, Errno, Hypercall, PAGE_SHIFT};
 
-use crate::hypercall;
+use crate::{hypercall, record};
 
 static ON: AtomicBool = AtomicBool::new(false);
 
@@ -64,7 +64,14 @@ pub const fn op(op: ExtOp, arg1: u64, arg2: u64) -> MmuExtOp {
 /// What they change must be the caller's to change.
 pub unsafe fn extended(operations: &[MmuExtOp]) -> Result<(), (Errno, u32)> {
     // SAFETY: the caller's promise.
-    unsafe { batch(Hypercall::MmuExtOp, operations.as_ptr().expose_provenance(), operations.len()) }
+    let result =
+        unsafe { batch(Hypercall::MmuExtOp, operations.as_ptr().expose_provenance(), operations.len()) };
+    let done = result.map_or_else(|(_, done)| done as usize, |()| operations.len());
+    for (index, op) in operations.iter().enumerate().take(done.saturating_add(1)) {
+        let answer = if index < done { Ok(()) } else { result.map_err(|(errno, _)| errno) };
+        record::sub_call(u64::from(Hypercall::MmuExtOp.number()), op.cmd, answer);
+    }
+    result
 }
 
 /// Writes entries of tables, one after the other; the first that is refused ends it.

@@ -4,14 +4,16 @@
 //! 1. The set has room for [`ROOM`] different answers; what is beyond is counted by [`lost`].
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use pv_abi::Hypercall;
 #[cfg(any(target_os = "none", test))]
 use pv_abi::memory::MEMOP_CMD_MASK;
+use pv_abi::{Errno, Hypercall};
 
 /// Different answers that are kept.
 pub const ROOM: usize = 1024;
 /// Sub-calls from here on are one: no call has so many.
 pub const OTHERS: u32 = 63;
+/// Pavo's own sub-calls stand here instead of at 0x8000.
+pub const OWN: u32 = 48;
 /// Bits of a grant-table command that are the operation.
 #[cfg(any(target_os = "none", test))]
 const GRANT_OP: u64 = 0xFFF;
@@ -65,7 +67,9 @@ pub(crate) fn answer(number: u64, cmd: u64, result: i64) {
     let bytes = result.to_le_bytes();
     let int = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     let op = match call {
-        Hypercall::Multicall => 0,
+        Hypercall::Multicall | Hypercall::MmuUpdate | Hypercall::UpdateVaMapping => 0,
+        // Its sub-call is in memory: who makes it says so.
+        Hypercall::MmuExtOp => return,
         Hypercall::MemoryOp => cmd & MEMOP_CMD_MASK,
         Hypercall::GrantTableOp => cmd & GRANT_OP,
         _ => cmd & 0xFFFF_FFFF,
@@ -76,6 +80,20 @@ pub(crate) fn answer(number: u64, cmd: u64, result: i64) {
         is_status: false,
         code: if int < 0 { int.unsigned_abs().min(0xFF) } else { 0 },
     });
+}
+
+/// Notes what a sub-call was answered that is not named by a register. Our own, from 0x8000 on, are kept from [`OWN`] on.
+pub fn sub_call(number: u64, cmd: u32, result: Result<(), Errno>) {
+    if is_on() {
+        let op = match cmd {
+            // The one that is beyond, of `platform_op`, is none of theirs.
+            0..OWN | 62 => cmd,
+            0x8000..0x800E => OWN + (cmd - 0x8000),
+            _ => OTHERS,
+        };
+        let code = result.map_or_else(|errno| errno.value().unsigned_abs().min(0xFF), |()| 0);
+        note(Seen { number: u32::try_from(number).unwrap_or(0), op, is_status: false, code });
+    }
 }
 
 /// Notes the status of an element of a grant-table batch.
@@ -107,6 +125,35 @@ fn note(seen: Seen) {
 /// Every different answer so far, in no order.
 pub fn all() -> impl Iterator<Item = Seen> {
     SEEN.iter().filter_map(|key| key.load(Ordering::Relaxed).checked_sub(1)).map(Seen::of)
+}
+
+/// Prints what each sub-call was answered, a line each: `# answers CALL.OP: CODE..`, and `# statuses ..` for elements of batches.
+#[cfg(target_os = "none")]
+pub fn tell() {
+    use pv_abi::control::{DOMCTL, PLATFORM, SYSCTL};
+    let calls = Hypercall::ALL.iter().map(|call| u64::from(call.number()));
+    for number in calls.chain([PLATFORM, SYSCTL, DOMCTL]) {
+        for (word, is_status) in [("answers", false), ("statuses", true)] {
+            for op in 0..=OTHERS {
+                let mut codes = [0_u8; 256];
+                all()
+                    .filter(|seen| {
+                        (u64::from(seen.number), seen.op, seen.is_status) == (number, op, is_status)
+                    })
+                    .for_each(|seen| codes[seen.code as usize] = 1);
+                if codes.contains(&1) {
+                    crate::print!("# {word} {number}.{op}:");
+                    for (code, _) in codes.iter().enumerate().filter(|(_, seen)| **seen != 0) {
+                        crate::print!(" {code}");
+                    }
+                    crate::println!();
+                }
+            }
+        }
+    }
+    if lost() != 0 {
+        crate::println!("# answers lost");
+    }
 }
 
 /// Answers for which there was no room.

@@ -8,6 +8,7 @@ use crate::grant::{GrantOp, GrantStatus};
 use crate::hvm::HvmOp;
 use crate::memory::MemoryOp;
 use crate::multicall::MULTICALL;
+use crate::paging::{BATCH, ExtOp, MMU_UPDATE, UPDATE_VA_MAPPING};
 use crate::sched::SchedOp;
 use crate::vcpu::{AssistOp, VcpuOp};
 use crate::version::VersionOp;
@@ -41,8 +42,36 @@ pub struct Row {
     pub doc: &'static str,
     /// Its sub-calls, by the `cmd` argument; for a call without one, itself as number 0.
     pub operations: &'static [Operation],
-    /// What another `cmd` can be answered; nothing for a call without one.
+    /// What another `cmd` can be answered, and a call whose structure cannot be read; nothing for a call without one.
     pub otherwise: &'static [Errno],
+}
+
+/// Whose a call or sub-call is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Xen has it on ARM64.
+    Xen,
+    /// Xen's number and name, which it has on x86 only; what it means on ARM64 is said here.
+    Meaning,
+    /// Nobody else's.
+    Pavo,
+}
+
+impl Row {
+    /// Whose the call is.
+    pub const fn origin(&self) -> Origin {
+        match self.number {
+            1 | 14 | 26 => Origin::Meaning,
+            _ => Origin::Xen,
+        }
+    }
+}
+
+impl Operation {
+    /// Whose the sub-call is, in a call of that origin: our own are numbered from 0x8000.
+    pub const fn origin(&self, call: Origin) -> Origin {
+        if self.number >= 0x8000 { Origin::Pavo } else { call }
+    }
 }
 
 /// One sub-call, for the reference and the tests.
@@ -100,13 +129,13 @@ macro_rules! hypercalls {
 
 hypercalls! {
     #[doc = "Changes entries of the caller's page tables, in domains with paravirtual ones."]
-    1 MmuUpdate mmu_update(requests, count, done, domain) Restartable &[], &[Errno::Enosys];
+    1 MmuUpdate mmu_update(requests, count, done, domain) Restartable MMU_UPDATE, &[];
     #[doc = "Changes the memory of a domain: places shared frames, grows and shrinks it."]
     12 MemoryOp memory_op(cmd, arg) Restartable MemoryOp::TABLE, &[Errno::Enosys];
     #[doc = "Makes several calls in one."]
     13 Multicall multicall(calls, count) Restartable MULTICALL, &[];
     #[doc = "Changes the mapping of one address, in domains with paravirtual page tables."]
-    14 UpdateVaMapping update_va_mapping(va, entry, flags) Constant &[], &[Errno::Enosys];
+    14 UpdateVaMapping update_va_mapping(va, entry, flags) Constant UPDATE_VA_MAPPING, &[];
     #[doc = "Tells versions, features and build facts."]
     17 XenVersion xen_version(cmd, arg) Constant VersionOp::TABLE, &[Errno::Enosys];
     #[doc = "Writes to and reads from the hypervisor's console."]
@@ -118,7 +147,7 @@ hypercalls! {
     #[doc = "Registers a vCPU's shared areas."]
     24 VcpuOp vcpu_op(cmd, vcpu, arg) Constant VcpuOp::TABLE, &[Errno::Enoent, Errno::Einval];
     #[doc = "Pins and unpins page tables and text, takes roots, flushes, in domains with paravirtual page tables."]
-    26 MmuExtOp mmuext_op(operations, count, done, domain) Restartable &[], &[Errno::Enosys];
+    26 MmuExtOp mmuext_op(operations, count, done, domain) Restartable ExtOp::TABLE, BATCH;
     #[doc = "Yields, blocks, waits for events, shuts the domain down."]
     29 SchedOp sched_op(cmd, arg) Constant SchedOp::TABLE, &[Errno::Enosys];
     #[doc = "Binds, signals and closes event channels."]

@@ -3,8 +3,8 @@
 //!
 //! Each call takes one address: that of a [`Domctl`], a [`Sysctl`] or a [`PlatformCall`], whose `payload` is the structure of the operation. Domain 0 makes
 //! them; others hear `-EPERM`, after what Xen checks before (`-EFAULT`, `-EACCES` for another interface version, `-ESRCH`).
-use crate::call::{abi_struct, layout, operations};
-use crate::{DomId, GuestHandle};
+use crate::call::{Cost, Row, abi_struct, layout, sub_calls};
+use crate::{DomId, Errno, GuestHandle};
 
 /// `__HYPERVISOR_platform_op`.
 pub const PLATFORM: u64 = 7;
@@ -19,48 +19,79 @@ pub const SYSCTL_VERSION: u32 = 0x15;
 /// `XEN_DOMCTL_INTERFACE_VERSION` of Xen 4.20.
 pub const DOMCTL_VERSION: u32 = 0x17;
 
-operations! {
+sub_calls! {
     /// What `domctl` does to a domain.
     DomctlOp {
         /// Ends it and takes everything back; restarts until that is done.
-        2 DestroyDomain;
+        2 DestroyDomain destroydomain("none") Restartable ok [Eperm, Esrch, Eacces, Einval];
         /// Lets it run no more until it is unpaused as often. When the call returns, none of its vCPUs runs.
-        3 PauseDomain;
+        3 PauseDomain pausedomain("none") Restartable ok [Eperm, Esrch, Eacces, Einval, Eoverflow];
         /// Takes one pause back.
-        4 UnpauseDomain;
+        4 UnpauseDomain unpausedomain("none") Constant ok [Eperm, Esrch, Eacces, Einval];
         /// Tells of it ([`DomainInfo`]).
-        5 GetDomainInfo;
+        5 GetDomainInfo getdomaininfo("DomainInfo") Constant ok [Eperm, Esrch, Eacces];
         /// Sets the CPUs that a vCPU may run on.
-        9 SetVcpuAffinity;
+        9 SetVcpuAffinity setvcpuaffinity("VcpuAffinity") Constant ok [Eperm, Esrch, Eacces, Efault, Einval, Eopnotsupp];
         /// Reads and sets weight and cap.
-        16 SchedulerOp;
+        16 SchedulerOp scheduler_op("SchedulerParams") Constant ok [Eperm, Esrch, Eacces, Einval];
     }
 }
 
-operations! {
+sub_calls! {
     /// What `platform_op` does to the machine.
     PlatformOp {
         /// Says what time it is ([`SetTime`]).
-        62 SetTime64;
+        62 SetTime64 settime64("SetTime") Constant ok [Eperm, Eacces, Einval];
     }
 }
 
-operations! {
+sub_calls! {
     /// What `sysctl` tells of the machine.
     SysctlOp {
         /// Tells what was on the console ([`ReadConsole`]), 512 bytes a call at most.
-        1 ReadConsole;
+        1 ReadConsole readconsole("ReadConsole") Linear ok [Eperm, Eacces, Efault];
         /// Tells of domains ([`InfoList`]).
-        6 GetDomainInfoList;
+        6 GetDomainInfoList getdomaininfolist("InfoList") Linear ok [Eperm, Eacces, Efault];
         /// Pavo's own: what the hypervisor has counted for a domain, or for itself ([`AskCounters`]).
-        0x8000 Counters;
+        0x8000 Counters counters("AskCounters") Linear ok [Eperm, Esrch, Eacces, Efault];
         /// Pavo's own: builds a domain anew that was destroyed, from its modules ([`AskCounters`] without a buffer); restarts until it runs.
-        0x8001 Build;
+        0x8001 Build build("AskCounters") Restartable ok [Eperm, Esrch, Enomem, Eacces, Eexist];
         /// Pavo's own, in builds with the self-check: stops all other CPUs between guests, and recomputes what the hypervisor's tables must agree
         /// on; `-EIO` when they do not.
-        0x8002 SelfCheck;
+        0x8002 SelfCheck self_check("none") Linear ok [Eperm, Eio, Eacces, Enosys];
     }
 }
+
+/// The rows of the calls, beside [`crate::call::TABLE`].
+pub const PRIVILEGED: &[Row] = &[
+    Row {
+        number: 7,
+        name: "platform_op",
+        args: &["arg"],
+        cost: Cost::Constant,
+        doc: " What the control domain does to the machine.",
+        operations: PlatformOp::TABLE,
+        otherwise: &[Errno::Eperm, Errno::Eacces, Errno::Efault, Errno::Enosys],
+    },
+    Row {
+        number: 35,
+        name: "sysctl",
+        args: &["arg"],
+        cost: Cost::Restartable,
+        doc: " Tells the control domain of the machine.",
+        operations: SysctlOp::TABLE,
+        otherwise: &[Errno::Eperm, Errno::Eacces, Errno::Efault, Errno::Enosys],
+    },
+    Row {
+        number: 36,
+        name: "domctl",
+        args: &["arg"],
+        cost: Cost::Restartable,
+        doc: " What the control domain does to others.",
+        operations: DomctlOp::TABLE,
+        otherwise: &[Errno::Eperm, Errno::Esrch, Errno::Eacces, Errno::Efault, Errno::Enosys],
+    },
+];
 
 abi_struct! {
     /// Argument of `domctl` (`struct xen_domctl`).

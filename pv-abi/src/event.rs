@@ -231,6 +231,7 @@ abi_struct! {
         pub pad: [u8; 7],
     }
 }
+layout!(Reset, 2, { dom: 0 });
 layout!(AllocUnbound, 8, { dom: 0, remote_dom: 2, port: 4 });
 layout!(BindInterdomain, 12, { remote_dom: 0, remote_port: 4, local_port: 8 });
 layout!(BindVirq, 12, { virq: 0, vcpu: 4, port: 8 });

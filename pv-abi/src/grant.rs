@@ -301,6 +301,7 @@ abi_struct! {
         pub op: u32,
     }
 }
+layout!(SetVersion, 4, { version: 0 });
 layout!(GrantEntry, 8, { flags: 0, domid: 2, frame: 4 });
 layout!(MapGrantRef, 32, { host_addr: 0, flags: 8, gref: 12, dom: 16, status: 18, handle: 20, dev_bus_addr: 24 });
 layout!(UnmapGrantRef, 24, { host_addr: 0, dev_bus_addr: 8, handle: 16, status: 20 });

@@ -54,5 +54,6 @@ abi_struct! {
         pub time: [u64; 4],
     }
 }
+layout!(RegisterRunstate, 8, { addr: 0 });
 layout!(RegisterVcpuInfo, 16, { gfn: 0, offset: 8 });
 layout!(RunstateInfo, 48, { state: 0, state_entry_time: 8, time: 16 });

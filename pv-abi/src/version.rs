@@ -90,5 +90,6 @@ abi_struct! {
         pub compile_date: [u8; 32],
     }
 }
+layout!(VarBuf, 4, { len: 0 });
 layout!(FeatureInfo, 8, { submap_idx: 0, submap: 4 });
 layout!(CompileInfo, 144, { compiler: 0, compile_by: 64, compile_domain: 80, compile_date: 112 });

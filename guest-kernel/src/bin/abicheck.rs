@@ -3,6 +3,7 @@
 //! One file a family of calls, in `abicheck/`. Runs alone, as any domain; changes only its own state. With
 //! `passive=` on the command line, the id of a domain that runs, it also tries what no domain may do to another; with `peer=`, `port=` and
 //! `ref=`, those of a configured channel, what two domains see of each other; the other end is this guest too, with `role=partner`.
+//! With `role=control` it checks the control domain's calls alone, as that domain or as another.
 //! `only=` on the command line names the one family to check. Ends as crashed if a case failed.
 #![no_std]
 #![no_main]
@@ -10,6 +11,7 @@ extern crate alloc;
 
 mod abicheck {
     pub(crate) mod console;
+    pub(crate) mod control;
     pub(crate) mod domains;
     pub(crate) mod event;
     pub(crate) mod event_errors;
@@ -41,7 +43,7 @@ mod abicheck {
 
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
-    console, domains, event, event_errors, fault, fifo, four, grant, grant_copy, hvm, limits_event,
+    console, control, domains, event, event_errors, fault, fifo, four, grant, grant_copy, hvm, limits_event,
     limits_grant, limits_memory, limits_others, lines, memory, multicall, partner, peer, psci, restart,
     sched, unknown, vcpu, vcpus, version,
 };
@@ -56,6 +58,11 @@ fn main(guest: &Guest) -> Result<(), Failed> {
             power::crash();
         }
         return Ok(());
+    }
+    if guest.args().text("role") == Some("control") {
+        let mut tap = Tap::new(None);
+        tap.family("control", control::check);
+        return tap.end();
     }
     let mut tap = Tap::new(guest.args().text("only"));
     // First: the partner was told the first reference, and later cases close every port.

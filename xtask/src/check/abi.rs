@@ -2,12 +2,14 @@
 
 use std::fmt::Write as _;
 
-use pv_abi::call::{Cost, Operation, Row, TABLE};
+use pv_abi::REVISION;
+use pv_abi::call::{Cost, Operation, Origin, TABLE};
+use pv_abi::control::PRIVILEGED;
 use pv_abi::version::XEN_VERSION;
 
 use super::Found;
 use crate::conformance::{self, answers};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Doing, Failure, Outcome};
 use crate::workspace;
 
 /// Where the reference is.
@@ -41,22 +43,64 @@ pub(super) fn covered() -> Outcome<Found> {
     Err(Failure::failed(format!("{} problems, such as: {first}", problems.len())))
 }
 
+/// Fails when the contract needs a crate of ours, is not `no_std`, or has a structure whose layout is not asserted. Returns how many there are.
+pub(super) fn stands_alone() -> Outcome<Found> {
+    let folder = workspace::root().join("pv-abi");
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).doing("reading pv-abi");
+    let manifest: toml::Table =
+        read(&folder.join("Cargo.toml"))?.parse().doing("reading pv-abi's manifest")?;
+    let needs = manifest.get("dependencies").and_then(toml::Value::as_table).into_iter().flatten();
+    let (mut problems, mut structures) = (Vec::new(), 0);
+    let ours = ["guest-kernel", "hypervisor", "platform", "xtask", "pavo-tests"];
+    problems.extend(
+        needs.filter(|(name, _)| ours.contains(&name.as_str())).map(|(name, _)| format!("it needs {name}")),
+    );
+    let head = read(&folder.join("src/lib.rs"))?;
+    for line in ["#![no_std]", "#![forbid(unsafe_code)]", "pub const REVISION: u32"] {
+        if !head.contains(line) {
+            problems.push(format!("lib.rs has no `{line}`"));
+        }
+    }
+    for entry in std::fs::read_dir(folder.join("src")).doing("reading pv-abi")? {
+        let path = entry.doing("reading pv-abi")?.path();
+        let text = read(&path)?;
+        let blocks = text.split("abi_struct! {").skip(1).filter_map(|rest| rest.split("\n}").next());
+        for name in blocks
+            .flat_map(str::lines)
+            .filter_map(|line| line.trim().strip_prefix("pub struct ")?.split(' ').next())
+        {
+            structures += 1;
+            if !text.contains(&format!("layout!({name},")) {
+                problems.push(format!("{}: the layout of {name} is not asserted", path.display()));
+            }
+        }
+    }
+    match problems.first() {
+        None => Ok(Found::Good(format!("{structures} structures, revision {REVISION}"))),
+        Some(first) => Err(Failure::Shown {
+            text: format!("{} problems, such as: {first}", problems.len()),
+            lines: problems,
+        }),
+    }
+}
+
 fn sub_calls() -> usize {
-    TABLE.iter().map(|row| row.operations.len()).sum()
+    TABLE.iter().chain(PRIVILEGED).map(|row| row.operations.len()).sum()
 }
 
 fn table_answers() -> usize {
     let each = |operation: &Operation| {
         usize::from(operation.succeeds) + operation.errors.len() + operation.statuses.len()
     };
-    TABLE.iter().flat_map(|row| row.operations).map(each).sum()
+    TABLE.iter().chain(PRIVILEGED).flat_map(|row| row.operations).map(each).sum()
 }
 
-/// Xen's numbers and Pavo's own are told apart by call: all that Xen has on ARM64 are Xen's.
-fn origin(row: &Row) -> &'static str {
-    match row.number {
-        1 | 14 | 26 => "Xen's number and name, Pavo's meaning on ARM64",
-        _ => "Xen's",
+/// Whose it is, for people.
+fn origin(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Xen => "Xen's",
+        Origin::Meaning => "Xen's number and name, Pavo's meaning on ARM64",
+        Origin::Pavo => "Pavo's",
     }
 }
 
@@ -76,15 +120,16 @@ fn text() -> String {
          Generated from the table in `pv-abi` by `cargo xtask check --update-abi`; do not edit. Structures, with sizes and offsets, are in the\n\
          crate's modules; addresses of the guest's map are in `pv_abi::layout`.\n\n\
          A call is `hvc #0xEA1` with the number in x16 and arguments in x0-x4; x0 returns the result, negative for an errno. A handle is a\n\
-         guest virtual address. A number that is not here is -ENOSYS, but for the control domain's own calls, which others are refused\n\
-         (7, 35, 36: -EFAULT, -EACCES for another interface version, -EPERM; 42: -EPERM).\n\n\
+         guest virtual address. A number that is not here is -ENOSYS, but for 42 (hypfs_op), which is -EPERM for all but the control domain.\n\
+         What is Pavo's own has revision {} (`pv_abi::REVISION`).\n\n\
          Cost: O(1) is bounded by a constant, O(n) grows with an argument up to a limit, restartable works in pieces and goes on by executing\n\
          the `hvc` again, with what is left in its arguments, so that interrupts come in between.\n",
         env!("CARGO_PKG_VERSION"),
         XEN_VERSION >> 16,
         XEN_VERSION & 0xFFFF,
+        REVISION,
     );
-    for row in TABLE {
+    for row in TABLE.iter().chain(PRIVILEGED) {
         let _ = writeln!(
             out,
             "## {} `{}({})`\n\n{} {}.",
@@ -92,33 +137,44 @@ fn text() -> String {
             row.name,
             row.args.join(", "),
             row.doc.trim(),
-            origin(row)
+            origin(row.origin())
         );
-        if row.operations.is_empty() {
-            let _ = writeln!(out, "Cost: {}.\n", cost(row.cost));
-            continue;
-        }
-        let _ =
-            writeln!(out, "\n| | sub-call | argument | what | errors | cost |\n|---|---|---|---|---|---|");
+        let _ = writeln!(
+            out,
+            "\n| | sub-call | argument | what | errors | cost | |\n|---|---|---|---|---|---|---|"
+        );
         for operation in row.operations {
             let _ = writeln!(
                 out,
-                "| {} | `{}` | {} | {} | {} | {} |",
-                operation.number,
+                "| {} | `{}` | {} | {} | {} | {} | {} |",
+                number(operation),
                 operation.name,
                 operation.argument,
                 plain(operation.doc),
                 refusals(operation),
-                cost(operation.cost)
+                cost(operation.cost),
+                match operation.origin(row.origin()) {
+                    Origin::Xen => "Xen's",
+                    Origin::Meaning => "Xen's name",
+                    Origin::Pavo => "Pavo's",
+                }
             );
         }
         if !row.otherwise.is_empty() {
             let answers: Vec<_> = row.otherwise.iter().map(|errno| answers::name(*errno)).collect();
-            let _ = writeln!(out, "| others | | | | {} | O(1) |", answers.join(", "));
+            let _ = writeln!(out, "| others | | | | {} | O(1) | |", answers.join(", "));
         }
         out.push('\n');
     }
     out
+}
+
+/// Pavo's own are numbered from 0x8000.
+fn number(operation: &Operation) -> String {
+    match operation.number {
+        own @ 0x8000.. => format!("{own:#x}"),
+        number => number.to_string(),
+    }
 }
 
 /// A documentation comment without its links.

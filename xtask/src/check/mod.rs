@@ -64,7 +64,7 @@ impl Run {
 }
 
 /// All checks in the order of their cost.
-pub(crate) const ALL: [Check; 15] = [
+pub(crate) const ALL: [Check; 16] = [
     Check {
         cost: Cost::Low,
         name: "format",
@@ -97,6 +97,11 @@ pub(crate) const ALL: [Check; 15] = [
     Check { cost: Cost::Low, name: "image size", run: Run::Target(image_size) },
     Check { cost: Cost::Low, name: "known bugs are not in the image", run: Run::Target(seeded::check) },
     Check { cost: Cost::Low, name: "ABI reference", run: Run::Host(abi::fresh) },
+    Check {
+        cost: Cost::Low,
+        name: "pv-abi stands alone, layouts asserted",
+        run: Run::Host(abi::stands_alone),
+    },
     Check {
         cost: Cost::Low,
         name: "ABI: every answer has a case that Xen passes",

@@ -5,7 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pv_abi::Errno;
-use pv_abi::call::{Cost, Operation, Row, TABLE};
+use pv_abi::call::{Cost, Operation, Origin, Row, TABLE};
+use pv_abi::control::PRIVILEGED;
 use pv_abi::grant::GrantStatus;
 use regex::Regex;
 use serde_json::{Value, json};
@@ -17,6 +18,35 @@ use crate::hypervisor::On;
 /// Sub-calls from here on are told as one.
 #[cfg(test)]
 const OTHERS: u32 = 63;
+/// Where the guest tells Pavo's own sub-calls, in the place of [`PAVOS`].
+const OWN: u32 = 48;
+/// Where they are.
+const PAVOS: u32 = 0x8000;
+
+/// Calls whose answers are looked at together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// Those that every guest can make, as on Xen.
+    Guests,
+    /// Those of domains with checked page tables.
+    Tables,
+    /// The control domain's.
+    Control,
+}
+
+impl Calls {
+    fn rows(self) -> impl Iterator<Item = &'static Row> {
+        let all = if self == Self::Control { PRIVILEGED } else { TABLE };
+        all.iter().filter(move |row| {
+            self == Self::Control || (row.origin() == Origin::Meaning) == (self == Self::Tables)
+        })
+    }
+
+    /// Whether a name is of one of them.
+    fn has(self, name: &str) -> bool {
+        self.rows().any(|row| name.strip_prefix(row.name).is_some_and(|rest| rest.starts_with('.')))
+    }
+}
 
 /// Answers by `call.operation`; names of errnos as in `errno.h`, of statuses with `GNTST_` before.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -53,12 +83,13 @@ impl Reader {
 }
 
 fn row(number: u32) -> Option<&'static Row> {
-    TABLE.iter().find(|row| u32::from(row.number) == number)
+    TABLE.iter().chain(PRIVILEGED).find(|row| u32::from(row.number) == number)
 }
 
 fn name_of(number: u32, op: u32) -> String {
     let Some(row) = row(number) else { return format!("{number}.{op}") };
-    match row.operations.iter().find(|operation| operation.number == op) {
+    let own = op.checked_sub(OWN).map(|own| own + PAVOS);
+    match row.operations.iter().find(|operation| operation.number == op || Some(operation.number) == own) {
         Some(operation) => format!("{}.{}", row.name, operation.name),
         None => format!("{}.otherwise", row.name),
     }
@@ -97,9 +128,9 @@ pub(crate) fn name_of_status(status: GrantStatus) -> String {
 }
 
 /// Every answer of the table.
-fn expected() -> Answers {
+fn expected(calls: Calls) -> Answers {
     let mut all = Answers::default();
-    for row in TABLE {
+    for row in calls.rows() {
         for operation in row.operations {
             all.0.insert(format!("{}.{}", row.name, operation.name), of(operation));
         }
@@ -139,6 +170,24 @@ impl Answers {
         pairs.collect::<Option<_>>().map(Self)
     }
 
+    /// Those of these calls.
+    pub(super) fn only(&self, of: Calls) -> Self {
+        Self(
+            self.0
+                .iter()
+                .filter(|(name, _)| of.has(name))
+                .map(|(name, seen)| (name.clone(), seen.clone()))
+                .collect(),
+        )
+    }
+
+    /// Those of another run too.
+    pub(super) fn add(&mut self, other: Self) {
+        for (name, answers) in other.0 {
+            self.0.entry(name).or_default().extend(answers);
+        }
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
         self.0.values().map(BTreeSet::len).sum()
@@ -146,8 +195,8 @@ impl Answers {
 
     /// One line each: answers of the table that no case got, and answers that the table does not have. `excused` are `CALL.OP ANSWER`,
     /// which no case gets on Xen.
-    pub(crate) fn problems(&self, hypervisor: On, excused: impl Fn(&str) -> bool) -> Vec<String> {
-        let expected = expected();
+    pub(crate) fn problems(&self, of: Calls, hypervisor: On, excused: impl Fn(&str) -> bool) -> Vec<String> {
+        let expected = expected(of);
         let mut lines = Vec::new();
         for (name, answers) in &expected.0 {
             for answer in answers {
@@ -162,7 +211,7 @@ impl Answers {
                 }
             }
         }
-        for (name, answers) in &self.0 {
+        for (name, answers) in self.0.iter().filter(|(name, _)| of.has(name)) {
             for answer in answers {
                 if !expected.0.get(name).is_some_and(|known| known.contains(answer)) {
                     lines.push(format!("{name} {answer}: not in the table of pv-abi"));
@@ -177,7 +226,7 @@ impl Answers {
 /// that restart. (Success and bad handles are answers.)
 pub(crate) fn without_cases(cases: &[Case]) -> Vec<String> {
     let mut lines = Vec::new();
-    for row in TABLE {
+    for row in Calls::Guests.rows() {
         for operation in row.operations {
             let name = format!("{}.{}", row.name, operation.name);
             let has = |kind: &str| {
@@ -209,6 +258,10 @@ mod tests {
         assert_eq!((status(0), status(3)), ("GNTST_okay".into(), "GNTST_bad_gntref".into()));
         assert_eq!(name_of(32, 4), "event_channel_op.send");
         assert_eq!(name_of(32, OTHERS), "event_channel_op.otherwise");
+        assert_eq!(
+            (name_of(35, OWN + 1), name_of(26, 4)),
+            ("sysctl.build".into(), "mmuext_op.unpin_table".into())
+        );
     }
 
     #[test]
@@ -218,7 +271,7 @@ mod tests {
         reader.see("# answers nonsense");
         let seen = reader.end();
         let lines: Vec<_> = seen
-            .problems(On::Pavo, |_| false)
+            .problems(Calls::Guests, On::Pavo, |_| false)
             .into_iter()
             .filter(|line| line.starts_with("event_channel_op.send "))
             .collect();
@@ -229,7 +282,7 @@ mod tests {
                 "event_channel_op.send EPERM: not in the table of pv-abi"
             ]
         );
-        let excused = seen.problems(On::Pavo, |text| text == "event_channel_op.send EINVAL");
+        let excused = seen.problems(Calls::Guests, On::Pavo, |text| text == "event_channel_op.send EINVAL");
         assert!(!excused.iter().any(|line| line.contains("send EINVAL")));
         assert_eq!(
             Answers::from_json(&serde_json::from_str(&format!("{{{}}}", seen.to_json())).unwrap()),

@@ -22,7 +22,7 @@ use crate::system::{self, Board, Checking, System};
 use crate::terrain::Terrain;
 use crate::{build, setup, workspace};
 
-use answers::Answers;
+use answers::{Answers, Calls};
 use differences::{Differences, Verdict};
 pub(crate) use tap::Case;
 use tap::{Reader, Seen};
@@ -148,7 +148,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     }
     if pattern.is_empty() {
         let excuses = Differences::load()?;
-        let problems = results.answers.problems(options.on, |text| excuses.excuse(text));
+        let problems = results.answers.problems(Calls::Guests, options.on, |text| excuses.excuse(text));
         failed += problems.len();
         for problem in &problems {
             println!("# {problem}");
@@ -192,9 +192,31 @@ pub(crate) fn uncovered() -> Outcome<Vec<String>> {
     let Some((cases, answers)) = compare::kept_answers()? else {
         return Err(Failure::failed(format!("{} is not there or has no answers", compare::FILE)));
     };
-    let mut lines = answers.problems(On::Xen, |text| excuses.excuse(text));
+    let mut lines = answers.problems(Calls::Guests, On::Xen, |text| excuses.excuse(text));
     lines.extend(answers::without_cases(&cases));
     Ok(lines)
+}
+
+/// How many answers of these calls a system's console shows (`(dN) # answers ..`), or what is missing of the table, or not in it. What domains without
+/// such calls are answered comes from Xen's kept results.
+pub(crate) fn answered(console: &[String], of: Calls) -> Outcome<usize> {
+    let mut reader = answers::Reader::new()?;
+    console.iter().filter_map(|line| line.split_once(") ")).for_each(|(_, text)| reader.see(text));
+    let mut seen = reader.end();
+    if of == Calls::Tables
+        && let Some((_, kept)) = compare::kept_answers()?
+    {
+        seen.add(kept.only(of));
+    }
+    let excuses = Differences::load()?;
+    let problems = seen.problems(of, On::Pavo, |text| excuses.excuse(text));
+    match problems.first() {
+        None => Ok(seen.only(of).count()),
+        Some(first) => Err(Failure::Shown {
+            text: format!("{} problems, such as: {first}", problems.len()),
+            lines: problems,
+        }),
+    }
 }
 
 fn judge(results: &Results, known: &Differences) -> Outcome<String> {
@@ -210,7 +232,7 @@ fn judge(results: &Results, known: &Differences) -> Outcome<String> {
     let unknown = known.unknown(&results.cases);
     lines.extend(unknown.iter().map(|name| format!("{}: there is no case \"{name}\"", differences::FILE)));
     let excuses = Differences::load()?;
-    lines.extend(results.answers.problems(On::Pavo, |text| excuses.excuse(text)));
+    lines.extend(results.answers.problems(Calls::Guests, On::Pavo, |text| excuses.excuse(text)));
     let all = results.cases.len();
     if lines.is_empty() {
         Ok(format!("{} cases, {listed} known differences", all - listed))

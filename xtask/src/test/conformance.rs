@@ -1,8 +1,10 @@
 //! The conformance suite on Pavo, on several machines.
 
 use super::step::{Level, Step};
+use super::systems;
 use crate::check::Found;
-use crate::conformance::{self, Options};
+use crate::conformance::{self, Options, answers::Calls};
+use crate::run::Options as RunOptions;
 
 /// GIC version, CPUs, CPU model.
 const MACHINES: [(u32, u32, &str); 5] =
@@ -26,5 +28,36 @@ pub(super) fn all() -> Vec<Step> {
             Err(why) => Found::Skipped(why),
         })
     });
-    steps.chain([xen]).collect()
+    let control = Step::new("conformance: the control domain's calls", Level::Default, || {
+        let system = format!("{CONTROL}{CALLERS}");
+        let options = RunOptions::for_file(systems::write("conformance-control", &system)?);
+        let observed = systems::observe(&options)?;
+        let planned = |prefix: &str| {
+            let plan = format!("({prefix}) 1..");
+            observed.console.iter().find_map(|line| line.strip_prefix(&plan)?.parse::<usize>().ok())
+        };
+        let passed = |prefix: &str| {
+            let good = format!("({prefix}) ok ");
+            observed.console.iter().filter(|line| line.starts_with(&good)).count()
+        };
+        for id in ["d0", "d2"] {
+            if planned(id) != Some(passed(id)) {
+                return Err(observed.failed(&format!(
+                    "{}: {} cases passed, planned were {:?}",
+                    id,
+                    passed(id),
+                    planned(id)
+                )));
+            }
+        }
+        let answers = conformance::answered(&observed.console, Calls::Control)?;
+        Ok(Found::Good(format!("{} cases, {answers} answers", passed("d0") + passed("d2"))))
+    });
+    steps.chain([control, xen]).collect()
 }
+
+/// A control domain that checks its calls, whom it does it to, and one that is not the control domain.
+const CONTROL: &str = "[[domain]]\nname = \"control\"\nkernel = \"guest:abicheck\"\nmemory = \"16M\"\nprivileged = true\n\
+                       cmdline = \"role=control\"\n";
+const CALLERS: &str = "[[domain]]\nname = \"victim\"\nkernel = \"guest:faulty\"\nmemory = \"16M\"\ncmdline = \"how=spin\"\n\
+                       [[domain]]\nname = \"another\"\nkernel = \"guest:abicheck\"\nmemory = \"16M\"\ncmdline = \"role=control\"\n";

@@ -4,6 +4,7 @@ use super::attacks;
 use super::step::{Level, Step};
 use super::systems::{self, Observed};
 use crate::check::Found;
+use crate::conformance::{self, answers::Calls};
 use crate::failure::Outcome;
 use crate::run::{self, Options};
 
@@ -29,7 +30,9 @@ fn every_case(observed: &Observed) -> Outcome<Found> {
     if plan != Some(passed) {
         return Err(observed.failed(&format!("{passed} cases passed, planned were {plan:?}")));
     }
-    systems::clean(observed).map(|_| Found::Good(format!("{passed} attempts came to nothing")))
+    let answers = conformance::answered(&observed.console, Calls::Tables)?;
+    systems::clean(observed)
+        .map(|_| Found::Good(format!("{passed} attempts came to nothing, {answers} answers")))
 }
 
 /// All steps of this file.

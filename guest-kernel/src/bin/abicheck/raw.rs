@@ -46,6 +46,12 @@ fn place(number: u64, cmd: u64, address: u64) -> Answer {
     Errno::check(unsafe { hypercall::raw(number, [cmd, address, 0, 0, 0]) })
 }
 
+/// A call of the control domain's: its one argument is an address.
+pub(crate) fn control(number: u64, address: u64) -> Result<(), Errno> {
+    // SAFETY: it is that of a structure, or nowhere; what the structure names is the caller's, or nowhere.
+    Errno::check(unsafe { hypercall::raw(number, [address, 0, 0, 0, 0]) }).map(drop)
+}
+
 /// A call whose one argument is a structure of zeros (the privileged calls, which check its first word).
 pub(crate) fn at_zeros(number: u64) -> Answer {
     let mut zeros = [0u64; 32];

@@ -3,8 +3,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt::Debug;
 
-use guest_kernel::{print, println, record};
-use pv_abi::Hypercall;
+use guest_kernel::{println, record};
 
 /// At least one case failed.
 #[derive(Debug)]
@@ -68,34 +67,8 @@ impl Tap {
 
     /// The plan and the verdict.
     pub(crate) fn end(self) -> Result<(), Failed> {
-        answers();
+        record::tell();
         println!("1..{}", self.cases);
         if self.failed == 0 { Ok(()) } else { Err(Failed(self.failed)) }
-    }
-}
-
-/// What each sub-call was answered, a line each: `# answers CALL.OP: CODE..`, and `# statuses ..` for elements of batches.
-fn answers() {
-    for call in Hypercall::ALL {
-        let number = u32::from(call.number());
-        for (word, is_status) in [("answers", false), ("statuses", true)] {
-            for op in 0..=record::OTHERS {
-                let mut codes = [0u8; 256];
-                record::all()
-                    .filter(|seen| (seen.number, seen.op, seen.is_status) == (number, op, is_status))
-                    .for_each(|seen| codes[seen.code as usize] = 1);
-                if codes.contains(&1) {
-                    print!("# {word} {number}.{op}:");
-                    (0..)
-                        .zip(codes)
-                        .filter(|(_, seen)| *seen != 0)
-                        .for_each(|(code, _): (u32, _)| print!(" {code}"));
-                    println!();
-                }
-            }
-        }
-    }
-    if record::lost() != 0 {
-        println!("# answers lost");
     }
 }

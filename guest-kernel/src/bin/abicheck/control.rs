@@ -1,0 +1,236 @@
+//! The control domain's calls, each sub-call with every answer: run by the control domain itself, and by one that is not. Not on Xen, whose control
+//! domain none of ours can be; what Xen answers there is from its source (`common/domctl.c`, `common/sysctl.c`).
+extern crate alloc;
+use alloc::format;
+
+use guest_kernel::{control, record};
+use pv_abi::control::{
+    AskCounters, Counters, DOMCTL, DOMCTL_VERSION, DomainInfo, Domctl, DomctlOp, InfoList, PLATFORM,
+    PLATFORM_VERSION, PlatformCall, PlatformOp, ReadConsole, SYSCTL, SYSCTL_VERSION, SchedulerParams,
+    SetTime, Sysctl, SysctlOp, VcpuAffinity, affinity, scheduler,
+};
+use pv_abi::{DomId, Errno, GuestHandle};
+use zerocopy::{FromZeros, Immutable, IntoBytes};
+
+use super::raw::{self, NOBODY, NOWHERE, address};
+use super::tap::Tap;
+
+const OWN: DomId = DomId(0);
+/// Spins until it is destroyed.
+const VICTIM: DomId = DomId(1);
+
+fn domctl(
+    cmd: u32,
+    version: u32,
+    domain: DomId,
+    payload: &(impl IntoBytes + Immutable),
+) -> Result<(), Errno> {
+    let mut asked = Domctl { cmd, interface_version: version, domain, ..Domctl::default() };
+    let bytes = payload.as_bytes();
+    asked.payload.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
+    let got = raw::control(DOMCTL, address(&mut asked));
+    record::sub_call(DOMCTL, cmd, got);
+    got
+}
+
+fn sysctl(cmd: u32, version: u32, payload: &(impl IntoBytes + Immutable)) -> Result<(), Errno> {
+    let mut asked = Sysctl { cmd, interface_version: version, ..Sysctl::default() };
+    let bytes = payload.as_bytes();
+    asked.payload.as_mut_bytes()[..bytes.len()].copy_from_slice(bytes);
+    let got = raw::control(SYSCTL, address(&mut asked));
+    record::sub_call(SYSCTL, cmd, got);
+    got
+}
+
+fn platform(cmd: u32, version: u32, time: SetTime) -> Result<(), Errno> {
+    let mut asked = PlatformCall { cmd, interface_version: version, time, ..PlatformCall::default() };
+    let got = raw::control(PLATFORM, address(&mut asked));
+    record::sub_call(PLATFORM, cmd, got);
+    got
+}
+
+/// A `domctl` without a structure of its own, or with zeros.
+fn plain(op: DomctlOp, domain: DomId) -> Result<(), Errno> {
+    domctl(op.number(), DOMCTL_VERSION, domain, &[0_u64; 4])
+}
+
+pub(crate) fn check(tap: &mut Tap) {
+    let privileged = plain(DomctlOp::GetDomainInfo, OWN).is_ok();
+    // Another's looks at who is there all the time.
+    let other = if privileged { VICTIM } else { OWN };
+    for (number, name) in [(DOMCTL, "domctl"), (SYSCTL, "sysctl"), (PLATFORM, "platform_op")] {
+        let got = raw::control(number, NOWHERE);
+        record::sub_call(number, u32::MAX, got);
+        tap.is("from nowhere", (name, got), (name, Err(Errno::Efault)));
+    }
+    let who = if privileged { "control" } else { "another" };
+    for op in DomctlOp::ALL {
+        let what = format!("{who}: domctl {op:?}");
+        let old = domctl(op.number(), DOMCTL_VERSION - 1, other, &[0_u64; 4]);
+        tap.is("another interface version", (&what, old), (&what, Err(Errno::Eacces)));
+        tap.is("of nobody", (&what, plain(*op, NOBODY)), (&what, Err(Errno::Esrch)));
+        if !privileged {
+            tap.is("is refused", (&what, plain(*op, other)), (&what, Err(Errno::Eperm)));
+        }
+    }
+    for op in SysctlOp::ALL {
+        let what = format!("{who}: sysctl {op:?}");
+        let old = sysctl(op.number(), SYSCTL_VERSION + 1, &[0_u64; 4]);
+        tap.is("another interface version", (&what, old), (&what, Err(Errno::Eacces)));
+        if !privileged {
+            let got = sysctl(op.number(), SYSCTL_VERSION, &[0_u64; 4]);
+            tap.is("is refused", (&what, got), (&what, Err(Errno::Eperm)));
+        }
+    }
+    let unknown = if privileged { Errno::Enosys } else { Errno::Eperm };
+    for cmd in [0, 1, 6, 8, 0x7fff, 0x8000, u32::MAX] {
+        let got = domctl(cmd, DOMCTL_VERSION, other, &[0_u64; 4]);
+        tap.is("an unknown domctl", (who, cmd, got), (who, cmd, Err(unknown)));
+        let got = domctl(cmd, DOMCTL_VERSION - 1, other, &[0_u64; 4]);
+        tap.is("an unknown domctl of another version", (who, cmd, got), (who, cmd, Err(Errno::Eacces)));
+        let nobody = if cmd == 1 { unknown } else { Errno::Esrch };
+        let got = domctl(cmd, DOMCTL_VERSION, NOBODY, &[0_u64; 4]);
+        tap.is("an unknown domctl of nobody", (who, cmd, got), (who, cmd, Err(nobody)));
+    }
+    for cmd in [0, 5, 7, 0x7fff, 0x8003, u32::MAX] {
+        let got = sysctl(cmd, SYSCTL_VERSION, &[0_u64; 4]);
+        tap.is("an unknown sysctl", (who, cmd, got), (who, cmd, Err(unknown)));
+        let got = sysctl(cmd, 0, &[0_u64; 4]);
+        tap.is("an unknown sysctl of another version", (who, cmd, got), (who, cmd, Err(Errno::Eacces)));
+    }
+    let time = SetTime { secs: 1_700_000_000, ..SetTime::default() };
+    let set = PlatformOp::SetTime64.number();
+    let expected = if privileged { Ok(()) } else { Err(Errno::Eperm) };
+    tap.is("settime64", (who, platform(set, PLATFORM_VERSION, time)), (who, expected));
+    let old = platform(set, PLATFORM_VERSION + 1, time);
+    tap.is("settime64 of another version", (who, old), (who, Err(Errno::Eacces)));
+    for cmd in [0, 17, 61, 63, u32::MAX] {
+        let got = platform(cmd, PLATFORM_VERSION, time);
+        tap.is("an unknown platform_op", (who, cmd, got), (who, cmd, Err(unknown)));
+        let got = platform(cmd, 0, time);
+        tap.is("an unknown platform_op of another version", (who, cmd, got), (who, cmd, Err(Errno::Eacces)));
+    }
+    if privileged {
+        let odd = platform(set, PLATFORM_VERSION, SetTime { mbz: 1, ..time });
+        tap.is("settime64 with what must be zero", odd, Err(Errno::Einval));
+        affinities(tap);
+        shares(tap);
+        told(tap);
+        lives(tap);
+    }
+}
+
+fn affinities(tap: &mut Tap) {
+    let mut map = [0xff_u8; 8];
+    let at = GuestHandle(address(&mut map));
+    let ask =
+        |asked: VcpuAffinity| domctl(DomctlOp::SetVcpuAffinity.number(), DOMCTL_VERSION, VICTIM, &asked);
+    let good = VcpuAffinity { vcpu: 0, flags: affinity::HARD, hard: at, hard_bits: 64, ..Default::default() };
+    for (what, asked, expected) in [
+        ("all CPUs", good, Ok(())),
+        ("the first CPU", VcpuAffinity { hard_bits: 1, ..good }, Ok(())),
+        ("no CPU", VcpuAffinity { hard_bits: 0, ..good }, Err(Errno::Einval)),
+        ("a vCPU that is not there", VcpuAffinity { vcpu: 1, ..good }, Err(Errno::Einval)),
+        ("a preference", VcpuAffinity { flags: affinity::SOFT, ..good }, Err(Errno::Eopnotsupp)),
+        ("nothing", VcpuAffinity { flags: 0, ..good }, Err(Errno::Einval)),
+        ("a null bitmap", VcpuAffinity { hard: GuestHandle::NULL, ..good }, Err(Errno::Einval)),
+        ("a bitmap nowhere", VcpuAffinity { hard: GuestHandle(NOWHERE), ..good }, Err(Errno::Efault)),
+        ("all CPUs again", good, Ok(())),
+    ] {
+        map.fill(0xff);
+        tap.is("setvcpuaffinity", (what, ask(asked)), (what, expected));
+    }
+}
+
+fn shares(tap: &mut Tap) {
+    let ask = |asked: SchedulerParams| domctl(DomctlOp::SchedulerOp.number(), DOMCTL_VERSION, VICTIM, &asked);
+    let good = SchedulerParams { scheduler: scheduler::CREDIT2, cmd: scheduler::PUT, weight: 256, cap: 0 };
+    for (what, asked, expected) in [
+        ("tell", SchedulerParams { cmd: scheduler::GET, ..good }, Ok(())),
+        ("a weight", good, Ok(())),
+        ("the greatest weight", SchedulerParams { weight: u16::MAX, ..good }, Ok(())),
+        ("the whole of its vCPU", SchedulerParams { cap: 100, ..good }, Ok(())),
+        ("more than its vCPU", SchedulerParams { cap: 101, ..good }, Err(Errno::Einval)),
+        ("another scheduler", SchedulerParams { scheduler: 5, ..good }, Err(Errno::Einval)),
+        ("another command", SchedulerParams { cmd: 9, ..good }, Err(Errno::Einval)),
+        ("no cap", SchedulerParams { weight: 256, ..good }, Ok(())),
+    ] {
+        tap.is("scheduler_op", (what, ask(asked)), (what, expected));
+    }
+    tap.is("and it is so", control::weight_and_cap(VICTIM), Ok((256, 0)));
+}
+
+fn told(tap: &mut Tap) {
+    let mut infos = [DomainInfo::new_zeroed(); 4];
+    let buffer = GuestHandle(address(&mut infos[..]));
+    let list = |asked: InfoList| sysctl(SysctlOp::GetDomainInfoList.number(), SYSCTL_VERSION, &asked);
+    let good = InfoList { first_domain: DomId(0), max_domains: 4, buffer, ..Default::default() };
+    for (what, asked, expected) in [
+        ("all", good, Ok(())),
+        ("none", InfoList { max_domains: 0, ..good }, Ok(())),
+        ("none, to nowhere", InfoList { max_domains: 0, buffer: GuestHandle(NOWHERE), ..good }, Ok(())),
+        ("behind the last", InfoList { first_domain: DomId(0x7fef), ..good }, Ok(())),
+        ("to nowhere", InfoList { buffer: GuestHandle(NOWHERE), ..good }, Err(Errno::Efault)),
+    ] {
+        tap.is("getdomaininfolist", (what, list(asked)), (what, expected));
+    }
+    let mut counters = Counters::default();
+    let buffer = GuestHandle(address(&mut counters));
+    let count = |domain, buffer| {
+        sysctl(SysctlOp::Counters.number(), SYSCTL_VERSION, &AskCounters { domain, pad: [0; 3], buffer })
+    };
+    tap.is("counters", count(VICTIM, buffer), Ok(()));
+    tap.is("counters of the hypervisor", count(DomId::XEN, buffer), Ok(()));
+    tap.is("counters of nobody", count(NOBODY, buffer), Err(Errno::Esrch));
+    tap.is("counters to nowhere", count(VICTIM, GuestHandle(NOWHERE)), Err(Errno::Efault));
+    let mut text = [0_u8; 64];
+    let read = |buffer| {
+        let ask = ReadConsole { buffer: GuestHandle(buffer), count: 64, ..ReadConsole::default() };
+        sysctl(SysctlOp::ReadConsole.number(), SYSCTL_VERSION, &ask)
+    };
+    tap.is("readconsole", read(address(&mut text[..])), Ok(()));
+    tap.is("readconsole to nowhere", read(NOWHERE), Err(Errno::Efault));
+    // Ok and -EIO in a build with the self-check, which no image that is shipped is.
+    let checked = sysctl(SysctlOp::SelfCheck.number(), SYSCTL_VERSION, &[0_u64; 2]);
+    tap.is("self-check", checked, Err(Errno::Enosys));
+}
+
+/// Pauses, the end, and another life.
+fn lives(tap: &mut Tap) {
+    let build = |domain| {
+        let ask = AskCounters { domain, pad: [0; 3], buffer: GuestHandle::NULL };
+        sysctl(SysctlOp::Build.number(), SYSCTL_VERSION, &ask)
+    };
+    tap.is("pausedomain of oneself", plain(DomctlOp::PauseDomain, OWN), Err(Errno::Einval));
+    tap.is("destroydomain of oneself", plain(DomctlOp::DestroyDomain, OWN), Err(Errno::Einval));
+    tap.is(
+        "unpausedomain of one that is not paused",
+        plain(DomctlOp::UnpauseDomain, VICTIM),
+        Err(Errno::Einval),
+    );
+    for _ in 0..2 {
+        tap.is("pausedomain", plain(DomctlOp::PauseDomain, VICTIM), Ok(()));
+    }
+    for _ in 0..2 {
+        tap.is("unpausedomain", plain(DomctlOp::UnpauseDomain, VICTIM), Ok(()));
+    }
+    let most = (0..255).filter(|_| plain(DomctlOp::PauseDomain, VICTIM).is_ok()).count();
+    tap.is("pausedomain as often as it can be", most, 255);
+    tap.is("pausedomain once more", plain(DomctlOp::PauseDomain, VICTIM), Err(Errno::Eoverflow));
+    let back = (0..255).filter(|_| plain(DomctlOp::UnpauseDomain, VICTIM).is_ok()).count();
+    tap.is("unpausedomain as often", back, 255);
+    tap.is("once more", plain(DomctlOp::UnpauseDomain, VICTIM), Err(Errno::Einval));
+    tap.is("build of one that runs", build(VICTIM), Err(Errno::Eexist));
+    tap.is("build of nobody", build(NOBODY), Err(Errno::Esrch));
+    tap.is("getdomaininfo", plain(DomctlOp::GetDomainInfo, VICTIM), Ok(()));
+    tap.is("destroydomain", plain(DomctlOp::DestroyDomain, VICTIM), Ok(()));
+    tap.is(
+        "getdomaininfo of one that is destroyed",
+        plain(DomctlOp::GetDomainInfo, VICTIM),
+        Err(Errno::Esrch),
+    );
+    tap.is("destroydomain again", plain(DomctlOp::DestroyDomain, VICTIM), Err(Errno::Esrch));
+    tap.is("build", build(VICTIM), Ok(()));
+    tap.is("getdomaininfo of its next life", plain(DomctlOp::GetDomainInfo, VICTIM), Ok(()));
+    tap.is("destroydomain of that", plain(DomctlOp::DestroyDomain, VICTIM), Ok(()));
+}
