@@ -4,6 +4,7 @@ use super::step::{Level, Step};
 use super::systems;
 use crate::check::Found;
 use crate::conformance::{self, Options, answers::Calls};
+use crate::failure::Outcome;
 use crate::run::Options as RunOptions;
 
 /// GIC version, CPUs, CPU model.
@@ -28,32 +29,37 @@ pub(super) fn all() -> Vec<Step> {
             Err(why) => Found::Skipped(why),
         })
     });
-    let control = Step::new("conformance: the control domain's calls", Level::Default, || {
-        let system = format!("{CONTROL}{CALLERS}");
-        let options = RunOptions::for_file(systems::write("conformance-control", &system)?);
-        let observed = systems::observe(&options)?;
-        let planned = |prefix: &str| {
-            let plan = format!("({prefix}) 1..");
-            observed.console.iter().find_map(|line| line.strip_prefix(&plan)?.parse::<usize>().ok())
-        };
-        let passed = |prefix: &str| {
-            let good = format!("({prefix}) ok ");
-            observed.console.iter().filter(|line| line.starts_with(&good)).count()
-        };
-        for id in ["d0", "d2"] {
-            if planned(id) != Some(passed(id)) {
-                return Err(observed.failed(&format!(
-                    "{}: {} cases passed, planned were {:?}",
-                    id,
-                    passed(id),
-                    planned(id)
-                )));
-            }
+    let control = Step::new("conformance: the control domain's calls", Level::Default, || privileged("virt"));
+    let on_rpi4 = super::rpi4::step("the control domain's calls", Level::Default, || privileged("rpi4"));
+    steps.chain([control, on_rpi4, xen]).collect()
+}
+
+/// Every answer of the control domain's calls.
+fn privileged(board: &str) -> Outcome<Found> {
+    let system = format!("{CONTROL}{CALLERS}");
+    let mut options = RunOptions::for_file(systems::write(&format!("conformance-control-{board}"), &system)?);
+    options.board = Some(board.into());
+    let observed = systems::observe(&options)?;
+    let planned = |prefix: &str| {
+        let plan = format!("({prefix}) 1..");
+        observed.console.iter().find_map(|line| line.strip_prefix(&plan)?.parse::<usize>().ok())
+    };
+    let passed = |prefix: &str| {
+        let good = format!("({prefix}) ok ");
+        observed.console.iter().filter(|line| line.starts_with(&good)).count()
+    };
+    for id in ["d0", "d2"] {
+        if planned(id) != Some(passed(id)) {
+            return Err(observed.failed(&format!(
+                "{}: {} cases passed, planned were {:?}",
+                id,
+                passed(id),
+                planned(id)
+            )));
         }
-        let answers = conformance::answered(&observed.console, Calls::Control)?;
-        Ok(Found::Good(format!("{} cases, {answers} answers", passed("d0") + passed("d2"))))
-    });
-    steps.chain([control, xen]).collect()
+    }
+    let answers = conformance::answered(&observed.console, Calls::Control)?;
+    Ok(Found::Good(format!("{} cases, {answers} answers", passed("d0") + passed("d2"))))
 }
 
 /// A control domain that checks its calls, whom it does it to, and one that is not the control domain.

@@ -6,7 +6,7 @@ use super::step::{Level, Needs};
 use crate::workspace;
 
 /// Steps by a pattern of their names, and the step on the Raspberry Pi that shows the same there. A name may be made of parts of the other.
-const ALIKE: [(&str, &str); 22] = [
+const ALIKE: [(&str, &str); 23] = [
     ("^system: (hello|two-guests|smp|control|lives) on ", "$1"),
     ("^system: (two-guests send .*|ballooning .*|soak .*|[0-9]+ domains .*|counting .*)$", "$1"),
     ("^system: (the control domain's .*)$", "$1"),
@@ -18,6 +18,7 @@ const ALIKE: [(&str, &str); 22] = [
     ("^(hostile: what nobody survives), on ", "$1"),
     ("^(hostile: [a-z]+) on ", "$1"),
     ("^conformance: [0-9]", "conformance"),
+    ("^conformance: (the control domain's calls)$", "$1"),
     ("^matrix: ([a-z-]+), ", "$1"),
     ("^linux: ", "linux: 4 vCPUs"),
     ("^boot: (nonsense in every register at entry), ", "$1"),
