@@ -167,13 +167,13 @@ mod tests {
             .collect();
         assert!(names.len() >= 20, "{names:?}");
         let assembly = code("hypervisor/src/el2/boot.S");
-        let rust =
+        let files =
             ["context.rs", "percpu.rs", "timer.rs"].map(|file| code(&format!("hypervisor/src/el2/{file}")));
         // What both use stands in front of the way of the first CPU, and that of the others behind it.
         let (common, rest) = assembly.split_once("\nprimary_start:").unwrap();
         let (first, others) = rest.split_once("\nsecondary_start:").unwrap();
         for name in names {
-            let by_rust = rust.iter().any(|file| file.contains(&format!("regs::{name}::write(")));
+            let by_rust = files.iter().any(|file| file.contains(&format!("regs::{name}::write(")));
             let writes = |part: &str| part.contains(&format!("msr     {name}, "));
             assert!(by_rust || writes(common) || writes(first) && writes(others), "{name}");
         }
