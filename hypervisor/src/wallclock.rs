@@ -4,7 +4,7 @@
 //! Invariants
 //! 1. A domain is told before its first vCPU starts, in each of its lives, and again when the clock is set: the version is odd meanwhile, and another
 //!    one afterwards.
-//! 2. What a domain is told is written under its lock; who set the clock last has told every domain last ([`set`] tells each what the clock is then).
+//! 2. What a domain is told is written under its lock; who set the clock last has told every domain last (`set` tells each what the clock is then).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use core::mem::offset_of;

@@ -95,10 +95,10 @@ fn serve(victim: DomId, channel: &Channel) -> Result<(), String> {
 /// Tells the control domain the time, in words `at` and the next.
 fn tell(at: usize) -> Result<(), String> {
     let page = MappedGrant::map(DomId(0), GrantRef(FIRST), Access::ReadWrite).map_err(why("the clock"))?;
-    let [low, high] = [time::now().ticks() & 0xffff_ffff, time::now().ticks() >> 32];
-    if let Some([first, second]) = page.frame().and_then(|frame| frame.words().get(at..at + 2)?.as_array()) {
-        first.store(low as u32, Ordering::Relaxed);
-        second.store(high as u32, Ordering::Relaxed);
+    let ticks = time::now().ticks();
+    let words = page.frame().into_iter().flat_map(Frame::words);
+    for (word, half) in words.skip(at).zip([ticks & 0xffff_ffff, ticks >> 32]) {
+        word.store(u32::try_from(half).unwrap_or(0), Ordering::Relaxed);
     }
     page.unmap().map_err(why("the clock"))
 }
@@ -154,7 +154,7 @@ fn round(peer: DomId, round: u32) -> Result<(), String> {
 
 /// Sets the first watchdog, the others' of the round before being gone, or clears it.
 fn watchdog(seconds: u32, round: u32) -> Result<(), String> {
-    let id = if seconds == 0 { 1 } else { 0 };
+    let id = u32::from(seconds == 0);
     let asked = pv_abi::sched::Watchdog { id, timeout: seconds };
     let at = GuestHandle((&raw const asked).expose_provenance() as u64);
     let args = [u64::from(SchedOp::Watchdog.number()), at.0, 0, 0, 0];
@@ -170,7 +170,7 @@ fn tables() -> Result<(), Errno> {
     let page = space::take_page()?;
     for entry in [Entry::page(page, Rights::UserData), Entry::page(page, Rights::UserConstant), Entry::EMPTY]
     {
-        let mut changes = Changes::with_room(BATCH as usize);
+        let mut changes = Changes::with_room(usize::try_from(BATCH).unwrap_or(0));
         for number in 0..BATCH {
             space.change(&mut changes, AT + number * PAGE, entry)?;
         }
@@ -179,10 +179,9 @@ fn tables() -> Result<(), Errno> {
     }
     space.enter()?;
     paging::enter_kernel()?;
-    // SAFETY: left; and nothing maps the page.
-    unsafe {
-        space.free()?;
-        space::give_page(page);
-    }
+    // SAFETY: left.
+    unsafe { space.free() }?;
+    // SAFETY: nothing maps the page.
+    unsafe { space::give_page(page) };
     Ok(())
 }

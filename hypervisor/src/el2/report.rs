@@ -57,19 +57,19 @@ fn registers(machine: &Machine<Arm>, cpu: &PerCpu, arch: &ArchVcpu, frame: &Fram
         );
     }
     // Fewer have been zeros at first: number 0 is no call of the table.
-    let [h, g, f, e, d, c, b, a] = frame.calls.to_le_bytes();
+    let [n8, n7, n6, n5, n4, n3, n2, n1] = frame.calls.to_le_bytes();
     defmt::warn!(
         "d{=u16} vCPU {=u32}: last hypercalls, the latest first: {=u8} {=u8} {=u8} {=u8} {=u8} {=u8} {=u8} {=u8}",
         domain,
         vcpu,
-        a,
-        b,
-        c,
-        d,
-        e,
-        f,
-        g,
-        h
+        n1,
+        n2,
+        n3,
+        n4,
+        n5,
+        n6,
+        n7,
+        n8
     );
     let Some(current) = cpu.current.get() else { return };
     let mut pointer = frame.get(FRAME_POINTER);

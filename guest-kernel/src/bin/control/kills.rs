@@ -52,7 +52,7 @@ pub(super) fn all(victim: DomId, step: u32) -> Result<(), String> {
     super::sleep(2)?;
     let nobody = super::everything()?;
     let span = last.saturating_sub(first);
-    let kills = span.as_nanos() as u64 / u64::from(step.max(1));
+    let kills = u64::try_from(span.as_nanos()).map_or(0, |span| span / u64::from(step.max(1)));
     println!("control: {} ns of rounds", span.as_nanos());
     let mut ended = 0;
     for number in 0..kills {
