@@ -3,8 +3,8 @@
 //! Invariants
 //! 1. What a guest writes appears on lines that begin with its name, and holds no control characters but tabs and no log mark: a
 //!    guest can neither forge the hypervisor's log nor another guest's lines.
-//! 2. A guest writes at most [`BURST`] bytes at once and [`BYTES_PER_SECOND`] over time. What is more is dropped and counted, and
-//!    the count is told before the next line that comes through.
+//! 2. A guest writes at most [`BURST`] bytes at once and [`BYTES_PER_SECOND`] over time. What is more is dropped and counted, whole
+//!    lines, and the count is told before the next line that comes through.
 //! 3. A line is put out in one piece, when it is complete, when it is full, and when the domain ends.
 //! 4. Within that rate nothing is lost while the machine's console is slower: what it has no room for is not taken, and the guest writes it
 //!    again. Since others may be the reason, nobody waits longer than two seconds for one line; then it is dropped as in 2.
@@ -57,6 +57,8 @@ pub struct LineBuffer {
     refilled: u64,
     /// Bytes dropped since the last line that came through.
     dropped: u64,
+    /// Of the line that is being written something was dropped: the rest is too.
+    torn: bool,
     /// Counter value at which there was no room for the line first; 0 when there was.
     waits: u64,
 }
@@ -70,7 +72,7 @@ impl Default for LineBuffer {
 impl LineBuffer {
     /// An empty line and a full bucket.
     pub const fn new() -> Self {
-        Self { text: Vec::new(), tokens: BURST, refilled: 0, dropped: 0, waits: 0 }
+        Self { text: Vec::new(), tokens: BURST, refilled: 0, dropped: 0, torn: false, waits: 0 }
     }
 
     /// Takes tokens for `bytes`; false, and they are counted as dropped, when there are not enough.
@@ -90,6 +92,27 @@ impl LineBuffer {
             None => self.dropped = self.dropped.saturating_add(bytes),
         }
         left.is_some()
+    }
+
+    /// Drops the line that has begun: `refused` of it was not admitted, and is counted.
+    fn tear(&mut self, refused: &[u8]) {
+        let begun = u64::try_from(self.text.len()).unwrap_or(0);
+        self.dropped = self.dropped.saturating_add(begun);
+        self.text.clear();
+        self.torn = refused.last() != Some(&b'\n');
+    }
+
+    /// Drops what still belongs to a torn line, and returns what comes after it.
+    fn after_torn<'a>(&mut self, text: &'a [u8]) -> &'a [u8] {
+        if !self.torn {
+            return text;
+        }
+        let end = text.iter().position(|byte| *byte == b'\n');
+        self.torn = end.is_none();
+        let rest = end.and_then(|end| text.get(end.wrapping_add(1)..)).unwrap_or_default();
+        let lost = u64::try_from(text.len().saturating_sub(rest.len())).unwrap_or(0);
+        self.dropped = self.dropped.saturating_add(lost);
+        rest
     }
 
     /// Takes a byte; false when there is no room for the line that it would put out, and nothing is changed.
@@ -194,12 +217,14 @@ fn decimal<const N: usize>(line: &mut Vec<u8, N>, number: u64) {
 pub fn write_text<H: Hardware>(hw: &H, domain: &Domain, text: &[u8]) -> usize {
     let mut buffer = domain.console.lock();
     if !buffer.admit(hw, text.len()) {
+        buffer.tear(text);
         return text.len();
     }
-    let taken = text.iter().take_while(|byte| buffer.put(hw, domain.id, **byte)).count();
-    let refused = u64::try_from(text.len().saturating_sub(taken)).unwrap_or(0);
-    buffer.tokens = buffer.tokens.saturating_add(refused);
-    taken
+    let rest = buffer.after_torn(text);
+    let taken = rest.iter().take_while(|byte| buffer.put(hw, domain.id, **byte)).count();
+    let refused = rest.len().saturating_sub(taken);
+    buffer.tokens = buffer.tokens.saturating_add(u64::try_from(refused).unwrap_or(0));
+    text.len().saturating_sub(refused)
 }
 
 /// What one run takes of a chunk: up to the newline of the last line that it may put out.

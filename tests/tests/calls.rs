@@ -392,6 +392,44 @@ fn a_flood_is_cut_and_counted() {
 }
 
 #[test]
+fn of_a_flood_every_line_comes_whole_or_is_counted_whole() {
+    // Neither divides what is copied or admitted at once.
+    for length in [2, 37, 100, LINE_LENGTH] {
+        let world = two();
+        let one = guest(&world, 1);
+        let line = [vec![b'z'; length - 1], vec![b'\n']].concat();
+        let (mut said, mut out) = (0, Vec::new());
+        one.write(ARG, &line.repeat(20));
+        while said < BURST + BURST / 4 {
+            one.call(number::CONSOLE_IO, [0, 20 * length as u64, ARG, 0, 0]);
+            said += 20 * length as u64;
+            // Little by little there is room for a part of a line.
+            world.machine.hw.advance(COUNTER_FREQUENCY / 100_000);
+            out.extend(world.machine.hw.take_console());
+        }
+        world.machine.hw.advance(COUNTER_FREQUENCY);
+        one.write(ARG, b"\nend\n");
+        one.call(number::CONSOLE_IO, [0, 5, ARG, 0, 0]);
+        out.extend(world.machine.hw.take_console());
+        let out = String::from_utf8(out).unwrap();
+        let whole = format!("(d1) {}", "z".repeat(length - 1));
+        let (mut came, mut dropped) = (0, 0);
+        for line in out.lines() {
+            let note = line.strip_prefix("(d1) [").and_then(|rest| rest.strip_suffix(" bytes dropped]"));
+            match note {
+                Some(bytes) => dropped += bytes.parse::<u64>().unwrap(),
+                None if line == whole => came += 1,
+                None => assert!(["(d1) ", "(d1) end"].contains(&line), "{line}"),
+            }
+        }
+        assert!(dropped != 0 && came != 0);
+        // The newline before `end` is of a line of its own, or ends what was dropped.
+        let rest = (came * length as u64 + dropped).wrapping_sub(said);
+        assert!(rest <= 1, "{length}: {came} lines came, {dropped} bytes were dropped, {said} said");
+    }
+}
+
+#[test]
 fn what_the_console_has_no_room_for_is_written_again_and_nothing_is_lost() {
     let world = two();
     let one = guest(&world, 1);
