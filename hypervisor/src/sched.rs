@@ -293,6 +293,7 @@ impl Scheduler {
         served: bool,
         running: Option<&'m Vcpu>,
     ) -> Choice<'m> {
+        let mut first = None;
         if let Some(vcpu) = running {
             let yields = vcpu.share.yields.load(Relaxed);
             if yields {
@@ -307,9 +308,8 @@ impl Scheduler {
                 Ok(left) if !gives_way => return self.goes_on(id, queue, now, vcpu, left),
                 // Who yields is behind whoever is first, even when it would be served before.
                 Ok(_) => {
-                    queue
-                        .ready
-                        .put(vcpu.index, if yields { own.max(waiting.saturating_add(1)) } else { own });
+                    let key = if yields { own.max(waiting.saturating_add(1)) } else { own };
+                    first = Some(queue.ready.exchange(vcpu.index, key));
                 }
                 Err(again) => Self::park(queue, vcpu, again),
             }
@@ -317,7 +317,7 @@ impl Scheduler {
         }
         let back = queue.back.take();
         // Each turn takes one out.
-        while let Some(entry) = queue.ready.pop() {
+        while let Some(entry) = first.take().or_else(|| queue.ready.pop()) {
             let Some((domain, vcpu)) = machine.vcpu(entry.vcpu) else { continue };
             let left = match self.allowance(machine, vcpu, now) {
                 Ok(left) => left,

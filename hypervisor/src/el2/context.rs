@@ -64,47 +64,42 @@ impl Frame {
 }
 
 macro_rules! el1_registers {
-    ($($name:ident),*) => {
-        /// EL1's system registers.
+    ($($first:ident, $second:ident;)*) => {
+        /// EL1's system registers and its timer's comparator, two by two: what is stored and loaded in pairs.
         #[derive(Clone, Copy, Default)]
-        struct El1 { $($name: u64,)* }
+        #[repr(C)]
+        struct El1 { $($first: u64, $second: u64,)* }
 
         impl El1 {
             #[inline]
             fn save(&mut self) {
-                $(self.$name = regs::$name::read();)*
+                $((self.$first, self.$second) = (regs::$first::read(), regs::$second::read());)*
             }
 
             #[inline]
             fn load(&self) {
-                $(regs::$name::write(self.$name);)*
+                $(
+                    let (first, second) = (self.$first, self.$second);
+                    regs::$first::write(first);
+                    regs::$second::write(second);
+                )*
             }
         }
     };
 }
 // Not TCR_EL1 and SCTLR_EL1: invariant 3.
 el1_registers!(
-    ttbr0_el1,
-    ttbr1_el1,
-    mair_el1,
-    amair_el1,
-    vbar_el1,
-    contextidr_el1,
-    cpacr_el1,
-    esr_el1,
-    far_el1,
-    afsr0_el1,
-    afsr1_el1,
-    elr_el1,
-    spsr_el1,
-    sp_el1,
-    sp_el0,
-    tpidr_el0,
-    tpidrro_el0,
-    tpidr_el1,
-    csselr_el1,
-    cntkctl_el1,
-    par_el1
+    ttbr0_el1, ttbr1_el1;
+    mair_el1, amair_el1;
+    vbar_el1, contextidr_el1;
+    cpacr_el1, esr_el1;
+    far_el1, afsr0_el1;
+    afsr1_el1, elr_el1;
+    spsr_el1, sp_el1;
+    sp_el0, tpidr_el0;
+    tpidrro_el0, tpidr_el1;
+    csselr_el1, cntkctl_el1;
+    par_el1, cntv_cval_el0;
 );
 
 /// `TCR_EL1`: walks disabled for both tables.
@@ -129,7 +124,6 @@ struct Saved {
     tcr: u64,
     interface: gic::VirtualInterface,
     cntv_ctl: u64,
-    cntv_cval: u64,
 }
 
 /// One vCPU's registers.
@@ -184,7 +178,6 @@ impl ArchVcpu {
                 tcr: 0,
                 interface: gic::VirtualInterface::default(),
                 cntv_ctl: 0,
-                cntv_cval: 0,
             }),
             fp: UnsafeCell::new(Fp { v: [0; 32], fpcr: 0, fpsr: 0 }),
             gic: UnsafeCell::new(gic),
@@ -333,7 +326,8 @@ pub fn leave_address_space() {
 pub fn keep(arch: &ArchVcpu, frame: &Frame) {
     // SAFETY: invariant 1.
     let saved = unsafe { &mut *arch.saved.get() };
-    saved.frame = *frame;
+    // SAFETY: two frames, of two owners.
+    unsafe { frame_copy(&raw mut saved.frame, frame) };
     saved.elr = regs::elr_el2::read();
     saved.spsr = regs::spsr_el2::read();
 }
@@ -342,7 +336,8 @@ pub fn keep(arch: &ArchVcpu, frame: &Frame) {
 pub fn recall(arch: &ArchVcpu, frame: &mut Frame) {
     // SAFETY: invariant 1.
     let saved = unsafe { &*arch.saved.get() };
-    *frame = saved.frame;
+    // SAFETY: two frames, of two owners.
+    unsafe { frame_copy(frame, &raw const saved.frame) };
     regs::elr_el2::write(saved.elr);
     regs::spsr_el2::write(saved.spsr);
 }
@@ -355,7 +350,6 @@ pub fn save(cpu: &PerCpu, arch: &ArchVcpu) {
     saved.sctlr = regs::sctlr_el1::read();
     saved.tcr = regs::tcr_el1::read();
     saved.cntv_ctl = regs::cntv_ctl_el0::read();
-    saved.cntv_cval = regs::cntv_cval_el0::read();
     regs::cntv_ctl_el0::write(0);
     // The timer's line must have dropped before its interrupt is deactivated below, else it would fire again for the next vCPU.
     isb();
@@ -364,7 +358,7 @@ pub fn save(cpu: &PerCpu, arch: &ArchVcpu) {
         if active & PrivateIntid::VIRTUAL_TIMER.bit() == 0
             && arch.shared.delivers(PrivateIntid::VIRTUAL_TIMER)
         {
-            super::run::note_timer(cpu, arch.vcpu, saved.cntv_ctl, saved.cntv_cval);
+            super::run::note_timer(cpu, arch.vcpu, saved.cntv_ctl, saved.el1.cntv_cval_el0);
         }
         gic.save(&mut HardwareLrs);
         active
@@ -446,13 +440,13 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
         gic.hw_in_flight(&HardwareLrs)
     });
     gic::activate(cpu, active);
-    regs::cntv_cval_el0::write(saved.cntv_cval);
     regs::cntv_ctl_el0::write(saved.cntv_ctl);
     let fp = if fp_is_here(cpu, arch) { 0 } else { regs::CPTR_TFP };
     regs::cptr_el2::write(regs::CPTR_GUEST | fp);
     regs::elr_el2::write(saved.elr);
     regs::spsr_el2::write(saved.spsr);
-    *frame = saved.frame;
+    // SAFETY: two frames, of two owners.
+    unsafe { frame_copy(frame, &raw const saved.frame) };
 }
 
 /// Whether the CPU has the vCPU's floating-point registers as [`save`] wrote them (invariant 2).
@@ -476,8 +470,10 @@ pub fn take_fp(cpu: &PerCpu, arch: &'static ArchVcpu) {
 unsafe extern "C" {
     fn fp_save(to: *mut Fp);
     fn fp_load(from: *mut Fp);
+    fn frame_copy(to: *mut Frame, from: *const Frame);
 }
 global_asm!(include_str!("fp.S"));
+global_asm!(include_str!("frame.S"));
 
 #[inline(always)]
 fn isb() {

@@ -198,8 +198,17 @@ fn contain_serror(machine: &Machine<Arm>, cpu: &'static PerCpu, leaving: &ArchVc
 const ISR_A: u64 = 1 << 8;
 
 /// Takes what other CPUs raised for the loaded vCPU, and gives its interrupts the long way when that was asked for.
+#[inline]
 pub fn attend(cpu: &'static PerCpu) {
-    let Some(arch) = cpu.loaded() else { return };
+    if let Some(arch) = cpu.loaded()
+        && (cpu.service.get() || arch.shared.has_mail())
+    {
+        attend_now(cpu, arch);
+    }
+}
+
+#[inline(never)]
+fn attend_now(cpu: &'static PerCpu, arch: &'static ArchVcpu) {
     let raised = arch.with_gic(|gic| gic.take_remote(arch.shared, &mut HardwareLrs));
     let wanted = match raised {
         Some(Raised::NeedsService) => true,

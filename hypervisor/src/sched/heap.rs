@@ -84,6 +84,19 @@ impl Heap {
         Some(first)
     }
 
+    /// Puts a vCPU in that is not, and takes out the entry with the smallest key: its own, if that is smaller than all others'.
+    pub(super) fn exchange(&mut self, vcpu: VcpuIndex, key: u64) -> Entry {
+        let entry = Entry { key, vcpu };
+        let Some(first) = self.entries().first().copied().filter(|first| first.key <= key) else {
+            return entry;
+        };
+        if let Some(place) = self.places.get_mut(usize::from(first.vcpu.0)) {
+            *place = NOWHERE;
+        }
+        self.sink(0, entry);
+        first
+    }
+
     fn place(&self, vcpu: VcpuIndex) -> Option<usize> {
         self.places
             .get(usize::from(vcpu.0))
@@ -175,7 +188,22 @@ mod tests {
         let mut model = BTreeMap::<u16, u64>::new();
         for _ in 0..20_000 {
             let vcpu = u16::try_from(random.below(40)).unwrap();
-            match random.below(4) {
+            match random.below(5) {
+                4 if !model.contains_key(&vcpu) => {
+                    let key = random.below(60);
+                    model.insert(vcpu, key);
+                    let taken = heap.exchange(VcpuIndex(vcpu), key);
+                    assert_eq!(Some(&taken.key), model.values().min());
+                    assert_eq!(
+                        model.remove(&taken.vcpu.0),
+                        Some(taken.key),
+                        "and it was in, or is the new one"
+                    );
+                    assert!(
+                        taken.vcpu.0 != vcpu || model.values().all(|other| *other > key),
+                        "its own only when all others' are larger"
+                    );
+                }
                 0 | 1 => {
                     let key = random.below(60);
                     heap.put(VcpuIndex(vcpu), key);
