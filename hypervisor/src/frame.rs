@@ -289,6 +289,8 @@ pub struct FrameTable {
     entries: &'static [FrameEntry],
     /// Frames by owner (0 the hypervisor and free, else the domain's id and 1) and role.
     totals: [[AtomicU64; Role::ALL.len()]; OWNERS],
+    /// Frames of RAM by owner that its stage 2 maps in blocks; all others of its RAM are in pages. Changed under the owner's lock.
+    in_blocks: [AtomicU64; OWNERS],
     /// Counters of fewer bits, for tests of what happens when they are full.
     #[cfg(any(test, feature = "fake"))]
     most: AtomicU32,
@@ -307,6 +309,7 @@ impl FrameTable {
             base,
             entries,
             totals: [const { [const { AtomicU64::new(0) }; Role::ALL.len()] }; OWNERS],
+            in_blocks: [const { AtomicU64::new(0) }; OWNERS],
             #[cfg(any(test, feature = "fake"))]
             most: AtomicU32::new(MAX_COUNT),
         })
@@ -459,6 +462,18 @@ impl FrameTable {
         ram.fold(0, |sum, role| sum.wrapping_add(self.total(owner, role)))
     }
 
+    /// Frames of RAM that a domain's stage 2 maps in blocks.
+    pub fn in_blocks(&self, owner: DomId) -> u64 {
+        self.in_blocks.get(row(owner)).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Notes how many frames of RAM a domain's stage 2 maps in blocks. The caller holds the owner's lock.
+    pub(crate) fn set_in_blocks(&self, owner: DomId, frames: u64) {
+        if let Some(counter) = self.in_blocks.get(row(owner)) {
+            counter.store(frames, Ordering::Relaxed);
+        }
+    }
+
     /// How far a change of roles is (invariant 6).
     pub fn progress(&self, mfn: Mfn) -> u32 {
         self.entry(mfn).map_or(0, FrameEntry::prev)
@@ -537,9 +552,13 @@ impl FrameTable {
     }
 
     fn counter(&self, owner: DomId, role: Role) -> Option<&AtomicU64> {
-        let row = if owner == DomId::XEN { 0 } else { usize::from(owner.0).wrapping_add(1) };
-        self.totals.get(row)?.get(usize::from(role.bits()))
+        self.totals.get(row(owner))?.get(usize::from(role.bits()))
     }
+}
+
+/// An owner's place in the totals.
+fn row(owner: DomId) -> usize {
+    if owner == DomId::XEN { 0 } else { usize::from(owner.0).wrapping_add(1) }
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use pv_abi::DomId;
 pub enum Event {
     /// A domain reached a state that ends it.
     Ended(DomId, Life),
+    /// Of a domain whose page tables are checked, at its end: frames of RAM that stage 2 maps in pages of 4 KiB, and all.
+    Pages(DomId, u64, u64),
     /// A domain was built anew, for the so manieth time.
     BuiltAgain(DomId, u32),
     /// A domain could not be built anew.

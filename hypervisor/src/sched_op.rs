@@ -108,6 +108,12 @@ fn announce<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain, end:
     fence(Ordering::SeqCst);
     console::flush(&machine.hw, domain);
     machine.hw.log(Event::Ended(domain.id, end));
+    if domain.paging().is_some() {
+        let frames = &machine.frames.table;
+        let all = frames.ram_total(domain.id);
+        let pages = all.saturating_sub(frames.in_blocks(domain.id));
+        machine.hw.log(Event::Pages(domain.id, pages, all));
+    }
     life::ended(machine, domain, end);
     for vcpu in domain.vcpus {
         sched::tell(machine, cpu, vcpu);

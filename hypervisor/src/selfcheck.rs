@@ -217,7 +217,7 @@ fn stage2<H: Hardware>(
 ) -> Result<bool, Violation> {
     let table = &machine.frames.table;
     let (mut violation, mut granted) = (None, false);
-    let mut tables: u32 = 0;
+    let (mut tables, mut in_blocks) = (0_u32, 0_u64);
     let mut is_table = |mfn: Mfn| {
         tables = tables.saturating_add(1);
         table.state(mfn).is_some_and(|found| found.role == Role::Stage2Table && found.owner == domain.id)
@@ -234,6 +234,9 @@ fn stage2<H: Hardware>(
             Entry::Malformed { gfn, .. } => Some(Violation::Malformed(domain.id, gfn)),
             Entry::Leaf { gfn, order, mapping, .. } => {
                 granted |= matches!(mapping.kind, Kind::GrantWritable | Kind::GrantReadOnly);
+                if order != 0 && mapping.kind.is_own_data() {
+                    in_blocks = in_blocks.saturating_add(1u64.wrapping_shl(order));
+                }
                 (0..1u64.wrapping_shl(order)).find_map(|offset| {
                     let gfn = gfn.checked_add(offset)?;
                     let mapping = Mapping { mfn: mapping.mfn.checked_add(offset)?, ..mapping };
@@ -249,6 +252,9 @@ fn stage2<H: Hardware>(
     // As many reached as the domain has: none was reached twice, none is lost.
     let owned = table.total(domain.id, Role::Stage2Table);
     if tables != state.stage2.tables() || u64::from(tables) != owned || tables > state.stage2.limit() {
+        return Err(Violation::Tables(domain.id));
+    }
+    if in_blocks != table.in_blocks(domain.id) {
         return Err(Violation::Tables(domain.id));
     }
     Ok(granted)

@@ -135,6 +135,9 @@ pub fn event(event: Event) {
             Fault::SystemError => defmt::warn!("d{=u16}: destroyed: SError", domain.0),
             Fault::UnknownException => defmt::warn!("d{=u16}: destroyed: unknown exception class", domain.0),
         },
+        Event::Pages(domain, pages, all) => {
+            defmt::info!("d{=u16}: {=u64} of {=u64} frames of RAM in pages of 4 KiB", domain.0, pages, all);
+        }
         Event::BuiltAgain(domain, generation) => {
             defmt::info!("d{=u16}: built again, {=u32} times by now", domain.0, generation);
         }

@@ -168,6 +168,7 @@ fn areas<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
 /// Forgets what its frames were used for, before they are free.
 fn forget<H: Hardware>(machine: &Machine<H>, domain: &Domain, state: &mut DomainState) {
     state.stage2.forget(&machine.hw);
+    machine.frames.table.set_in_blocks(domain.id, 0);
     state.grants.forget();
     pagetable::forget(domain, state);
     evtchn::forget_all(domain, &mut state.ports);

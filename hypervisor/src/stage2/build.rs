@@ -7,6 +7,10 @@ use crate::frame::Role;
 use crate::frame_alloc::Frames;
 use crate::hardware::Hardware;
 
+/// Frames of a block of level 2.
+pub(super) const BLOCK_FRAMES: i64 = 512;
+const _: () = assert!(1 << level_order(LAST_LEVEL - 1) == BLOCK_FRAMES);
+
 impl Stage2 {
     /// Maps `2^order` frames from `mfn` at `gfn`, both multiples of `2^order`, in the largest blocks.
     ///
@@ -37,6 +41,9 @@ impl Stage2 {
                 return Err(MapError::Occupied);
             }
             place.write(hw, Descriptor::leaf(mfn, kind, level));
+            if level < LAST_LEVEL && kind.is_own_data() {
+                self.more_in_blocks(frames, 1 << level_order(level));
+            }
             let last =
                 gfn.checked_add((1u64 << level_order(level)).wrapping_sub(1)).ok_or(MapError::BadGfn)?;
             self.highest = self.highest.max(last);
@@ -95,7 +102,16 @@ impl Stage2 {
         hw.flush_all(self.vmid);
         place.write(hw, Descriptor::table(table));
         hw.tables_written();
+        if level == LAST_LEVEL && kind.is_own_data() {
+            self.more_in_blocks(frames, -BLOCK_FRAMES);
+        }
         Ok(table)
+    }
+
+    /// Notes that so many frames more of the domain's RAM are mapped in blocks.
+    pub(super) fn more_in_blocks(&self, frames: &Frames, more: i64) {
+        let before = frames.table.in_blocks(self.owner);
+        frames.table.set_in_blocks(self.owner, before.wrapping_add_signed(more));
     }
 
     /// An empty table, charged to the domain.

@@ -8,6 +8,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use pv_abi::PAGE_SHIFT;
 
+use super::build::BLOCK_FRAMES;
 use super::descriptor::{Descriptor, ENTRIES, LAST_LEVEL};
 use super::{FIRST_LEVEL, Place, Stage2, level_order};
 use crate::addr::{Gfn, Mfn};
@@ -23,6 +24,9 @@ impl Stage2 {
             hw.flush_all(self.vmid);
             place.write(hw, block);
             hw.tables_written();
+            if level.wrapping_add(1) == LAST_LEVEL {
+                self.more_in_blocks(frames, BLOCK_FRAMES);
+            }
             if frames.retire(table, self.owner).is_ok() {
                 self.tables = self.tables.saturating_sub(1);
             }

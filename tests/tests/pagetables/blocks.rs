@@ -1,4 +1,10 @@
 //! Blocks of stage 2: split for a page whose role differs, joined when none does any more. The tables of [`install`] are in the first one.
+use hypervisor::domain::Life;
+use hypervisor::log::Event;
+use hypervisor::sched_op::end_domain;
+use hypervisor::stage2::{Entry, walk};
+use pv_abi::sched::ShutdownReason;
+
 use super::*;
 
 /// Another 2 MiB of the domain's.
@@ -98,4 +104,56 @@ fn a_block_with_a_hole_or_another_frame_is_not_joined() {
         assert_eq!(tables(&one), whole + 1, "{cmd}");
     }
     world.check();
+}
+
+#[test]
+fn how_much_of_its_memory_is_in_small_pages_is_told_when_a_domain_ends() {
+    // The fake machine's domains have 2 MiB twice, and 128 KiB.
+    const BLOCK_FRAMES: u64 = 512;
+    const REST: u64 = 32;
+    let world = world();
+    let one = guest(&world, 1);
+    let table = &world.machine.frames.table;
+    let told = || table.ram_total(DomId(1)) - table.in_blocks(DomId(1));
+    // What stage 2 has, page by page.
+    let there = || {
+        let mut frames = 0;
+        walk(&world.machine.hw, world.domain(1).stage2_root, |entry| {
+            if let Entry::Leaf { order: 0, mapping, .. } = entry {
+                frames += u64::from(mapping.kind != Kind::Shared);
+            }
+            true
+        });
+        frames
+    };
+    assert_eq!((told(), there()), (REST, REST), "blocks at first");
+    install(&one);
+    assert_eq!(
+        (told(), there()),
+        (REST + BLOCK_FRAMES, REST + BLOCK_FRAMES),
+        "tables and text are in one block"
+    );
+    for page in [BLOCK, NEXT] {
+        pin_empty(&one, page);
+        assert_eq!((told(), there()), (REST + 2 * BLOCK_FRAMES, REST + 2 * BLOCK_FRAMES));
+    }
+    assert_eq!(unpin(&one, BLOCK), 0);
+    assert_eq!(unpin(&one, NEXT), 0);
+    change_elsewhere(&one);
+    assert_eq!((told(), there()), (REST + BLOCK_FRAMES, REST + BLOCK_FRAMES), "joined");
+    world.check();
+    world.machine.hw.take_events();
+    end_domain(
+        &world.machine,
+        &world.current(1, 0),
+        world.domain(1),
+        Life::Shutdown(ShutdownReason::Poweroff),
+    );
+    assert_eq!(
+        world.machine.hw.take_events(),
+        [
+            Event::Ended(DomId(1), Life::Shutdown(ShutdownReason::Poweroff)),
+            Event::Pages(DomId(1), REST + BLOCK_FRAMES, REST + 2 * BLOCK_FRAMES)
+        ]
+    );
 }

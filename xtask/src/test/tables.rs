@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use regex::Regex;
 
 use super::step::{Level, Step};
-use super::systems;
+use super::systems::{self, Observed};
 use crate::baseline::{Baseline, Change};
 use crate::check::Found;
 use crate::failure::{Doing, Failure, Outcome};
@@ -16,6 +16,8 @@ use crate::run::{self, Options};
 /// For messages too.
 const FILE: &str = "tests/page-tables.toml";
 
+/// Frames of a block of 2 MiB.
+const BLOCK: u64 = 512;
 /// Pages that a process has when it forks, and the RAM of its domain: 1 MiB, 64 MiB.
 const PROCESSES: [(&str, u32, &str); 2] = [("1M", 256, "32M"), ("64M", 16384, "256M")];
 
@@ -33,13 +35,19 @@ pub(super) fn all() -> Vec<Step> {
     ]
 }
 
-/// What the first domain of a system prints when instructions are counted.
-fn told(file: PathBuf) -> Outcome<Vec<String>> {
+/// How a system ran when instructions were counted.
+fn counted(file: PathBuf) -> Outcome<Observed> {
     let mut options = Options::for_file(file);
     (options.cpu, options.cpus, options.icount) = (Some("max".into()), Some(1), true);
     options.timeout = 300;
     let observed = systems::observe(&options)?;
     systems::clean(&observed)?;
+    Ok(observed)
+}
+
+/// What the first domain of a system prints when instructions are counted.
+fn told(file: PathBuf) -> Outcome<Vec<String>> {
+    let observed = counted(file)?;
     Ok(observed.console.iter().filter_map(|line| Some(line.strip_prefix("(d1) ")?.to_owned())).collect())
 }
 
@@ -105,20 +113,43 @@ fn compare() -> Outcome<Found> {
     Ok(Found::Good(if list.is_empty() { format!("{} figures", figures.len()) } else { list.join("; ") }))
 }
 
+/// How much of the first domain's RAM was in pages of 4 KiB at its end: whole blocks of 2 MiB were split for tables and text, never all of them.
+pub(super) fn small_pages(observed: &Observed) -> Outcome<String> {
+    let pattern =
+        Regex::new(r"^d1: ([0-9]+) of ([0-9]+) frames of RAM in pages of 4 KiB$").doing("pattern")?;
+    let found = observed.log.iter().find_map(|line| {
+        let found = pattern.captures(line)?;
+        Some((found[1].parse::<u64>().ok()?, found[2].parse::<u64>().ok()?))
+    });
+    match found {
+        Some((small, all)) if small > 0 && small < all && small % BLOCK == 0 => Ok(format!(
+            "{small} of {all} frames ({}.{} %) in pages of 4 KiB",
+            small * 100 / all,
+            small * 1000 / all % 10
+        )),
+        _ => Err(observed.failed(&format!("the log does not say how much is in small pages: {found:?}"))),
+    }
+}
+
 /// A guest that computes for a second of counted instructions does as much with checked page tables as with its own.
 fn pays_nothing() -> Outcome<Found> {
     let work = |paging: &str| {
         let text = format!(
             "[[domain]]\nname = \"computes\"\nkernel = \"guest:share\"\nmemory = \"16M\"\npaging = \"{paging}\"\n"
         );
-        let lines = told(systems::write(&format!("computes-{paging}"), &text)?)?;
-        let found = lines.iter().find_map(|line| line.strip_prefix("work ")?.parse::<u64>().ok());
-        found.ok_or_else(|| Failure::failed(format!("paging = \"{paging}\": it does not say what it did")))
+        let observed = counted(systems::write(&format!("computes-{paging}"), &text)?)?;
+        let found =
+            observed.console.iter().find_map(|line| line.strip_prefix("(d1) work ")?.parse::<u64>().ok());
+        match found {
+            Some(work) => Ok((work, observed)),
+            None => Err(observed.failed(&format!("paging = \"{paging}\": it does not say what it did"))),
+        }
     };
-    let (checked, own) = (work("pv")?, work("nested")?);
+    let ((checked, observed), (own, _)) = (work("pv")?, work("nested")?);
+    let small = small_pages(&observed)?;
     // The end of the second is somewhere in a round, and so is the scheduler's timer.
     if checked.abs_diff(own) > own / 10_000 {
         return Err(Failure::failed(format!("{checked} rounds with checked tables, {own} with its own")));
     }
-    Ok(Found::Good(format!("{checked} rounds in a second, {own} with its own tables")))
+    Ok(Found::Good(format!("{checked} rounds in a second, {own} with its own tables; {small}")))
 }
