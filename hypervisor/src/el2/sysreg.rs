@@ -125,10 +125,10 @@ pub fn access(
             if !arch.domain.permits(control, value) {
                 if gic::worth_a_line() {
                     defmt::warn!(
-                        "d{=u16}: {=u64:#x} must not be written to translation control {=u64:#x}",
+                        "d{=u16}: {=str} must not become {=u64:#x}",
                         arch.domain.id.0,
-                        value,
-                        register
+                        name(register),
+                        value
                     );
                 }
                 inject::undefined();
@@ -145,6 +145,19 @@ pub fn access(
         }
     }
     trap::skip(syndrome);
+}
+
+/// What the log calls a translation control that a guest may not write as it likes.
+fn name(register: u64) -> &'static str {
+    match register {
+        SCTLR_EL1 => "SCTLR_EL1",
+        TCR_EL1 => "TCR_EL1",
+        MAIR_EL1 => "MAIR_EL1",
+        TTBR0_EL1 => "TTBR0_EL1",
+        TTBR1_EL1 => "TTBR1_EL1",
+        // All others may be written.
+        _ => "a register",
+    }
 }
 
 /// Writes a register of EL1's translation; the guest's `ISB` is the return to it.

@@ -3,6 +3,7 @@
 use super::attacks;
 use super::step::{Level, Step};
 use super::systems::{self, Observed};
+use super::tables;
 use crate::check::Found;
 use crate::conformance::{self, answers::Calls};
 use crate::failure::Outcome;
@@ -30,16 +31,34 @@ fn every_case(observed: &Observed) -> Outcome<Found> {
     if plan != Some(passed) {
         return Err(observed.failed(&format!("{passed} cases passed, planned were {plan:?}")));
     }
+    for said in observed.console.iter().filter_map(|line| line.strip_prefix("(d1) # in the log: ")) {
+        if !observed.log.contains(&format!("d1: {said}")) {
+            return Err(observed.failed(&format!("the log does not say: d1: {said}")));
+        }
+    }
+    let refused = observed.log.iter().filter(|line| line.contains(" must not become ")).count();
+    if refused == 0 {
+        return Err(observed.failed("the log names no refused write"));
+    }
     let answers = conformance::answered(&observed.console, Calls::Tables)?;
-    systems::clean(observed)
-        .map(|_| Found::Good(format!("{passed} attempts came to nothing, {answers} answers")))
+    systems::clean(observed).map(|_| {
+        Found::Good(format!(
+            "{passed} attempts came to nothing, {answers} answers, {refused} refused writes in the log"
+        ))
+    })
+}
+
+/// Every domain ended well, and the first one's processes left it some blocks.
+fn processes_end(observed: &Observed) -> Outcome<Found> {
+    systems::clean(observed)?;
+    tables::small_pages(observed).map(Found::Good)
 }
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
     let mut steps: Vec<_> = MACHINES.map(|machine| step("pv", machine, systems::clean)).into();
     let processes = [MACHINES[0], MACHINES[3]];
-    steps.extend(processes.map(|machine| step("pv-process", machine, systems::clean)));
+    steps.extend(processes.map(|machine| step("pv-process", machine, processes_end)));
     steps.extend(attacks::behind_one_wall());
     let rootkits = [("cortex-a72", 2, 2), ("max", 1, 3)];
     steps.extend(rootkits.map(|machine| step("rootkit", machine, every_case)));
@@ -51,6 +70,6 @@ pub(super) fn all() -> Vec<Step> {
             look(&systems::observe(&options)?)
         })
     };
-    steps.extend([on_rpi4("pv-process", systems::clean), on_rpi4("rootkit", every_case)]);
+    steps.extend([on_rpi4("pv-process", processes_end), on_rpi4("rootkit", every_case)]);
     steps
 }

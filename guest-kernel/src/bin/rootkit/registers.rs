@@ -2,7 +2,15 @@
 use aarch64_cpu::registers::{MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1};
 use alloc::format;
 
-use super::{Tap, Target, UNDEFINED, at_el1, code};
+use guest_kernel::println;
+
+use super::{Came, Tap, Target, UNDEFINED, at_el1, code};
+
+/// Writes a register, and tells what the hypervisor's log must have.
+fn write(register: &str, pc: u64, value: u64) -> Came {
+    println!("# in the log: {register} must not become {value:#x}");
+    at_el1(pc, value, 0)
+}
 
 /// Every write that would change what the tables mean is an undefined instruction, and changes nothing.
 pub(super) fn controls(tap: &mut Tap, target: &Target) {
@@ -15,7 +23,7 @@ pub(super) fn controls(tap: &mut Tap, target: &Target) {
         ("a bit that nobody knows", sctlr | 1 << 63),
         ("everything off", 0),
     ] {
-        let came = at_el1(code!(rootkit_write_sctlr), value, 0);
+        let came = write("SCTLR_EL1", code!(rootkit_write_sctlr), value);
         tap.nothing(&format!("SCTLR_EL1: {what}"), came == UNDEFINED && SCTLR_EL1.get() == sctlr);
     }
     let tcr = TCR_EL1.get();
@@ -33,20 +41,22 @@ pub(super) fn controls(tap: &mut Tap, target: &Target) {
         ("no hierarchical permissions", tcr | 1 << 41),
         ("larger addresses", tcr | 1 << 59),
     ] {
-        let came = at_el1(code!(rootkit_write_tcr), value, 0);
+        let came = write("TCR_EL1", code!(rootkit_write_tcr), value);
         tap.nothing(&format!("TCR_EL1: {what}"), came == UNDEFINED && TCR_EL1.get() == tcr);
     }
     let mair = MAIR_EL1.get();
-    let came = at_el1(code!(rootkit_write_mair), mair ^ 0xff, 0);
+    let came = write("MAIR_EL1", code!(rootkit_write_mair), mair ^ 0xff);
     tap.nothing("MAIR_EL1: another meaning of an index", came == UNDEFINED && MAIR_EL1.get() == mair);
     let (lower, upper) = (TTBR0_EL1.get(), TTBR1_EL1.get());
-    let mut write = |what: &str, pc, value| {
-        let came = at_el1(pc, value, 0);
-        tap.nothing(what, came == UNDEFINED && TTBR0_EL1.get() == lower && TTBR1_EL1.get() == upper);
-    };
-    write("TTBR0_EL1: a table of data", code!(rootkit_write_lower), target.data);
-    write("TTBR0_EL1: a checked root", code!(rootkit_write_lower), target.tables[0]);
-    write("TTBR0_EL1: another ASID", code!(rootkit_write_lower), lower ^ 1 << 48);
-    write("TTBR1_EL1: a table of data", code!(rootkit_write_upper), target.data);
-    write("TTBR1_EL1: common translations", code!(rootkit_write_upper), upper | 1);
+    for (register, what, pc, value) in [
+        ("TTBR0_EL1", "a table of data", code!(rootkit_write_lower), target.data),
+        ("TTBR0_EL1", "a checked root", code!(rootkit_write_lower), target.tables[0]),
+        ("TTBR0_EL1", "another ASID", code!(rootkit_write_lower), lower ^ 1 << 48),
+        ("TTBR1_EL1", "a table of data", code!(rootkit_write_upper), target.data),
+        ("TTBR1_EL1", "common translations", code!(rootkit_write_upper), upper | 1),
+    ] {
+        let came = write(register, pc, value);
+        let kept = TTBR0_EL1.get() == lower && TTBR1_EL1.get() == upper;
+        tap.nothing(&format!("{register}: {what}"), came == UNDEFINED && kept);
+    }
 }
