@@ -1,5 +1,5 @@
 //! Writing by others' hands: EL2's, and another domain's.
-use alloc::format;
+use alloc::{format, vec};
 
 use guest_kernel::entry::Access;
 use guest_kernel::frame::Frame;
@@ -9,11 +9,14 @@ use guest_kernel::space::{self, Entry, PAGE, Rights};
 use guest_kernel::{event, hypercall, smp};
 use pv_abi::console::ConsoleOp;
 use pv_abi::event::EventOp;
+use pv_abi::hvm::{HvmOp, HvmParam, HvmParamArg};
+use pv_abi::memory::{MemoryOp, RemoveFromPhysmap};
+use pv_abi::paging::ExtOp;
 use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo};
 use pv_abi::version::VersionOp;
-use pv_abi::{DomId, Errno, Hypercall, layout};
+use pv_abi::{DomId, Errno, Hypercall, Port, layout};
 
-use super::{Tap, Target, peek, raw, update};
+use super::{Tap, Target, extended, memory, peek, raw, store, update};
 
 /// This domain's number, as the system file has it.
 const SELF: DomId = DomId(1);
@@ -33,7 +36,7 @@ pub(super) fn hands(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
     pv::pin(Page::Table(3), at)?;
     for (what, access) in [("writing", Access::ReadWrite), ("reading", Access::ReadOnly)] {
         let mapped = MappedGrant::map(SELF, granted.reference(), access);
-        tap.nothing(&format!("a grant of a table, mapped for {what}"), mapped.is_err());
+        tap.nothing(&format!("a grant of a table, mapped for {what} (XSA-288)"), mapped.is_err());
     }
     let source = Grant::new(Frame::boxed(), SELF, Access::ReadWrite).map_err(|_| Errno::Einval)?;
     for (what, page) in
@@ -86,14 +89,54 @@ pub(super) fn hands(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
             (got.is_err() || got == Ok(())) && peek(page) == before,
         );
     }
+    areas(tap)
+}
+
+/// A page that EL2 writes a vCPU's state to is data, and stays where it is.
+fn areas(tap: &mut Tap) -> Result<(), Errno> {
+    let (page, elsewhere) = (space::take_page()?, space::take_page()?);
+    let vcpu = smp::count() - 1;
+    // SAFETY: a page of this kernel's that nobody uses.
+    unsafe { hypercall::register_runstate(vcpu, &mut RegisterRunstate { addr: page }) }?;
+    written_by_el2(tap, "a run-state area", page);
+    // SAFETY: as above.
+    unsafe { hypercall::register_runstate(vcpu, &mut RegisterRunstate { addr: elsewhere }) }?;
+    extended(ExtOp::ClearPage, page / PAGE, 0)?;
+    tap.nothing(
+        "which can be a table when the area is elsewhere",
+        pv::pin(Page::Table(3), page).is_ok() && pv::unpin(page).is_ok(),
+    );
+    let mut info = RegisterVcpuInfo { gfn: page / PAGE, ..Default::default() };
+    // SAFETY: as above.
+    unsafe { hypercall::register_vcpu_info(vcpu, &mut info) }?;
+    written_by_el2(tap, "a vcpu_info", page);
     Ok(())
+}
+
+/// What EL2 writes to becomes neither table nor text, is not given back, and is not exchanged.
+fn written_by_el2(tap: &mut Tap, what: &str, page: u64) {
+    tap.refused(&format!("a table of {what}"), pv::pin(Page::Table(3), page), Errno::Ebusy);
+    tap.refused(&format!("text of {what}"), pv::pin(Page::UserText, page), Errno::Ebusy);
+    // A word that EL2 does not write: it is there afterwards, and where it was.
+    let word = page + PAGE - 8;
+    store(word, 0x5A5A);
+    memory::reserve(MemoryOp::DecreaseReservation, page);
+    tap.nothing(&format!("giving {what} back"), peek(word) == 0x5A5A);
+    tap.nothing(&format!("exchanging {what}"), memory::exchange(page).is_err() && peek(word) == 0x5A5A);
+    store(word, 0);
 }
 
 /// Pages that the hypervisor shows to this domain and writes itself: none becomes a table or text.
 pub(super) fn shown(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
-    let [.., last] = target.tables;
+    let [zero, .., last] = target.tables;
     let info = core::ptr::from_ref(event::shared_page()?).addr() as u64;
-    for (what, page) in [("the shared-info page", info), ("the grant table", layout::GRANT_TABLE_BASE)] {
+    let param = |param: HvmParam| hypercall::hvm_get_param(param.number());
+    let ring = param(HvmParam::ConsolePfn)? * PAGE;
+    let mut pages = vec![("the shared-info page", info), ("the grant table", layout::GRANT_TABLE_BASE)];
+    if ring != 0 {
+        pages.push(("the console's ring", ring));
+    }
+    for (what, page) in pages {
         for (role, name) in
             [(Page::Table(3), "a table"), (Page::UserText, "text"), (Page::KernelText, "kernel text")]
         {
@@ -101,6 +144,32 @@ pub(super) fn shown(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
         }
         let text = Entry::page(page, Rights::UserText).bits();
         tap.refused(&format!("{what}, executed"), update(last + 8 * 22, text), Errno::Einval);
+    }
+    // EL2 reads and writes the console's ring wherever it is: it is nowhere else.
+    let all =
+        [("a table", last), ("a root", zero), ("user text", target.text), ("kernel text", target.kernel)];
+    for (name, index) in [("console", HvmParam::ConsolePfn), ("xenstore", HvmParam::StorePfn)] {
+        for (what, page) in all {
+            let before = (peek(page), param(index)?);
+            let asked = HvmParamArg {
+                domid: DomId::SELF,
+                index: index.number(),
+                value: page / PAGE,
+                ..Default::default()
+            };
+            let at = (&raw const asked).expose_provenance() as u64;
+            let got = raw(Hypercall::HvmOp, [HvmOp::SetParam.number().into(), at, 0, 0, 0]);
+            // The backend looks at the ring when it is told of something there.
+            if let Ok(port) = u32::try_from(param(HvmParam::ConsoleEvtchn)?)
+                && port != 0
+            {
+                let _ = hypercall::event_send(Port(port));
+            }
+            tap.nothing(
+                &format!("the {name} ring on {what}"),
+                got == Err(Errno::Eperm) && (peek(page), param(index)?) == before,
+            );
+        }
     }
     Ok(())
 }
@@ -128,8 +197,23 @@ pub(super) fn queues(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
     let array = space::take_page()?;
     call(EventOp::ExpandArray, [array / PAGE, 0, 0])?;
     for (name, page) in [("a FIFO control block", control), ("a FIFO event array", array)] {
-        tap.refused(&format!("a table of {name}"), pv::pin(Page::Table(3), page), Errno::Ebusy);
-        tap.refused(&format!("text of {name}"), pv::pin(Page::UserText, page), Errno::Ebusy);
+        written_by_el2(tap, name, page);
     }
+    replaced(tap, array)
+}
+
+/// Another page comes to where a FIFO event array is, and becomes a table: EL2 goes on writing to what it was given.
+fn replaced(tap: &mut Tap, array: u64) -> Result<(), Errno> {
+    let remove = RemoveFromPhysmap { domid: DomId::SELF, pad: [0; 3], gpfn: array / PAGE };
+    let at = (&raw const remove).expose_provenance() as u64;
+    raw(Hypercall::MemoryOp, [u64::from(MemoryOp::RemoveFromPhysmap.number()), at, 0, 0, 0])?;
+    // Room below the domain's limit, for the page that comes.
+    memory::reserve(MemoryOp::DecreaseReservation, space::take_page()?);
+    memory::reserve(MemoryOp::PopulatePhysmap, array);
+    let channel = event::Channel::ipi(smp::this())?;
+    let pinned = pv::pin(Page::Table(3), array);
+    channel.notify()?;
+    let clean = (0..PAGE).step_by(8).all(|offset| peek(array + offset) == 0);
+    tap.nothing("a table in the place of a FIFO event array, and an event", pinned.is_ok() && clean);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Entries: writing them, and having bad ones written.
 use alloc::format;
 
-use guest_kernel::pv;
+use guest_kernel::pv::{self, Page};
 use guest_kernel::space::{self, Entry, PAGE, Rights};
 use pv_abi::paging::ExtOp;
 use pv_abi::{DomId, Errno, Hypercall};
@@ -66,6 +66,8 @@ pub(super) fn tables_and_text(tap: &mut Tap, target: &Target) {
 pub(super) fn contents(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
     leaves(tap, target);
     links(tap, target);
+    chains(tap, target)?;
+    blocks(tap, target);
     one_bit_away(tap, target);
     not_entries(tap, target);
     operations(tap, target);
@@ -111,9 +113,9 @@ fn leaves(tap: &mut Tap, target: &Target) {
 fn links(tap: &mut Tap, target: &Target) {
     let [zero, one, two, last] = target.tables;
     for (what, at, entry) in [
-        ("level 0, a link to itself", zero + 16, zero | LINK),
-        ("level 1, a link to itself", one + 16, one | LINK),
-        ("level 2, a link to itself", two + 16, two | LINK),
+        ("level 0, a link to itself (XSA-185)", zero + 16, zero | LINK),
+        ("level 1, a link to itself (XSA-185)", one + 16, one | LINK),
+        ("level 2, a link to itself (XSA-185)", two + 16, two | LINK),
         ("level 1, a link to level 0", one + 16, zero | LINK),
         ("level 2, a link to level 0", two + 16, zero | LINK),
         ("level 2, a link to level 1", two + 16, one | LINK),
@@ -127,13 +129,56 @@ fn links(tap: &mut Tap, target: &Target) {
         ("level 0, a block", zero + 16, 0x4000_0000 | VALID | 1 << 10 | PXN | UXN),
         ("level 1, an executable block", one + 16, 0x4000_0000 | VALID | 1 << 10 | UXN),
         ("level 2, an executable block", two + 16, 0x4000_0000 | VALID | 1 << 10 | UXN),
-        ("level 2, a block at no multiple of its size", two + 16, 0x4010_0000 | VALID | 1 << 10 | PXN | UXN),
+        (
+            "level 2, a block at no multiple of its size (XSA-148)",
+            two + 16,
+            0x4010_0000 | VALID | 1 << 10 | PXN | UXN,
+        ),
         ("attributes for all below: no limits", zero + 16, one | LINK | 1 << 59),
         ("attributes for all below: EL0 executes", zero + 16, one | LINK | 1 << 60),
         ("attributes for all below: EL0 reads", zero + 16, one | LINK | 1 << 61),
         ("attributes for all below: non-secure", zero + 16, one | LINK | 1 << 63),
     ] {
         tap.refused(&format!("an entry: {what}"), update(at, entry), Errno::Einval);
+    }
+}
+
+/// XSA-240: tables of one level, which would make a chain.
+fn chains(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
+    for (level, table) in target.tables.iter().enumerate().take(3) {
+        let other = space::take_page()?;
+        pv::pin(Page::Table(level), other)?;
+        for (at, to) in [(*table, other), (other, *table)] {
+            tap.refused(
+                &format!("level {level}, a link to another of its level (XSA-240)"),
+                update(at + 16, to | LINK),
+                Errno::Einval,
+            );
+        }
+        pv::unpin(other)?;
+    }
+    Ok(())
+}
+
+/// XSA-148: blocks of data around tables, which stage 2 says are not written, and steps from a link or a page to a block.
+fn blocks(tap: &mut Tap, target: &Target) {
+    let [_, one, two, last] = target.tables;
+    for (level, table, size) in [(1, one, 1 << 30), (2, two, 1 << 21)] {
+        let block = last & !(size - 1) | VALID | 3 << 8 | 1 << 10 | PXN | UXN;
+        let mapped = update(table + 16, block);
+        let before = peek(last + 8 * 3);
+        // The third entry of that table; entries of both levels map from [`Target::VA`] on.
+        let came = store(Target::VA + 2 * size + (last & (size - 1)) + 8 * 3, 0x0BAD);
+        tap.nothing(
+            &format!("level {level}, a store to a table by a block around it (XSA-148)"),
+            mapped.is_ok() && came == WRITE_FAULTS && peek(last + 8 * 3) == before,
+        );
+        tap.refused(
+            &format!("level {level}, a block that becomes a link by one bit (XSA-148)"),
+            update(table + 16, block | 2),
+            Errno::Einval,
+        );
+        let _ = update(table + 16, 0);
     }
 }
 

@@ -24,7 +24,7 @@ fn same(page: u64, before: u64) -> bool {
         && (came == WRITE_FAULTS || came == Came::Fault(class::DATA_ABORT, super::PERMISSION))
 }
 
-fn reserve(op: MemoryOp, page: u64) {
+pub(super) fn reserve(op: MemoryOp, page: u64) {
     let number = page / PAGE;
     let argument = Reservation {
         extent_start: GuestHandle((&raw const number).expose_provenance() as u64),
@@ -35,6 +35,20 @@ fn reserve(op: MemoryOp, page: u64) {
     let at = (&raw const argument).expose_provenance() as u64;
     // How many it did is looked at by what is there afterwards.
     let _ = raw(Hypercall::MemoryOp, [u64::from(op.number()), at, 0, 0, 0]);
+}
+
+/// Exchanges a page for another.
+pub(super) fn exchange(page: u64) -> Result<(), Errno> {
+    let number = page / PAGE;
+    let extents = Reservation {
+        extent_start: GuestHandle((&raw const number).expose_provenance() as u64),
+        nr_extents: 1,
+        domid: DomId::SELF,
+        ..Reservation::default()
+    };
+    let exchange = MemoryExchange { input: extents, output: extents, ..Default::default() };
+    let at = (&raw const exchange).expose_provenance() as u64;
+    raw(Hypercall::MemoryOp, [u64::from(MemoryOp::Exchange.number()), at, 0, 0, 0])
 }
 
 pub(super) fn places(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
@@ -53,16 +67,7 @@ pub(super) fn places(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
         tap.nothing(&format!("giving {what} back (XSA-252)"), same(page, before));
         reserve(MemoryOp::PopulatePhysmap, page);
         tap.nothing(&format!("populating where {what} is"), same(page, before));
-        let number = page / PAGE;
-        let extents = Reservation {
-            extent_start: GuestHandle((&raw const number).expose_provenance() as u64),
-            nr_extents: 1,
-            domid: DomId::SELF,
-            ..Reservation::default()
-        };
-        let exchange = MemoryExchange { input: extents, output: extents, ..Default::default() };
-        let at = (&raw const exchange).expose_provenance() as u64;
-        let got = raw(Hypercall::MemoryOp, [u64::from(MemoryOp::Exchange.number()), at, 0, 0, 0]);
+        let got = exchange(page);
         tap.nothing(&format!("exchanging {what}"), got.is_err() && same(page, before));
         for space in [MapSpace::SharedInfo, MapSpace::GrantTable] {
             let mut add = AddToPhysmap {
