@@ -92,7 +92,7 @@ fn seen(world: &World) -> Seen {
 }
 
 #[test]
-fn a_page_whose_block_cannot_be_split_becomes_neither_table_nor_text() {
+fn xsa_291_a_page_whose_block_cannot_be_split_becomes_neither_table_nor_text() {
     for cmd in PIN.into_iter().chain([PIN_KERNEL_TEXT, PIN_USER_TEXT]) {
         let mut refused = 0;
         for missing in 0..10 {

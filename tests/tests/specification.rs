@@ -58,10 +58,10 @@ fn work(world: &World) {
     panic!("it never ends");
 }
 
-/// Domains are ended one after the other, in whatever state calls have left them, page tables half-way pinned included (XSA-310): each leaves a
+/// Domains are ended one after the other, in whatever state calls have left them, page tables half-way pinned included: each leaves a
 /// machine in order, and with the last everything is back but root tables and shared info, which stay with a domain's number.
 #[test]
-fn domains_that_end_in_any_state_give_everything_back() {
+fn xsa_310_domains_that_end_in_any_state_give_everything_back() {
     for seed in 0..6 {
         let (steps, setup) = ([40, 90, 160][seed % 3], if seed % 2 == 0 { Setup::PAGING } else { 3.into() });
         let mut run = Run::new(setup);

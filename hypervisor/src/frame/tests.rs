@@ -36,7 +36,7 @@ fn only_the_owners_data_can_be_referenced() {
 }
 
 #[test]
-fn a_count_refuses_at_its_end_and_never_wraps() {
+fn xsa_249_a_count_refuses_at_its_end_and_never_wraps() {
     let frames = free_frames(mfn(0x100), 1);
     let data = frames.allocate(0, ONE, Role::Data).unwrap();
     let entry = frames.table.entry(data).unwrap();

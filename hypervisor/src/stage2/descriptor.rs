@@ -290,6 +290,14 @@ mod tests {
         }
     }
 
+    /// Whatever stage 1 says: of both stages' memory types the stronger one holds (D8.6.5), Device in a block or a page.
+    #[test]
+    fn xsa_154_registers_of_devices_are_device_memory_in_every_leaf() {
+        for level in 1..=3 {
+            assert_eq!(leaf(Kind::Device, level) >> 2 & 0b1111, 0b0001);
+        }
+    }
+
     #[test]
     fn a_leaf_in_transit_is_seen_by_software_alone() {
         let block = Descriptor::leaf(Mfn::new(0x200).unwrap(), Kind::Ram, 2);

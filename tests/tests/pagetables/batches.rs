@@ -43,7 +43,7 @@ fn a_batch_counts_what_it_did_and_stops_at_the_first_refusal() {
 }
 
 #[test]
-fn one_address_is_changed_by_this_vcpus_roots() {
+fn xsa_294_an_address_is_changed_by_the_root_of_its_half_and_by_this_vcpus() {
     let world = world();
     let one = guest(&world, 1);
     install(&one);

@@ -89,8 +89,8 @@ fn an_entry_begins_at_a_multiple_of_eight_in_a_table() {
 }
 
 #[test]
-fn only_what_the_domain_has_is_mapped() {
-    // XSA-248: every frame of the machine, and beyond.
+fn xsa_248_only_what_the_domain_has_is_mapped() {
+    // Every frame of the machine, and beyond.
     let world = world();
     let one = guest(&world, 1);
     tree(&one);

@@ -1,6 +1,7 @@
 //! Paravirtual page tables: what a domain's kernel can make of its own tables, and what it cannot. Entries and numbers are the Arm ARM's
 //! (D8.3) and `public/xen.h`'s, written down here once more.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+mod advisories;
 mod batches;
 mod blocks;
 mod entries;

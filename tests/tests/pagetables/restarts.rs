@@ -118,7 +118,7 @@ fn mmu_update_restarts_at_every_entry() {
 }
 
 #[test]
-fn pins_restart_at_every_entry() {
+fn xsa_309_pins_restart_at_every_entry_and_count_each_once() {
     compare(
         512 + 2,
         |one| {
@@ -138,7 +138,7 @@ fn pins_restart_at_every_entry() {
 }
 
 #[test]
-fn unpins_restart_at_every_entry() {
+fn xsa_45_unpins_restart_at_every_entry() {
     compare(
         4 * 512,
         |one| {

@@ -2,7 +2,8 @@
 use super::*;
 
 #[test]
-fn a_pinned_table_can_be_read_and_not_written_by_nobody_in_the_domain() {
+fn xsa_402_a_pinned_table_was_cleaned_to_memory_before_it_was_checked_and_is_not_written_by_anybody_in_the_domain()
+ {
     let world = world();
     let one = guest(&world, 1);
     clear(&one, L3);
@@ -25,7 +26,7 @@ fn a_pinned_table_can_be_read_and_not_written_by_nobody_in_the_domain() {
 }
 
 #[test]
-fn a_table_goes_back_to_data_only_after_the_walk_caches_are_flushed() {
+fn xsa_292_a_table_goes_back_to_data_only_after_the_walk_caches_are_flushed() {
     let world = world();
     let one = guest(&world, 1);
     clear(&one, L3);

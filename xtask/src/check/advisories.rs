@@ -17,9 +17,10 @@ use super::sources::rust_files;
 
 const FILE: &str = "tests/advisories.toml";
 /// Where cases are: host tests, and the attacking guest.
-const FOLDERS: [&str; 3] = ["tests/tests", "hypervisor/src", "guest-kernel/src/bin/attack"];
-/// Rows of the list; those before are of page tables that guests may write, those behind of static checks.
-const ROWS: std::ops::RangeInclusive<u32> = 38..=165;
+const FOLDERS: [&str; 4] =
+    ["tests/tests", "hypervisor/src", "guest-kernel/src/bin/attack", "guest-kernel/src/bin/rootkit"];
+/// Rows of the list; those behind are of static checks.
+const ROWS: std::ops::RangeInclusive<u32> = 1..=165;
 
 /// A row: its name, and why it has no case.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,13 +72,17 @@ fn rows(text: &str) -> Outcome<BTreeMap<u32, Row>> {
     Ok(rows)
 }
 
-/// Names of cases in a file: functions, and texts that begin with a name and a colon.
+/// Names of cases in a file: functions, texts that begin with a name and a colon, and texts that end with numbers of advisories.
 fn names(file: &Path) -> Outcome<Vec<String>> {
     let pattern = r#"(?:fn |")((?:xsa|row)_[0-9]+[a-d]?)(?:_[a-z]|: )"#;
     let pattern = Regex::new(pattern).doing("pattern")?;
     let text = workspace::read(file)?;
     let text = String::from_utf8_lossy(&text);
-    Ok(pattern.captures_iter(&text).map(|found| found[1].to_owned()).collect())
+    let ends = Regex::new(r#"\((XSA-[0-9]+(?:, XSA-[0-9]+)*)\)""#).doing("pattern")?;
+    let numbers = ends.captures_iter(&text).flat_map(|found| {
+        found[1].split(", ").map(|one| one.to_lowercase().replace('-', "_")).collect::<Vec<_>>()
+    });
+    Ok(pattern.captures_iter(&text).map(|found| found[1].to_owned()).chain(numbers).collect())
 }
 
 fn disagreements(rows: &BTreeMap<u32, Row>, cases: &BTreeSet<String>) -> Vec<String> {
