@@ -61,54 +61,58 @@ pub(crate) fn check(tap: &mut Tap) {
     for (number, name) in [(DOMCTL, "domctl"), (SYSCTL, "sysctl"), (PLATFORM, "platform_op")] {
         let got = raw::control(number, NOWHERE);
         record::sub_call(number, u32::MAX, got);
-        tap.is("from nowhere", (name, got), (name, Err(Errno::Efault)));
+        tap.is(format_args!("{name} from nowhere"), got, Err(Errno::Efault));
     }
     let who = if privileged { "control" } else { "another" };
     for op in DomctlOp::ALL {
         let what = format!("{who}: domctl {op:?}");
         let old = domctl(op.number(), DOMCTL_VERSION - 1, other, &[0_u64; 4]);
-        tap.is("another interface version", (&what, old), (&what, Err(Errno::Eacces)));
-        tap.is("of nobody", (&what, plain(*op, NOBODY)), (&what, Err(Errno::Esrch)));
+        tap.is(format_args!("{what}: another interface version"), old, Err(Errno::Eacces));
+        tap.is(format_args!("{what}: of nobody"), plain(*op, NOBODY), Err(Errno::Esrch));
         if !privileged {
-            tap.is("is refused", (&what, plain(*op, other)), (&what, Err(Errno::Eperm)));
+            tap.is(format_args!("{what}: is refused"), plain(*op, other), Err(Errno::Eperm));
         }
     }
     for op in SysctlOp::ALL {
         let what = format!("{who}: sysctl {op:?}");
         let old = sysctl(op.number(), SYSCTL_VERSION + 1, &[0_u64; 4]);
-        tap.is("another interface version", (&what, old), (&what, Err(Errno::Eacces)));
+        tap.is(format_args!("{what}: another interface version"), old, Err(Errno::Eacces));
         if !privileged {
             let got = sysctl(op.number(), SYSCTL_VERSION, &[0_u64; 4]);
-            tap.is("is refused", (&what, got), (&what, Err(Errno::Eperm)));
+            tap.is(format_args!("{what}: is refused"), got, Err(Errno::Eperm));
         }
     }
     let unknown = if privileged { Errno::Enosys } else { Errno::Eperm };
     for cmd in [0, 1, 6, 8, 0x7fff, 0x8000, u32::MAX] {
         let got = domctl(cmd, DOMCTL_VERSION, other, &[0_u64; 4]);
-        tap.is("an unknown domctl", (who, cmd, got), (who, cmd, Err(unknown)));
+        tap.is(format_args!("{who}: an unknown domctl {cmd:#x}"), got, Err(unknown));
         let got = domctl(cmd, DOMCTL_VERSION - 1, other, &[0_u64; 4]);
-        tap.is("an unknown domctl of another version", (who, cmd, got), (who, cmd, Err(Errno::Eacces)));
+        tap.is(format_args!("{who}: an unknown domctl of another version {cmd:#x}"), got, Err(Errno::Eacces));
         let nobody = if cmd == 1 { unknown } else { Errno::Esrch };
         let got = domctl(cmd, DOMCTL_VERSION, NOBODY, &[0_u64; 4]);
-        tap.is("an unknown domctl of nobody", (who, cmd, got), (who, cmd, Err(nobody)));
+        tap.is(format_args!("{who}: an unknown domctl of nobody {cmd:#x}"), got, Err(nobody));
     }
     for cmd in [0, 5, 7, 0x7fff, 0x8003, u32::MAX] {
         let got = sysctl(cmd, SYSCTL_VERSION, &[0_u64; 4]);
-        tap.is("an unknown sysctl", (who, cmd, got), (who, cmd, Err(unknown)));
+        tap.is(format_args!("{who}: an unknown sysctl {cmd:#x}"), got, Err(unknown));
         let got = sysctl(cmd, 0, &[0_u64; 4]);
-        tap.is("an unknown sysctl of another version", (who, cmd, got), (who, cmd, Err(Errno::Eacces)));
+        tap.is(format_args!("{who}: an unknown sysctl of another version {cmd:#x}"), got, Err(Errno::Eacces));
     }
     let time = SetTime { secs: 1_700_000_000, ..SetTime::default() };
     let set = PlatformOp::SetTime64.number();
     let expected = if privileged { Ok(()) } else { Err(Errno::Eperm) };
-    tap.is("settime64", (who, platform(set, PLATFORM_VERSION, time)), (who, expected));
+    tap.is(format_args!("{who}: settime64"), platform(set, PLATFORM_VERSION, time), expected);
     let old = platform(set, PLATFORM_VERSION + 1, time);
-    tap.is("settime64 of another version", (who, old), (who, Err(Errno::Eacces)));
+    tap.is(format_args!("{who}: settime64 of another version"), old, Err(Errno::Eacces));
     for cmd in [0, 17, 61, 63, u32::MAX] {
         let got = platform(cmd, PLATFORM_VERSION, time);
-        tap.is("an unknown platform_op", (who, cmd, got), (who, cmd, Err(unknown)));
+        tap.is(format_args!("{who}: an unknown platform_op {cmd:#x}"), got, Err(unknown));
         let got = platform(cmd, 0, time);
-        tap.is("an unknown platform_op of another version", (who, cmd, got), (who, cmd, Err(Errno::Eacces)));
+        tap.is(
+            format_args!("{who}: an unknown platform_op of another version {cmd:#x}"),
+            got,
+            Err(Errno::Eacces),
+        );
     }
     if privileged {
         let odd = platform(set, PLATFORM_VERSION, SetTime { mbz: 1, ..time });
@@ -138,7 +142,7 @@ fn affinities(tap: &mut Tap) {
         ("all CPUs again", good, Ok(())),
     ] {
         map.fill(0xff);
-        tap.is("setvcpuaffinity", (what, ask(asked)), (what, expected));
+        tap.is(format_args!("setvcpuaffinity {what}"), ask(asked), expected);
     }
 }
 
@@ -155,7 +159,7 @@ fn shares(tap: &mut Tap) {
         ("another command", SchedulerParams { cmd: 9, ..good }, Err(Errno::Einval)),
         ("no cap", SchedulerParams { weight: 256, ..good }, Ok(())),
     ] {
-        tap.is("scheduler_op", (what, ask(asked)), (what, expected));
+        tap.is(format_args!("scheduler_op {what}"), ask(asked), expected);
     }
     tap.is("and it is so", control::weight_and_cap(VICTIM), Ok((256, 0)));
 }
@@ -172,7 +176,7 @@ fn told(tap: &mut Tap) {
         ("behind the last", InfoList { first_domain: DomId(0x7fef), ..good }, Ok(())),
         ("to nowhere", InfoList { buffer: GuestHandle(NOWHERE), ..good }, Err(Errno::Efault)),
     ] {
-        tap.is("getdomaininfolist", (what, list(asked)), (what, expected));
+        tap.is(format_args!("getdomaininfolist {what}"), list(asked), expected);
     }
     let mut counters = Counters::default();
     let buffer = GuestHandle(address(&mut counters));
@@ -208,11 +212,11 @@ fn lives(tap: &mut Tap) {
         plain(DomctlOp::UnpauseDomain, VICTIM),
         Err(Errno::Einval),
     );
-    for _ in 0..2 {
-        tap.is("pausedomain", plain(DomctlOp::PauseDomain, VICTIM), Ok(()));
+    for times in 1..=2 {
+        tap.is(format_args!("pausedomain, {times} deep"), plain(DomctlOp::PauseDomain, VICTIM), Ok(()));
     }
-    for _ in 0..2 {
-        tap.is("unpausedomain", plain(DomctlOp::UnpauseDomain, VICTIM), Ok(()));
+    for times in 1..=2 {
+        tap.is(format_args!("unpausedomain, {times} of 2"), plain(DomctlOp::UnpauseDomain, VICTIM), Ok(()));
     }
     let most = (0..255).filter(|_| plain(DomctlOp::PauseDomain, VICTIM).is_ok()).count();
     tap.is("pausedomain as often as it can be", most, 255);

@@ -141,7 +141,7 @@ fn channels(tap: &mut Tap, partner: &Partner) {
     tap.is("it is bound", hypercall::event_bind_interdomain(&mut bind), Ok(()));
     let ours = bind.local_port;
     tap.that("and pending at once: an event may have been lost", page.take(ours));
-    tap.is("once", hypercall::event_bind_interdomain(&mut bind), Err(Errno::Einval));
+    tap.is("it is bound once", hypercall::event_bind_interdomain(&mut bind), Err(Errno::Einval));
     tap.is(
         "both ends name each other",
         (partner.status(theirs), status(ours)),
@@ -207,7 +207,7 @@ fn pages(tap: &mut Tap, partner: &Partner) {
     tap.is("it cannot be taken back", partner.ask(Command::End, &[index])[0], 0);
     tap.is("it is unmapped", unmap(handle), GrantStatus::Okay);
     tap.is("its entry says so", partner.flags(index), PERMIT);
-    tap.is("once", unmap(handle), GrantStatus::BadHandle);
+    tap.is("it is unmapped once", unmap(handle), GrantStatus::BadHandle);
 
     let read_only = MapFlags::HOST_MAP | MapFlags::READONLY;
     let (status, handle) = partner.map(reference, read_only);

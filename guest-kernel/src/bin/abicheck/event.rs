@@ -57,7 +57,11 @@ pub(crate) fn check(tap: &mut Tap) {
 
     let mut ipi = BindIpi { vcpu: 0, port: Port(0) };
     tap.is("bind_ipi", hypercall::event_bind_ipi(&mut ipi), Ok(()));
-    tap.is("its state", status(ipi.port).map(|state| (state.0, state.1)), Ok((PortStatus::Ipi.number(), 0)));
+    tap.is(
+        "the state of an IPI",
+        status(ipi.port).map(|state| (state.0, state.1)),
+        Ok((PortStatus::Ipi.number(), 0)),
+    );
     tap.is("an event to oneself", hypercall::event_send(ipi.port), Ok(()));
     tap.that("is pending", page.take(ipi.port));
     tap.is("close of an IPI port", close(ipi.port), Ok(()));
@@ -65,7 +69,7 @@ pub(crate) fn check(tap: &mut Tap) {
     let mut virq = BindVirq { virq: Virq::Timer.number(), vcpu: 0, port: Port(0) };
     tap.is("bind_virq of the timer", hypercall::event_bind_virq(&mut virq), Ok(()));
     let state = Ok((PortStatus::Virq.number(), 0, Virq::Timer.number()));
-    tap.is("its state", status(virq.port).map(|state| (state.0, state.1, state.2)), state);
+    tap.is("the state of a timer", status(virq.port).map(|state| (state.0, state.1, state.2)), state);
     tap.is("a second binding is refused", hypercall::event_bind_virq(&mut virq.clone()), Err(Errno::Eexist));
     tap.is("sending to a virtual interrupt is refused", hypercall::event_send(virq.port), Err(Errno::Einval));
     tap.is("close of a virtual interrupt's port", close(virq.port), Ok(()));

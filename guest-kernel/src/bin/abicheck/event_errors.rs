@@ -26,9 +26,9 @@ pub(crate) fn check(tap: &mut Tap) {
     for (what, port) in [("a free port", unused), ("a port that cannot be", far), ("port 0", zero)] {
         bind.remote_port = port;
         tap.is(
-            "bind_interdomain to",
-            (what, hypercall::event_bind_interdomain(&mut bind)),
-            (what, Err(Errno::Einval)),
+            format_args!("bind_interdomain to {what}"),
+            hypercall::event_bind_interdomain(&mut bind),
+            Err(Errno::Einval),
         );
     }
     if let Ok(taken) = Channel::unbound(DomId::SELF)
@@ -60,10 +60,14 @@ pub(crate) fn check(tap: &mut Tap) {
     );
 
     for (what, port) in [("a free port", unused), ("a port that cannot be", far), ("port 0", zero)] {
-        tap.is("send to", (what, hypercall::event_send(port)), (what, Err(Errno::Einval)));
-        tap.is("close of", (what, close(port)), (what, Err(Errno::Einval)));
+        tap.is(format_args!("send to {what}"), hypercall::event_send(port), Err(Errno::Einval));
+        tap.is(format_args!("close of {what}"), close(port), Err(Errno::Einval));
         let mut place = BindVcpu { port, vcpu: 0 };
-        tap.is("bind_vcpu of", (what, hypercall::event_bind_vcpu(&mut place)), (what, Err(Errno::Einval)));
+        tap.is(
+            format_args!("bind_vcpu of {what}"),
+            hypercall::event_bind_vcpu(&mut place),
+            Err(Errno::Einval),
+        );
     }
     tap.is("status of a free port", status(unused).map(|state| state.0), Ok(PortStatus::Closed.number()));
     tap.is("status of port 0", status(zero).map(|state| state.0), Ok(PortStatus::Closed.number()));
@@ -114,7 +118,7 @@ fn addresses(tap: &mut Tap) {
         ("set_priority", EventOp::SetPriority),
     ] {
         let answer = without(Hypercall::EventChannelOp, u64::from(op.number()));
-        tap.is("a bad address for", (what, answer), (what, Err(Errno::Efault)));
+        tap.is(format_args!("a bad address for {what}"), answer, Err(Errno::Efault));
     }
     let mut pirq = [0u32; 3];
     let bind_pirq = u64::from(EventOp::BindPirq.number());

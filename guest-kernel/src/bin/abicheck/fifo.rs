@@ -59,7 +59,7 @@ pub(crate) fn check(tap: &mut Tap) {
     for (what, done) in
         [("over to queues", fifo::begin()), ("and back", fifo::end()), ("once more", fifo::begin())]
     {
-        tap.is("over and back", (what, done), (what, Ok(())));
+        tap.is(format_args!("over and back {what}"), done, Ok(()));
     }
     words(tap);
     order(tap);
@@ -86,7 +86,7 @@ pub(crate) fn limits(tap: &mut Tap) {
         ("four bytes off", init(gfn(control), 4, 0), einval),
         ("over the end of its page", init(gfn(control), 4096 - 64, 0), einval),
     ] {
-        tap.is("event_channel_op.init_control", (what, got), (what, expected));
+        tap.is(format_args!("event_channel_op.init_control {what}"), got, expected);
     }
     tap.is("a refused one leaves two levels", expand(gfn(array)), Err(Errno::Eopnotsupp));
     tap.is("and no priorities", priority(Port(0), 0), Err(Errno::Enosys));
@@ -101,7 +101,7 @@ pub(crate) fn limits(tap: &mut Tap) {
         );
     }
     for (what, page) in [("a page that is not there", FREE), ("a page that cannot be", u64::MAX)] {
-        tap.is("event_channel_op.expand_array by", (what, expand(page)), (what, Err(Errno::Einval)));
+        tap.is(format_args!("event_channel_op.expand_array by {what}"), expand(page), Err(Errno::Einval));
     }
     let added = (0..MAX_PAGES).filter(|_| expand(gfn(array)) == Ok(0)).count();
     tap.is("event_channel_op.expand_array as often as there can be pages", added, MAX_PAGES as usize);
@@ -120,7 +120,7 @@ pub(crate) fn limits(tap: &mut Tap) {
         ("of a port that no array has", Port(1 << 17), 0, Err(Errno::Einval)),
         ("of the highest number", Port(u32::MAX), 0, Err(Errno::Einval)),
     ] {
-        tap.is("event_channel_op.set_priority", (what, priority(at, level)), (what, expected));
+        tap.is(format_args!("event_channel_op.set_priority {what}"), priority(at, level), expected);
     }
     tap.is("event_channel_op.reset of queues", fifo::end(), Ok(()));
     two_levels(tap);
@@ -148,20 +148,20 @@ pub(crate) fn restart(tap: &mut Tap) {
         let added = expand(gfn(array));
         let all = before.iter().chain(&after).all(|port| word(*port) & FLAGS == PENDING | LINKED);
         tap.is(
-            "event_channel_op.expand_array raises what was kept",
-            (count, begun, nothing, added, all, word(quiet)),
-            (count, Ok(0), true, Ok(0), true, 0),
+            format_args!("event_channel_op.expand_array raises what was kept of {count}"),
+            (begun, nothing, added, all, word(quiet)),
+            (Ok(0), true, Ok(0), true, 0),
         );
         let (ready, head) =
             (control.words()[0].load(core::sync::atomic::Ordering::Acquire), &control.words()[2 + 7]);
         let head = head.load(core::sync::atomic::Ordering::Acquire);
         tap.is(
-            "the queue of the usual priority begins with the first",
-            (count, ready, head),
-            (count, 1 << 7, before[0].0),
+            format_args!("the queue of the usual priority begins with the first of {count}"),
+            (ready, head),
+            (1 << 7, before[0].0),
         );
         let reset = event(EventOp::Reset, &mut Reset { dom: DomId::SELF });
-        tap.is("and all are closed", (count, reset), (count, Ok(0)));
+        tap.is(format_args!("and all {count} are closed"), reset, Ok(0));
         [control, array].iter().flat_map(|page| page.words()).for_each(|word| {
             word.store(0, core::sync::atomic::Ordering::Release);
         });
@@ -233,7 +233,7 @@ fn order(tap: &mut Tap) {
     tap.is("as they came", (send(&[3, 1, 4, 0, 5, 2]), taken(0)), (6, expect(&[3, 1, 4, 0, 5, 2])));
     tap.is("each once", (send(&[2, 2, 1, 2, 1]), taken(0)), (5, expect(&[2, 1])));
     for (port, level) in [(4, 0), (2, 15), (1, 3)] {
-        tap.is("a priority", (port, priority(ports[port], level)), (port, Ok(0)));
+        tap.is(format_args!("a priority of {level} for port {port}"), priority(ports[port], level), Ok(0));
     }
     tap.is("the urgent first", (send(&[0, 1, 2, 3, 4, 5]), taken(0)), (6, expect(&[4, 1, 0, 3, 5, 2])));
     let queued = send(&[5, 2, 0]);
@@ -280,23 +280,28 @@ fn vcpus(tap: &mut Tap) {
     let port = there.port();
     let _ = (here.take(), fifo::unmask_quietly(port), taken(0));
     let last = smp::count() - 1;
-    for (to, level) in [(last, 7), (0, 7), (last, 2), (last, 9), (0, 0), (1, 7), (last, 7)] {
+    for (step, (to, level)) in (1..).zip([(last, 7), (0, 7), (last, 2), (last, 9), (0, 0), (1, 7), (last, 7)])
+    {
         let moved = hypercall::event_bind_vcpu(&mut BindVcpu { port, vcpu: to });
         tap.is(
-            "bind_vcpu and set_priority",
-            (to, level, moved, priority(port, level)),
-            (to, level, Ok(()), Ok(0)),
+            format_args!("step {step}: bind_vcpu to {to} and set_priority {level}"),
+            (moved, priority(port, level)),
+            (Ok(()), Ok(0)),
         );
         let sent = here.notify();
         let back = hypercall::event_bind_vcpu(&mut BindVcpu { port, vcpu: 0 });
-        tap.is("an event, and moved while it is there", (to, sent, back), (to, Ok(()), Ok(())));
+        tap.is(
+            format_args!("step {step}: an event, and moved while it is there"),
+            (sent, back),
+            (Ok(()), Ok(())),
+        );
         let got: Vec<Vec<u32>> = (0..smp::count()).map(taken).collect();
         let expected =
             (0..smp::count()).map(|number| if number == to { Vec::from([port.0]) } else { Vec::new() });
         tap.is(
-            "is in the queue of the one it was bound to",
-            (to, level, got),
-            (to, level, expected.collect()),
+            format_args!("step {step}: it is in the queue of vCPU {to}, that it was bound to"),
+            got,
+            expected.collect(),
         );
     }
     let own = ipi(last);

@@ -36,7 +36,7 @@ pub(crate) fn check(tap: &mut Tap, guest: &Guest) {
     let areas = Areas(Box::leak(Frame::boxed()));
     let Ok(shared) = shared_page() else { return tap.that("the shared page", false) };
     for number in TARGETS {
-        tap.is("register_vcpu_info for each", (number, areas.register(number)), (number, Ok(0)));
+        tap.is(format_args!("register_vcpu_info for vCPU {number}"), areas.register(number), Ok(0));
     }
     ipis(tap, &areas, shared);
     moves(tap, &areas, shared);
@@ -81,22 +81,38 @@ fn only(index: usize) -> [(u32, u32); 2] {
 fn ipis(tap: &mut Tap, areas: &Areas, shared: &SharedPage) {
     for (index, number) in TARGETS.into_iter().enumerate() {
         let mut ipi = BindIpi { vcpu: number, port: Port(0) };
-        tap.is("bind_ipi to each", hypercall::event_bind_ipi(&mut ipi), Ok(()));
+        tap.is(format_args!("bind_ipi to vCPU {number}"), hypercall::event_bind_ipi(&mut ipi), Ok(()));
         let state = status(ipi.port).map(|state| (state.0, state.1));
-        tap.is("its state names it", state, Ok((PortStatus::Ipi.number(), number)));
+        tap.is(
+            format_args!("an IPI's state names vCPU {number}"),
+            state,
+            Ok((PortStatus::Ipi.number(), number)),
+        );
         shared.clear_mask(ipi.port);
         areas.clear();
-        tap.is("an event to it", hypercall::event_send(ipi.port), Ok(()));
-        tap.is("tells it and no other", areas.told(ipi.port), only(index));
+        tap.is(format_args!("an event to vCPU {number}"), hypercall::event_send(ipi.port), Ok(()));
+        tap.is(format_args!("tells vCPU {number} and no other"), areas.told(ipi.port), only(index));
         areas.clear();
-        tap.is("another while it is pending", hypercall::event_send(ipi.port), Ok(()));
-        tap.is("tells nobody", areas.told(ipi.port), [(0, 0); 2]);
+        tap.is(
+            format_args!("another to vCPU {number} while it is pending"),
+            hypercall::event_send(ipi.port),
+            Ok(()),
+        );
+        tap.is(format_args!("tells nobody, neither vCPU {number}"), areas.told(ipi.port), [(0, 0); 2]);
         for to in 0..4 {
             let answer = hypercall::event_bind_vcpu(&mut BindVcpu { port: ipi.port, vcpu: to });
-            tap.is("it cannot be moved", (to, answer), (to, Err(Errno::Einval)));
+            tap.is(
+                format_args!("an IPI of vCPU {number} cannot be moved to {to}"),
+                answer,
+                Err(Errno::Einval),
+            );
         }
         shared.mask(ipi.port);
-        tap.is("it closes", (shared.take(ipi.port), close(ipi.port)), (true, Ok(())));
+        tap.is(
+            format_args!("an IPI of vCPU {number} closes"),
+            (shared.take(ipi.port), close(ipi.port)),
+            (true, Ok(())),
+        );
     }
 }
 
@@ -106,14 +122,14 @@ fn moves(tap: &mut Tap, areas: &Areas, shared: &SharedPage) {
     let port = end.port();
     let bind = |vcpu| hypercall::event_bind_vcpu(&mut BindVcpu { port, vcpu });
     shared.clear_mask(port);
-    for index in [0, 1, 0] {
+    for (step, index) in (1..).zip([0, 1, 0]) {
         let number = TARGETS[index];
-        tap.is("bind_vcpu from one to the other", bind(number), Ok(()));
-        tap.is("status says so", status(port).map(|state| state.1), Ok(number));
+        tap.is(format_args!("bind_vcpu to vCPU {number}, step {step}"), bind(number), Ok(()));
+        tap.is(format_args!("status says so of step {step}"), status(port).map(|state| state.1), Ok(number));
         shared.take(port);
         areas.clear();
-        tap.is("an event through the channel", other.notify(), Ok(()));
-        tap.is("tells the one it is bound to", areas.told(port), only(index));
+        tap.is(format_args!("an event through the channel after step {step}"), other.notify(), Ok(()));
+        tap.is(format_args!("tells vCPU {number} after step {step}"), areas.told(port), only(index));
     }
     tap.is("bind_vcpu of a pending port", bind(TARGETS[1]), Ok(()));
     tap.is("what is pending stays where it was", areas.told(port), only(0));
@@ -143,23 +159,31 @@ fn virqs(tap: &mut Tap) {
     };
     for virq in [Virq::Timer, Virq::Debug, Virq::Xenoprof, Virq::Xenpmu].map(Virq::number) {
         let ports: Vec<_> = (0..4).filter_map(|vcpu| bind(virq, vcpu).ok()).collect();
-        tap.is("each of four has its own", (virq, ports.len()), (virq, 4));
+        tap.is(format_args!("each of four has its own VIRQ {virq}"), ports.len(), 4);
         for (vcpu, port) in (0..).zip(ports) {
             let state = status(port).map(|state| (state.0, state.1, state.2));
-            tap.is("its state", state, Ok((PortStatus::Virq.number(), vcpu, virq)));
-            tap.is("once", (virq, vcpu, bind(virq, vcpu)), (virq, vcpu, Err(Errno::Eexist)));
+            tap.is(
+                format_args!("the state of VIRQ {virq} of vCPU {vcpu}"),
+                state,
+                Ok((PortStatus::Virq.number(), vcpu, virq)),
+            );
+            tap.is(
+                format_args!("VIRQ {virq} of vCPU {vcpu} is bound once"),
+                bind(virq, vcpu),
+                Err(Errno::Eexist),
+            );
             let moved = hypercall::event_bind_vcpu(&mut BindVcpu { port, vcpu: (vcpu + 1) % 4 });
-            tap.is("it cannot be moved", (virq, vcpu, moved), (virq, vcpu, Err(Errno::Einval)));
-            tap.is("it closes", (virq, vcpu, close(port)), (virq, vcpu, Ok(())));
+            tap.is(format_args!("VIRQ {virq} of vCPU {vcpu} cannot be moved"), moved, Err(Errno::Einval));
+            tap.is(format_args!("VIRQ {virq} of vCPU {vcpu} closes"), close(port), Ok(()));
         }
     }
     for virq in [Virq::Console, Virq::DomExc, Virq::PcpuState].map(Virq::number) {
         for vcpu in 1..4 {
             let answer = bind(virq, vcpu);
             tap.is(
-                "the domain's are vCPU 0's to bind",
-                (virq, vcpu, answer),
-                (virq, vcpu, Err(Errno::Einval)),
+                format_args!("VIRQ {virq} is the domain's, and not vCPU {vcpu}'s to bind"),
+                answer,
+                Err(Errno::Einval),
             );
         }
     }
@@ -227,15 +251,15 @@ fn runs(tap: &mut Tap, areas: &Areas, fourth: Cpu) {
         };
         match smp::start(cpu, work) {
             Ok(job) => started.push(job),
-            Err(why) => tap.is("each starts", (number, Some(why)), (number, None)),
+            Err(why) => tap.is(format_args!("vCPU {number} starts"), Some(why), None),
         }
     }
     tap.that("the fourth is blocked, as its area says", soon(|| state() == 2));
     for number in 1..4 {
         let Some(cpu) = smp::cpu(number) else { return };
-        tap.is("each is on", (number, cpu.power()), (number, Power::On));
+        tap.is(format_args!("vCPU {number} is on"), cpu.power(), Power::On);
         let again = smp::switch_on(cpu);
-        tap.is("and cannot be started again", (number, again), (number, Err(CpuOnError::AlreadyOn)));
+        tap.is(format_args!("and vCPU {number} cannot be started again"), again, Err(CpuOnError::AlreadyOn));
     }
     tap.is("an event for the fourth", to_third.notify(), Ok(()));
     tap.is("goes round all of them", home.wait(), Ok(()));

@@ -151,15 +151,19 @@ fn refusals(tap: &mut Tap, own: DomId) {
     tap.is("unmap of a handle that cannot be", unmap(GrantHandle::INVALID), Ok(GrantStatus::BadHandle));
 
     let number = u64::from(Hypercall::GrantTableOp.number());
-    for op in GrantOp::ALL
+    for which in GrantOp::ALL
         .iter()
         .filter(|op| matches!(op, GrantOp::MapGrantRef | GrantOp::UnmapGrantRef | GrantOp::Copy))
     {
-        let op = u64::from(op.number());
-        tap.is("a batch of none", raw::call(number, &[op, NOWHERE, 0]), Ok(0));
-        tap.is("a batch at a bad address", raw::call(number, &[op, NOWHERE, 1]), Err(Errno::Efault));
+        let op = u64::from(which.number());
+        tap.is(format_args!("a batch of no {which:?}"), raw::call(number, &[op, NOWHERE, 0]), Ok(0));
         tap.is(
-            "a batch of a negative number",
+            format_args!("a batch of {which:?} at a bad address"),
+            raw::call(number, &[op, NOWHERE, 1]),
+            Err(Errno::Efault),
+        );
+        tap.is(
+            format_args!("a batch of a negative number of {which:?}"),
             raw::call(number, &[op, NOWHERE, 0x8000_0000]),
             Err(Errno::Einval),
         );
@@ -173,9 +177,9 @@ fn refusals(tap: &mut Tap, own: DomId) {
     for (what, op) in [("query_size", GrantOp::QuerySize), ("setup_table", GrantOp::SetupTable)] {
         let op = u64::from(op.number());
         tap.is(
-            "one element only for",
-            (what, raw::call(number, &[op, NOWHERE, 2])),
-            (what, Err(Errno::Einval)),
+            format_args!("one element only for {what}"),
+            raw::call(number, &[op, NOWHERE, 2]),
+            Err(Errno::Einval),
         );
     }
 }

@@ -12,16 +12,24 @@ fn param(op: HvmOp, domid: DomId, index: u32) -> Answer {
 
 pub(crate) fn check(tap: &mut Tap) {
     for known in HvmParam::ALL {
-        tap.is("a known parameter is read", param(HvmOp::GetParam, DomId::SELF, known.number()), Ok(0));
+        tap.is(format_args!("{known:?} is read"), param(HvmOp::GetParam, DomId::SELF, known.number()), Ok(0));
         tap.is(
-            "and not set by the guest",
+            format_args!("{known:?} is not set by the guest"),
             param(HvmOp::SetParam, DomId::SELF, known.number()),
             Err(Errno::Eperm),
         );
     }
     for index in [3, 4, 16, 19, NR_PARAMS - 1, NR_PARAMS, u32::MAX] {
-        tap.is("another is not read", param(HvmOp::GetParam, DomId::SELF, index), Err(Errno::Einval));
-        tap.is("and not set", param(HvmOp::SetParam, DomId::SELF, index), Err(Errno::Einval));
+        tap.is(
+            format_args!("parameter {index:#x} is not read"),
+            param(HvmOp::GetParam, DomId::SELF, index),
+            Err(Errno::Einval),
+        );
+        tap.is(
+            format_args!("parameter {index:#x} is not set"),
+            param(HvmOp::SetParam, DomId::SELF, index),
+            Err(Errno::Einval),
+        );
     }
     tap.is("of nobody", param(HvmOp::GetParam, NOBODY, 0), Err(Errno::Esrch));
     tap.is(

@@ -42,37 +42,57 @@ pub(crate) fn check(tap: &mut Tap) {
         Err(Errno::Einval),
     );
     for port in [known, unknown, Port(LAST_PORT), Port(LAST_PORT + 1), Port(u32::MAX)] {
-        tap.is("event_channel_op.close of a port that is not open", close(port), Err(Errno::Einval));
         tap.is(
-            "event_channel_op.send to a port that is not open",
+            format_args!("event_channel_op.close of port {:#x}, that is not open", port.0),
+            close(port),
+            Err(Errno::Einval),
+        );
+        tap.is(
+            format_args!("event_channel_op.send to port {:#x}, that is not open", port.0),
             hypercall::event_send(port),
             Err(Errno::Einval),
         );
         let mut bind = BindInterdomain { remote_dom: DomId::SELF, remote_port: port, ..Default::default() };
         tap.is(
-            "event_channel_op.bind_interdomain to it",
+            format_args!("event_channel_op.bind_interdomain to port {:#x}, that is not open", port.0),
             hypercall::event_bind_interdomain(&mut bind),
             Err(Errno::Einval),
         );
         let mut place = BindVcpu { port, vcpu: 0 };
         tap.is(
-            "event_channel_op.bind_vcpu of it",
+            format_args!("event_channel_op.bind_vcpu of port {:#x}, that is not open", port.0),
             hypercall::event_bind_vcpu(&mut place),
             Err(Errno::Einval),
         );
         let mut place = BindVcpu { port, vcpu: 7 };
         // There are no priorities with two levels, and a known port is looked at first.
         let expected = if port == known { Err(Errno::Enosys) } else { Err(Errno::Einval) };
-        tap.is("event_channel_op.set_priority of it", event(EventOp::SetPriority, &mut place), expected);
+        tap.is(
+            format_args!("event_channel_op.set_priority of port {:#x}, that is not open", port.0),
+            event(EventOp::SetPriority, &mut place),
+            expected,
+        );
     }
     for vcpu in [guest_kernel::smp::count() - 1, guest_kernel::smp::count(), 128, u32::MAX] {
         let expected = if vcpu < guest_kernel::smp::count() { Ok(()) } else { Err(Errno::Enoent) };
         let mut ipi = BindIpi { vcpu, port: Port(0) };
-        tap.is("event_channel_op.bind_ipi to a vCPU", hypercall::event_bind_ipi(&mut ipi), expected);
+        tap.is(
+            format_args!("event_channel_op.bind_ipi to vCPU {vcpu:#x}"),
+            hypercall::event_bind_ipi(&mut ipi),
+            expected,
+        );
         let mut place = BindVcpu { port: end.port(), vcpu };
-        tap.is("event_channel_op.bind_vcpu to a vCPU", hypercall::event_bind_vcpu(&mut place), expected);
+        tap.is(
+            format_args!("event_channel_op.bind_vcpu to vCPU {vcpu:#x}"),
+            hypercall::event_bind_vcpu(&mut place),
+            expected,
+        );
         let mut virq = BindVirq { virq: Virq::Timer.number(), vcpu, port: Port(0) };
-        tap.is("event_channel_op.bind_virq to a vCPU", hypercall::event_bind_virq(&mut virq), expected);
+        tap.is(
+            format_args!("event_channel_op.bind_virq to vCPU {vcpu:#x}"),
+            hypercall::event_bind_virq(&mut virq),
+            expected,
+        );
         if expected.is_ok() {
             let _ = (close(ipi.port), close(virq.port));
         }
@@ -82,7 +102,11 @@ pub(crate) fn check(tap: &mut Tap) {
     {
         // On a vCPU that is not the first: the last number is one that only vCPU 0 can have.
         let mut bind = BindVirq { virq, vcpu: 1, port: Port(0) };
-        tap.is("event_channel_op.bind_virq of a number", hypercall::event_bind_virq(&mut bind), expected);
+        tap.is(
+            format_args!("event_channel_op.bind_virq of number {virq:#x}"),
+            hypercall::event_bind_virq(&mut bind),
+            expected,
+        );
     }
     for virq in [Virq::Timer, Virq::Debug, Virq::Xenoprof, Virq::Xenpmu]
         .map(Virq::number)
@@ -91,7 +115,7 @@ pub(crate) fn check(tap: &mut Tap) {
     {
         let mut bind = BindVirq { virq, vcpu: 0, port: Port(0) };
         tap.is(
-            "event_channel_op.bind_virq that is no privilege",
+            format_args!("event_channel_op.bind_virq of number {virq} is no privilege"),
             hypercall::event_bind_virq(&mut bind),
             Ok(()),
         );
@@ -100,27 +124,31 @@ pub(crate) fn check(tap: &mut Tap) {
     for domain in [DomId(0), DomId::IO, DomId::XEN, DomId::INVALID, DomId(u16::MAX)] {
         let mut alloc = AllocUnbound { dom: DomId::SELF, remote_dom: domain, port: Port(0) };
         tap.is(
-            "event_channel_op.alloc_unbound for whom there is not",
+            format_args!("event_channel_op.alloc_unbound for domain {:#x}", domain.0),
             hypercall::event_alloc_unbound(&mut alloc),
             Ok(()),
         );
         let seen = status(alloc.port).map(|it| it.2);
-        tap.is("event_channel_op.alloc_unbound names it", seen, Ok(u32::from(domain.0)));
+        tap.is(
+            format_args!("event_channel_op.alloc_unbound names domain {:#x}", domain.0),
+            seen,
+            Ok(u32::from(domain.0)),
+        );
         let _ = close(alloc.port);
         let mut reset = Reset { dom: domain };
         tap.is(
-            "event_channel_op.reset of whom there is not",
+            format_args!("event_channel_op.reset of domain {:#x}, that there is not", domain.0),
             event(EventOp::Reset, &mut reset),
             Err(Errno::Esrch),
         );
         tap.is(
-            "event_channel_op.reset_cont of whom there is not",
+            format_args!("event_channel_op.reset_cont of domain {:#x}, that there is not", domain.0),
             event(EventOp::ResetContinuation, &mut reset),
             Err(Errno::Esrch),
         );
         let mut status = Status { dom: domain, port: Port(1), ..Default::default() };
         tap.is(
-            "event_channel_op.status of whom there is not",
+            format_args!("event_channel_op.status of domain {:#x}, that there is not", domain.0),
             hypercall::event_status(&mut status),
             Err(Errno::Esrch),
         );
@@ -133,7 +161,7 @@ pub(crate) fn check(tap: &mut Tap) {
     for offset in [4096 - 68, 4096 - 71, 4096, 12, u32::MAX] {
         let mut control = InitControl { control_gfn: 0, offset, vcpu: 0, ..Default::default() };
         tap.is(
-            "event_channel_op.init_control at an offset that cannot be",
+            format_args!("event_channel_op.init_control at offset {offset}, that cannot be"),
             event(EventOp::InitControl, &mut control),
             Err(Errno::Einval),
         );

@@ -19,13 +19,13 @@ pub(crate) fn check(tap: &mut Tap) {
     for op in GrantOp::ALL {
         let cmd = u64::from(op.number());
         tap.is(
-            "grant_table_op: a negative count",
+            format_args!("grant_table_op: a negative count of {op:?}"),
             call(number, &[cmd, NOWHERE, 0x8000_0000]),
             Err(Errno::Einval),
         );
         if *op != GrantOp::CacheFlush {
             tap.is(
-                "grant_table_op: flags in the command",
+                format_args!("grant_table_op: flags in the command {op:?}"),
                 call(number, &[cmd | 1 << 12, NOWHERE, 0]),
                 Err(Errno::Einval),
             );
@@ -33,9 +33,9 @@ pub(crate) fn check(tap: &mut Tap) {
     }
     for op in [GrantOp::SwapGrantRef, GrantOp::CacheFlush, GrantOp::UnmapAndReplace] {
         let cmd = u64::from(op.number());
-        tap.is("grant_table_op: a batch of none", call(number, &[cmd, NOWHERE, 0]), Ok(0));
+        tap.is(format_args!("grant_table_op: a batch of no {op:?}"), call(number, &[cmd, NOWHERE, 0]), Ok(0));
         tap.is(
-            "grant_table_op: a batch at a bad address",
+            format_args!("grant_table_op: a batch of {op:?} at a bad address"),
             call(number, &[cmd, NOWHERE, 1]),
             Err(Errno::Efault),
         );
@@ -49,7 +49,7 @@ pub(crate) fn check(tap: &mut Tap) {
     ] {
         let cmd = u64::from(op.number());
         tap.is(
-            "grant_table_op: one element at a bad address",
+            format_args!("grant_table_op: one element of {op:?} at a bad address"),
             call(number, &[cmd, NOWHERE, 1]),
             Err(Errno::Efault),
         );
@@ -62,11 +62,19 @@ pub(crate) fn check(tap: &mut Tap) {
         // `gnttab_get_status_frames`: a count, a domain, a status, a list.
         let mut ask = [u64::from(dom.0) << 32, list, 0];
         let answer = raw::grant(GrantOp::GetStatusFrames, &mut ask, |ask| raw::last_quarter(ask[0]));
-        tap.is("grant_table_op.get_status_frames of no frame", answer, Ok(expected));
+        tap.is(
+            format_args!("grant_table_op.get_status_frames of no frame of domain {:#x}", dom.0),
+            answer,
+            Ok(expected),
+        );
         let mut ask = [u64::from(dom.0) << 32 | 1, list, 0];
         let answer = raw::grant(GrantOp::GetStatusFrames, &mut ask, |ask| raw::last_quarter(ask[0]));
         let expected = if expected == GrantStatus::Okay { GrantStatus::GeneralError } else { expected };
-        tap.is("grant_table_op.get_status_frames of one frame", answer, Ok(expected));
+        tap.is(
+            format_args!("grant_table_op.get_status_frames of one frame of domain {:#x}", dom.0),
+            answer,
+            Ok(expected),
+        );
     }
     let mut sizes = QuerySize { dom: DomId::SELF, ..Default::default() };
     let answer = raw::grant(GrantOp::QuerySize, &mut sizes, |it| it.status);
@@ -81,11 +89,7 @@ pub(crate) fn check(tap: &mut Tap) {
     ] {
         let mut setup = SetupTable { dom: DomId::SELF, nr_frames, frame_list, ..Default::default() };
         let answer = raw::grant(GrantOp::SetupTable, &mut setup, |it| it.status);
-        tap.is(
-            "grant_table_op.setup_table of as many frames",
-            (nr_frames, answer),
-            (nr_frames, Ok(expected)),
-        );
+        tap.is(format_args!("grant_table_op.setup_table of {nr_frames} frames"), answer, Ok(expected));
     }
     let highest = 64 * 512 - 1;
     for (a, b, expected) in [
@@ -97,7 +101,11 @@ pub(crate) fn check(tap: &mut Tap) {
     ] {
         let mut swap = SwapGrantRef { ref_a: GrantRef(a), ref_b: GrantRef(b), ..Default::default() };
         let answer = raw::grant(GrantOp::SwapGrantRef, &mut swap, |it| it.status);
-        tap.is("grant_table_op.swap_grant_ref of references", answer, Ok(expected));
+        tap.is(
+            format_args!("grant_table_op.swap_grant_ref of references {a:#x} and {b:#x}"),
+            answer,
+            Ok(expected),
+        );
     }
     for version in [0, 1, 2, 3, u32::MAX] {
         let expected = match version {
@@ -107,28 +115,32 @@ pub(crate) fn check(tap: &mut Tap) {
         };
         let mut set = SetVersion { version };
         let answer = raw::grants(u64::from(GrantOp::SetVersion.number()), core::slice::from_mut(&mut set));
-        tap.is("grant_table_op.set_version", (version, answer), (version, expected));
-        tap.is("grant_table_op.set_version tells the version", set.version, 1);
+        tap.is(format_args!("grant_table_op.set_version {version}"), answer, expected);
+        tap.is(format_args!("grant_table_op.set_version {version} tells the version"), set.version, 1);
     }
     for dom in [DomId::SELF, DomId(0), DomId::INVALID] {
         let mut ask = GetVersion { dom, ..Default::default() };
         let answer = raw::grants(u64::from(GrantOp::GetVersion.number()), core::slice::from_mut(&mut ask));
         let expected = if dom == DomId::SELF { Ok(0) } else { Err(Errno::Esrch) };
-        tap.is("grant_table_op.get_version of a domain", answer, expected);
+        tap.is(format_args!("grant_table_op.get_version of domain {:#x}", dom.0), answer, expected);
     }
     for handle in [0, 1, 1 << 16, u32::MAX] {
         // `gnttab_unmap_and_replace`: two addresses, a handle, a status.
         let mut replace = [FREE << 12, FREE << 12, u64::from(handle)];
         let answer = raw::grant(GrantOp::UnmapAndReplace, &mut replace, |it| raw::third_quarter(it[2]));
         tap.is(
-            "grant_table_op.unmap_and_replace of a handle that is not in use",
+            format_args!("grant_table_op.unmap_and_replace of handle {handle:#x}, that is not in use"),
             answer,
             Ok(GrantStatus::BadHandle),
         );
         let mut unmap =
             UnmapGrantRef { host_addr: FREE << 12, handle: GrantHandle(handle), ..Default::default() };
         let answer = raw::grant(GrantOp::UnmapGrantRef, &mut unmap, |it| it.status);
-        tap.is("grant_table_op.unmap_grant_ref of it", answer, Ok(GrantStatus::BadHandle));
+        tap.is(
+            format_args!("grant_table_op.unmap_grant_ref of handle {handle:#x}, that is not in use"),
+            answer,
+            Ok(GrantStatus::BadHandle),
+        );
     }
     let mapped = |reference| {
         let flags = MapFlags::HOST_MAP.bits();
@@ -177,9 +189,9 @@ fn copies(tap: &mut Tap, last: u32) {
         let mut copy = GrantCopy { source, dest, len, ..Default::default() };
         let answer = raw::grant(GrantOp::Copy, &mut copy, |it| it.status);
         tap.is(
-            "grant_table_op.copy of a range",
-            ((source_offset, dest_offset, len), answer),
-            ((source_offset, dest_offset, len), Ok(expected)),
+            format_args!("grant_table_op.copy of {len} bytes from {source_offset} to {dest_offset}"),
+            answer,
+            Ok(expected),
         );
     }
     for (reference, domid, expected) in [
@@ -192,7 +204,11 @@ fn copies(tap: &mut Tap, last: u32) {
         let mut copy =
             GrantCopy { source, dest, len: 1, flags: CopyFlags::SOURCE_GREF.bits(), ..Default::default() };
         let answer = raw::grant(GrantOp::Copy, &mut copy, |it| it.status);
-        tap.is("grant_table_op.copy from a reference", answer, Ok(expected));
+        tap.is(
+            format_args!("grant_table_op.copy from reference {reference:#x} of domain {:#x}", domid.0),
+            answer,
+            Ok(expected),
+        );
     }
     let (source, dest) = ends(0, 0);
     let mut copy =
@@ -233,11 +249,10 @@ fn flushes(tap: &mut Tap) {
         (0, 4096, 4, Err(Errno::Einval)),
         (0, 4096, 1 << 31, Err(Errno::Einval)),
     ] {
-        let what = (offset, length, op);
         tap.is(
-            "grant_table_op.cache_flush of a range",
-            (what, flush(machine, offset, length, op)),
-            (what, expected),
+            format_args!("grant_table_op.cache_flush of {length} bytes at {offset}, operation {op:#x}"),
+            flush(machine, offset, length, op),
+            expected,
         );
     }
     // Machine memory of ARM ends at 48 bits, and no board has all of it.

@@ -47,7 +47,7 @@ pub(crate) fn check(tap: &mut Tap) {
             ("of whom there is not", 0, Reservation { domid: raw::NOBODY, ..one }, 0),
         ] {
             let answer = memory_op(op, progress, &mut argument.clone());
-            tap.is(name, (what, answer), (what, Ok(expected)));
+            tap.is(format_args!("{name} {what}"), answer, Ok(expected));
         }
     }
     tap.is(
@@ -110,14 +110,10 @@ pub(crate) fn check(tap: &mut Tap) {
             MemoryOp::MaximumReservation => "memory_op.maximum_reservation",
             _ => "memory_op.maximum_gpfn",
         };
-        tap.is(name, ("with progress", ask(op, 1, DomId::SELF)), ("with progress", Err(Errno::Einval)));
-        tap.is(
-            name,
-            ("of whom there is not", ask(op, 0, DomId(0))),
-            ("of whom there is not", Err(Errno::Esrch)),
-        );
+        tap.is(format_args!("{name} with progress"), ask(op, 1, DomId::SELF), Err(Errno::Einval));
+        tap.is(format_args!("{name} of whom there is not"), ask(op, 0, DomId(0)), Err(Errno::Esrch));
         let at_nowhere = call(u64::from(Hypercall::MemoryOp.number()), &[u64::from(op.number()), NOWHERE]);
-        tap.is(name, ("at a bad address", at_nowhere), ("at a bad address", Err(Errno::Efault)));
+        tap.is(format_args!("{name} at a bad address"), at_nowhere, Err(Errno::Efault));
     }
     let bare = |op: MemoryOp, progress: u64| {
         call(
@@ -127,8 +123,8 @@ pub(crate) fn check(tap: &mut Tap) {
     };
     tap.is("memory_op.maximum_ram_page with progress", bare(MemoryOp::MaximumRamPage, 1), Err(Errno::Einval));
     for op in [MemoryOp::SharingFreedPages, MemoryOp::SharingSharedPages] {
-        tap.is("memory_op: nothing is shared", bare(op, 0), Ok(0));
-        tap.is("memory_op: it takes no progress", bare(op, 1), Err(Errno::Enosys));
+        tap.is(format_args!("memory_op: {op:?}: nothing is shared"), bare(op, 0), Ok(0));
+        tap.is(format_args!("memory_op: {op:?} takes no progress"), bare(op, 1), Err(Errno::Enosys));
     }
     placing(tap);
     refused(tap, one);
@@ -152,9 +148,9 @@ fn placing(tap: &mut Tap) {
         ("in a space that there is not", 0, add(6, 0, FREE), Err(Errno::Enosys)),
     ] {
         tap.is(
-            "memory_op.add_to_physmap",
-            (what, memory_op(MemoryOp::AddToPhysmap, progress, &mut argument)),
-            (what, expected),
+            format_args!("memory_op.add_to_physmap {what}"),
+            memory_op(MemoryOp::AddToPhysmap, progress, &mut argument),
+            expected,
         );
     }
     let remove = |gpfn| RemoveFromPhysmap { domid: DomId::SELF, pad: [0; 3], gpfn };
@@ -166,9 +162,9 @@ fn placing(tap: &mut Tap) {
         ("of the last guest frame there can be", 0, remove(u64::MAX), Err(Errno::Enoent)),
     ] {
         tap.is(
-            "memory_op.remove_from_physmap",
-            (what, memory_op(MemoryOp::RemoveFromPhysmap, progress, &mut argument)),
-            (what, expected),
+            format_args!("memory_op.remove_from_physmap {what}"),
+            memory_op(MemoryOp::RemoveFromPhysmap, progress, &mut argument),
+            expected,
         );
     }
     let (mut idxs, mut gpfns, mut errs) = ([63u64, 64, 63], [FREE, FREE - 1, FREE], [99i32; 3]);
@@ -203,9 +199,9 @@ fn placing(tap: &mut Tap) {
         ),
     ] {
         tap.is(
-            "memory_op.add_to_physmap_batch",
-            (what, memory_op(MemoryOp::AddToPhysmapBatch, progress, &mut argument)),
-            (what, expected),
+            format_args!("memory_op.add_to_physmap_batch {what}"),
+            memory_op(MemoryOp::AddToPhysmapBatch, progress, &mut argument),
+            expected,
         );
     }
     let (einval, ebusy) = (-Errno::Einval.value(), -Errno::Ebusy.value());
@@ -288,9 +284,9 @@ fn refused(tap: &mut Tap, one: Reservation) {
         ),
     ] {
         tap.is(
-            "memory_op.exchange",
-            (what, memory_op(MemoryOp::Exchange, progress, &mut argument)),
-            (what, expected),
+            format_args!("memory_op.exchange {what}"),
+            memory_op(MemoryOp::Exchange, progress, &mut argument),
+            expected,
         );
     }
     let claim = Reservation { extent_start: GuestHandle(0), domid: own_id().unwrap_or(DomId::SELF), ..one };
@@ -303,9 +299,9 @@ fn refused(tap: &mut Tap, one: Reservation) {
         ("with progress", 1, claim, Err(Errno::Einval)),
     ] {
         tap.is(
-            "memory_op.claim_pages",
-            (what, memory_op(MemoryOp::ClaimPages, progress, &mut argument)),
-            (what, expected),
+            format_args!("memory_op.claim_pages {what}"),
+            memory_op(MemoryOp::ClaimPages, progress, &mut argument),
+            expected,
         );
     }
     let topology = |domid: DomId, pad: u64| [u64::from(domid.0) | pad << 16, 0, 0, 0, 0];
@@ -316,9 +312,9 @@ fn refused(tap: &mut Tap, one: Reservation) {
         ("with progress", 1, topology(DomId::SELF, 0), Err(Errno::Einval)),
     ] {
         tap.is(
-            "memory_op.get_vnumainfo",
-            (what, memory_op(MemoryOp::GetVnumainfo, progress, &mut argument)),
-            (what, expected),
+            format_args!("memory_op.get_vnumainfo {what}"),
+            memory_op(MemoryOp::GetVnumainfo, progress, &mut argument),
+            expected,
         );
     }
     let map = ReservedDeviceMap { flags: 1, nr_entries: 4, ..Default::default() };
@@ -347,9 +343,9 @@ fn refused(tap: &mut Tap, one: Reservation) {
         ("beyond 32 bits of frames", resource(DomId::SELF, 0, u64::from(u32::MAX)), Err(Errno::Einval)),
     ] {
         tap.is(
-            "memory_op.acquire_resource",
-            (what, memory_op(MemoryOp::AcquireResource, 0, &mut argument)),
-            (what, expected),
+            format_args!("memory_op.acquire_resource {what}"),
+            memory_op(MemoryOp::AcquireResource, 0, &mut argument),
+            expected,
         );
     }
     for op in [
@@ -360,7 +356,7 @@ fn refused(tap: &mut Tap, one: Reservation) {
         MemoryOp::AcquireResource,
     ] {
         tap.is(
-            "memory_op: a bad address",
+            format_args!("memory_op: {op:?} at a bad address"),
             raw::without(Hypercall::MemoryOp, u64::from(op.number())),
             Err(Errno::Efault),
         );

@@ -36,9 +36,9 @@ pub(crate) fn check(tap: &mut Tap) {
             _ => (Err(Errno::Einval), Err(Errno::Einval)),
         };
         tap.is(
-            "hvm_op.get_param and set_param of each number",
-            (index, param(HvmOp::GetParam, index), param(HvmOp::SetParam, index)),
-            (index, get, set),
+            format_args!("hvm_op.get_param and set_param of number {index}"),
+            (param(HvmOp::GetParam, index), param(HvmOp::SetParam, index)),
+            (get, set),
         );
     }
     let mut nobody = HvmParamArg { domid: raw::NOBODY, ..Default::default() };
@@ -85,7 +85,7 @@ pub(crate) fn check(tap: &mut Tap) {
     for kind in [0, 4, ASSIST_RUNSTATE_UPDATE_FLAG, 6, 63, 64, u32::MAX] {
         let expected = if kind == ASSIST_RUNSTATE_UPDATE_FLAG { Ok(0) } else { Err(Errno::Einval) };
         for (name, cmd) in [("vm_assist.enable", 0), ("vm_assist.disable", 1)] {
-            tap.is(name, (kind, call(assist, &[cmd, u64::from(kind)])), (kind, expected));
+            tap.is(format_args!("{name} {kind}"), call(assist, &[cmd, u64::from(kind)]), expected);
         }
     }
     areas(tap);
@@ -121,9 +121,9 @@ fn versions(tap: &mut Tap) {
         let mut bytes = [0xA5; 1032];
         tap.is(name, tell(op, &mut bytes[..size]), Ok(0));
         tap.is(
-            name,
-            ("writes every byte of its answer and no other", bytes[size - 1] != 0xA5, bytes[size]),
-            ("writes every byte of its answer and no other", true, 0xA5),
+            format_args!("{name} writes every byte of its answer and no other"),
+            (bytes[size - 1] != 0xA5, bytes[size]),
+            (true, 0xA5),
         );
     }
     let mut line = [0xA5u8; 16];
@@ -137,7 +137,7 @@ fn versions(tap: &mut Tap) {
         let expected = if submap_idx == 0 { Ok(0) } else { Err(Errno::Einval) };
         let mut info = FeatureInfo { submap_idx, submap: 0 };
         tap.is(
-            "xen_version.get_features of a submap",
+            format_args!("xen_version.get_features of submap {submap_idx:#x}"),
             with(Hypercall::XenVersion, u64::from(VersionOp::GetFeatures.number()), &mut info),
             expected,
         );
@@ -154,24 +154,20 @@ fn versions(tap: &mut Tap) {
     ] {
         let cmd = u64::from(op.number());
         let length = call(u64::from(Hypercall::XenVersion.number()), &[cmd, 0]);
-        tap.is(
-            name,
-            ("tells its length", length.is_ok_and(|length| length < 1020)),
-            ("tells its length", true),
-        );
+        tap.is(format_args!("{name} tells its length"), length.is_ok_and(|length| length < 1020), true);
         let mut buffer = [0xA5u8; 1024];
         let length = u32::try_from(length.unwrap_or(0)).unwrap_or(0).min(1000);
         let end = 4 + length as usize;
         buffer[..4].copy_from_slice(&length.to_le_bytes());
         let answer = with(Hypercall::XenVersion, cmd, &mut buffer);
-        tap.is(name, ("fits", answer, buffer[end]), ("fits", Ok(u64::from(length)), 0xA5));
+        tap.is(format_args!("{name} fits"), (answer, buffer[end]), (Ok(u64::from(length)), 0xA5));
         let expected = if length == 0 { Ok(0) } else { Err(Errno::Enobufs) };
         buffer[..4].copy_from_slice(&length.saturating_sub(1).to_le_bytes());
-        tap.is(name, ("does not", with(Hypercall::XenVersion, cmd, &mut buffer)), ("does not", expected));
+        tap.is(format_args!("{name} does not"), with(Hypercall::XenVersion, cmd, &mut buffer), expected);
         tap.is(
-            name,
-            ("at a bad address", raw::without(Hypercall::XenVersion, cmd)),
-            ("at a bad address", Err(Errno::Efault)),
+            format_args!("{name} at a bad address"),
+            raw::without(Hypercall::XenVersion, cmd),
+            Err(Errno::Efault),
         );
     }
     let cmd = u64::from(VersionOp::Commandline2.number());
@@ -199,19 +195,23 @@ fn areas(tap: &mut Tap) {
         let mut place = RegisterVcpuInfo { gfn: gfn(&frame), offset, rsvd: 0 };
         let answer = raw::vcpu(info, 0, &mut place);
         tap.is(
-            "vcpu_op.register_vcpu_info at an offset that cannot be",
-            (offset, answer),
-            (offset, expected),
+            format_args!("vcpu_op.register_vcpu_info at offset {offset:#x}, that cannot be"),
+            answer,
+            expected,
         );
     }
     for absent in [absent, 128, u64::from(u32::MAX)] {
         let mut area = RegisterRunstate { addr: NOWHERE };
         tap.is(
-            "vcpu_op.register_runstate_memory_area of a vCPU that there is not",
+            format_args!("vcpu_op.register_runstate_memory_area of vCPU {absent:#x}, that there is not"),
             raw::vcpu(runstate, absent, &mut area),
             Err(Errno::Enoent),
         );
         let mut place = RegisterVcpuInfo { gfn: gfn(&frame), offset: 0, rsvd: 0 };
-        tap.is("vcpu_op.register_vcpu_info of it", raw::vcpu(info, absent, &mut place), Err(Errno::Enoent));
+        tap.is(
+            format_args!("vcpu_op.register_vcpu_info of vCPU {absent:#x}, that there is not"),
+            raw::vcpu(info, absent, &mut place),
+            Err(Errno::Enoent),
+        );
     }
 }

@@ -106,15 +106,23 @@ fn bits(tap: &mut Tap, own: DomId) {
                 handles[index] = handle;
             }
             let done = answer.map(|(status, _)| status);
-            tap.is("mapped", (what, done), (what, Ok(GrantStatus::Okay)));
-            tap.is("its bits", (what, grant.flags()), (what, expected(&maps[..=index])));
+            tap.is(format_args!("to {what}: mapping {index}"), done, Ok(GrantStatus::Okay));
+            tap.is(
+                format_args!("to {what}: its bits with mapping {index}"),
+                grant.flags(),
+                expected(&maps[..=index]),
+            );
         }
         for index in 0..maps.len() {
             let done = unmap(index as u64, handles[index]);
-            tap.is("unmapped", (what, done), (what, Ok(GrantStatus::Okay)));
-            tap.is("the bits of the rest", (what, grant.flags()), (what, expected(&maps[index + 1..])));
+            tap.is(format_args!("to {what}: mapping {index} goes"), done, Ok(GrantStatus::Okay));
+            tap.is(
+                format_args!("to {what}: the bits of those behind mapping {index}"),
+                grant.flags(),
+                expected(&maps[index + 1..]),
+            );
         }
-        tap.that("it can be taken back", grant.end().is_ok());
+        tap.that(format_args!("a page mapped to {what} can be taken back"), grant.end().is_ok());
     }
 }
 
@@ -159,14 +167,17 @@ fn copies(tap: &mut Tap, own: DomId) {
         let answer = raw::grant(GrantOp::Copy, &mut element, |element| element.status);
         let good = from != End::NotGranted && matches!(to, End::Frame | End::ReadWrite);
         let expected = if good { GrantStatus::Okay } else { GrantStatus::GeneralError };
-        tap.is("copy", (from, to, answer), (from, to, Ok(expected)));
+        tap.is(format_args!("copy from {from:?} to {to:?}"), answer, Ok(expected));
         let mut bytes = [0; 14];
         dest.frame().read(&mut bytes);
         let content = if good { *b"what is copied" } else { [0; 14] };
-        tap.is("brings the bytes, or none", (from, to, bytes), (from, to, content));
+        tap.is(format_args!("a copy from {from:?} to {to:?} brings the bytes, or none"), bytes, content);
         let in_use = (source.flags() | dest.flags()) & (READING | WRITING);
-        tap.is("leaves no trace", (from, to, in_use), (from, to, 0));
-        tap.that("both can be taken back", source.end().is_ok() && dest.end().is_ok());
+        tap.is(format_args!("a copy from {from:?} to {to:?} leaves no trace"), in_use, 0);
+        tap.that(
+            format_args!("both can be taken back after a copy from {from:?} to {to:?}"),
+            source.end().is_ok() && dest.end().is_ok(),
+        );
     }
 }
 
@@ -186,7 +197,7 @@ fn spaces(tap: &mut Tap) {
         let (domid, gpfn) = (DomId::SELF, FREE);
         let mut place = AddToPhysmap { domid, size: 1, space: u32::from(space), idx: 1 << 20, gpfn };
         let answer = raw::with(Hypercall::MemoryOp, memory_op(MemoryOp::AddToPhysmap), &mut place);
-        tap.is("add_to_physmap of each space", (space, answer), (space, one));
+        tap.is(format_args!("add_to_physmap of space {space:#x}"), answer, one);
         let (mut idxs, mut gpfns, mut errs) = ([1_u64 << 20; 2], [FREE; 2], [-Errno::Eexist.value(); 2]);
         let mut batch = AddToPhysmapBatch {
             domid,
@@ -198,8 +209,8 @@ fn spaces(tap: &mut Tap) {
             errs: GuestHandle(address(&mut errs)),
         };
         let answer = raw::with(Hypercall::MemoryOp, memory_op(MemoryOp::AddToPhysmapBatch), &mut batch);
-        tap.is("add_to_physmap_batch of each space", (space, answer), (space, many));
-        tap.is("tells each", (space, errs), (space, [-each.value(); 2]));
+        tap.is(format_args!("add_to_physmap_batch of space {space:#x}"), answer, many);
+        tap.is(format_args!("tells each of space {space:#x}"), errs, [-each.value(); 2]);
     }
 }
 
@@ -224,9 +235,9 @@ fn foreign(tap: &mut Tap, own: DomId) {
         let op = u64::from(MemoryOp::AddToPhysmapBatch.number());
         let answer = raw::with(Hypercall::MemoryOp, op, &mut batch);
         tap.is(
-            "add_to_physmap_batch of frames that are",
-            (what, answer, errs),
-            (what, Ok(0), [-expected.value()]),
+            format_args!("add_to_physmap_batch of frames that are {what}"),
+            (answer, errs),
+            (Ok(0), [-expected.value()]),
         );
     }
 }
@@ -237,7 +248,7 @@ fn assists(tap: &mut Tap) {
         for command in 0..2 {
             let expected = if kind == 5 { Ok(0) } else { Err(Errno::Einval) };
             let answer = raw::call(number, &[command, kind]);
-            tap.is("vm_assist of each type", (kind, command, answer), (kind, command, expected));
+            tap.is(format_args!("vm_assist {command} of type {kind}"), answer, expected);
         }
     }
 }

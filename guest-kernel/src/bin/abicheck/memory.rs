@@ -24,9 +24,9 @@ pub(crate) fn check(tap: &mut Tap) {
         ("add_to_physmap_batch", MemoryOp::AddToPhysmapBatch),
     ] {
         tap.is(
-            "a bad address for",
-            (what, without(Hypercall::MemoryOp, op(which))),
-            (what, Err(Errno::Efault)),
+            format_args!("a bad address for {what}"),
+            without(Hypercall::MemoryOp, op(which)),
+            Err(Errno::Efault),
         );
     }
     for (what, which) in [
@@ -34,9 +34,9 @@ pub(crate) fn check(tap: &mut Tap) {
         ("decrease_reservation", MemoryOp::DecreaseReservation),
     ] {
         tap.is(
-            "nothing done with a bad address by",
-            (what, without(Hypercall::MemoryOp, op(which))),
-            (what, Ok(0)),
+            format_args!("nothing done with a bad address by {what}"),
+            without(Hypercall::MemoryOp, op(which)),
+            Ok(0),
         );
     }
     tap.is("an unknown operation", without(Hypercall::MemoryOp, 63), Err(Errno::Enosys));

@@ -34,7 +34,7 @@ pub(crate) fn check(tap: &mut Tap, peer: DomId) {
     for op in [HvmOp::GetParam, HvmOp::SetParam] {
         let mut param = HvmParamArg { domid: peer, pad: 0, index: HvmParam::ConsolePfn.number(), value: 1 };
         let answer = raw::with(Hypercall::HvmOp, u64::from(op.number()), &mut param);
-        tap.is("use its parameters", answer, Err(Errno::Eperm));
+        tap.is(format_args!("use its parameters by {op:?}"), answer, Err(Errno::Eperm));
     }
 }
 
@@ -89,7 +89,10 @@ fn grants(tap: &mut Tap, peer: DomId) {
         let mut map =
             MapGrantRef { host_addr: FREE, flags, gref: GrantRef(gref), dom: peer, ..Default::default() };
         let answer = raw::grant(GrantOp::MapGrantRef, &mut map, |map| map.status);
-        tap.that("map what it has not granted", answer.is_ok_and(|status| status != GrantStatus::Okay));
+        tap.that(
+            format_args!("map what it has not granted as {gref}"),
+            answer.is_ok_and(|status| status != GrantStatus::Okay),
+        );
     }
     let page = Frame::boxed();
     let own = CopyPtr {
@@ -120,7 +123,11 @@ fn memory(tap: &mut Tap, peer: DomId) {
     for space in [MapSpace::SharedInfo, MapSpace::GrantTable] {
         let gpfn = FREE / PAGE_SIZE as u64;
         let mut place = AddToPhysmap { domid: peer, space: space.number(), gpfn, ..Default::default() };
-        tap.is("place pages in its memory", raw::with(memory, add, &mut place), Err(Errno::Eperm));
+        tap.is(
+            format_args!("place pages of {space:?} in its memory"),
+            raw::with(memory, add, &mut place),
+            Err(Errno::Eperm),
+        );
     }
     let (memory, add) = call(MemoryOp::AddToPhysmapBatch);
     let mut batch = AddToPhysmapBatch { domid: peer, space: 1, size: 1, ..Default::default() };
@@ -142,7 +149,11 @@ fn memory(tap: &mut Tap, peer: DomId) {
     tap.is("take its pages away", raw::with(memory, remove, &mut take), Err(Errno::Eperm));
     for op in [MemoryOp::CurrentReservation, MemoryOp::MaximumReservation, MemoryOp::MaximumGpfn] {
         let (memory, ask) = call(op);
-        tap.is("ask how much it has", raw::with(memory, ask, &mut peer.clone()), Err(Errno::Eperm));
+        tap.is(
+            format_args!("ask how much it has by {op:?}"),
+            raw::with(memory, ask, &mut peer.clone()),
+            Err(Errno::Eperm),
+        );
     }
     for op in [MemoryOp::DecreaseReservation, MemoryOp::PopulatePhysmap] {
         let mut gfns = [THEIR_FRAME];
@@ -154,6 +165,10 @@ fn memory(tap: &mut Tap, peer: DomId) {
             ..Default::default()
         };
         // Refused, told as no extent done.
-        tap.is("change how much it has", raw::with(memory, change, &mut argument), Ok(0));
+        tap.is(
+            format_args!("change how much it has by {op:?}"),
+            raw::with(memory, change, &mut argument),
+            Ok(0),
+        );
     }
 }

@@ -59,7 +59,7 @@ fn all(tap: &mut Tap, how: &str) {
 /// A case: the first count that went wrong, if any.
 fn each(tap: &mut Tap, name: &'static str, how: &str, mut good: impl FnMut(usize) -> bool) {
     let wrong = (1..=MOST).find(|count| !good(*count));
-    tap.is(name, (how, wrong), (how, None));
+    tap.is(format_args!("{name}{how}"), wrong, None);
 }
 
 fn statuses<T>(op: GrantOp, of: &[T], read: impl Fn(&T) -> i16) -> bool {
@@ -166,7 +166,7 @@ fn grants(tap: &mut Tap, how: &str) {
     });
     let references: Vec<GrantRef> = grants.iter().map(Grant::reference).collect();
     let free = grants.into_iter().flat_map(Grant::end).count();
-    tap.is("grant_table_op: every page can be taken back", (how, free), (how, MOST));
+    tap.is(format_args!("grant_table_op: every page can be taken back{how}"), free, MOST);
     each(tap, "grant_table_op.swap_grant_ref of every number", how, |count| {
         let mut swaps: Vec<SwapGrantRef> = (0..count)
             .map(|index| SwapGrantRef {
@@ -229,16 +229,16 @@ fn memory(tap: &mut Tap, how: &str) {
     let whole = change(MemoryOp::DecreaseReservation, &mut places, MOST) == Ok(MOST as u64);
     // What comes by increase_reservation comes to no place on ARM: it only counts. One page is kept back for what the last count needs.
     tap.is(
-        "memory_op.increase_reservation to what was there before",
-        (how, whole, change(MemoryOp::IncreaseReservation, &mut places, MOST)),
-        (how, true, Ok(MOST as u64)),
+        format_args!("memory_op.increase_reservation to what was there before{how}"),
+        (whole, change(MemoryOp::IncreaseReservation, &mut places, MOST)),
+        (true, Ok(MOST as u64)),
     );
     tap.is(
-        "memory_op.increase_reservation beyond it",
-        (how, change(MemoryOp::IncreaseReservation, &mut places, 1)),
-        (how, Ok(0)),
+        format_args!("memory_op.increase_reservation beyond it{how}"),
+        change(MemoryOp::IncreaseReservation, &mut places, 1),
+        Ok(0),
     );
-    tap.is("memory_op.current_reservation agrees", (how, has()), (how, all));
+    tap.is(format_args!("memory_op.current_reservation agrees{how}"), has(), all);
     // Those pages are the domain's, in no place: what it had here does not come back.
     core::mem::forget(frames);
 
@@ -251,13 +251,9 @@ fn memory(tap: &mut Tap, how: &str) {
         ..Default::default()
     };
     tap.is(
-        "memory_op.add_to_physmap of a frame that the table has to grow to",
-        (
-            how,
-            memory_op(MemoryOp::AddToPhysmap, &mut add),
-            memory_op(MemoryOp::RemoveFromPhysmap, &mut remove),
-        ),
-        (how, Ok(0), Ok(0)),
+        format_args!("memory_op.add_to_physmap of a frame that the table has to grow to{how}"),
+        (memory_op(MemoryOp::AddToPhysmap, &mut add), memory_op(MemoryOp::RemoveFromPhysmap, &mut remove)),
+        (Ok(0), Ok(0)),
     );
     each(tap, "memory_op.add_to_physmap_batch of every number", how, |count| {
         let mut idxs: Vec<u64> = (0..count as u64).map(|index| 20 + index).collect();
@@ -299,7 +295,7 @@ fn others(tap: &mut Tap, how: &str) {
             wrong = Some(count);
         }
     }
-    tap.is("event_channel_op.reset of every number of ports", (how, wrong), (how, None));
+    tap.is(format_args!("event_channel_op.reset of every number of ports{how}"), wrong, None);
 
     let version = MulticallEntry {
         op: u64::from(Hypercall::XenVersion.number()),
@@ -348,5 +344,5 @@ fn others(tap: &mut Tap, how: &str) {
     text[1499] = b'\n';
     let write = u64::from(ConsoleOp::Write.number());
     let answer = raw::bytes(Hypercall::ConsoleIo, write, 1500, &mut text);
-    tap.is("console_io.write of more than is written at once", (how, answer), (how, Ok(0)));
+    tap.is(format_args!("console_io.write of more than is written at once{how}"), answer, Ok(0));
 }

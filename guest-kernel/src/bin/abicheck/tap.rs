@@ -1,7 +1,7 @@
 //! The Test Anything Protocol, version 13: one line a case, the plan at the end.
 use alloc::boxed::Box;
 use alloc::string::String;
-use core::fmt::Debug;
+use core::fmt::{Debug, Display};
 
 use guest_kernel::{println, record};
 
@@ -45,11 +45,17 @@ impl Tap {
     }
 
     #[expect(clippy::needless_pass_by_value, reason = "answers and expectations are written in place")]
-    /// One case: what it is, what came, what is expected.
-    pub(crate) fn is<T: PartialEq + Debug>(&mut self, what: &str, got: T, expected: T) {
+    /// One case: what it is, what came, what is expected. No two of a family have one name: what a loop tries is in it
+    /// (`format_args!`).
+    pub(crate) fn is<T: PartialEq + Debug>(&mut self, what: impl Display, got: T, expected: T) {
+        let differs = got != expected;
+        self.tell(&what, differs.then_some((&got, &expected)));
+    }
+
+    fn tell(&mut self, what: &dyn Display, differ: Option<(&dyn Debug, &dyn Debug)>) {
         self.cases += 1;
         let (number, family) = (self.cases, self.family);
-        if got != expected {
+        if let Some((got, expected)) = differ {
             self.failed += 1;
             println!("not ok {number} - {family}: {what} # got {got:?}, expected {expected:?}");
         } else if let Some(left) = self.afterwards.as_mut().and_then(|afterwards| afterwards()) {
@@ -61,7 +67,7 @@ impl Tap {
     }
 
     /// One case that is true or not.
-    pub(crate) fn that(&mut self, what: &str, holds: bool) {
+    pub(crate) fn that(&mut self, what: impl Display, holds: bool) {
         self.is(what, holds, true);
     }
 

@@ -31,9 +31,9 @@ pub(crate) fn check(tap: &mut Tap) {
     }
     for (what, number) in [("platform_op", 7), ("sysctl", 35), ("domctl", 36)] {
         tap.is(
-            "another interface version is refused by",
-            (what, privileged(number)),
-            (what, Err(Errno::Eacces)),
+            format_args!("another interface version is refused by {what}"),
+            privileged(number),
+            Err(Errno::Eacces),
         );
     }
     tap.is("41 (dm_op)", call(41, &[0, 0, 0, 0, 0]), Err(Errno::Enosys));

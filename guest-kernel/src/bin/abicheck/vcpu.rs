@@ -42,7 +42,7 @@ pub(crate) fn check(tap: &mut Tap) {
     tap.is("a bad address for register_vcpu_info", call(number, &[info, 0, NOWHERE]), Err(Errno::Efault));
     tap.is("a bad address for register_runstate", call(number, &[runstate, 0, NOWHERE]), Err(Errno::Efault));
     for op in [0, 1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14, 15, 99] {
-        tap.is("another operation", call(number, &[op, 0, NOWHERE]), Err(Errno::Einval));
+        tap.is(format_args!("operation {op}"), call(number, &[op, 0, NOWHERE]), Err(Errno::Einval));
     }
     tap.is(
         "another operation on a vCPU that does not exist",

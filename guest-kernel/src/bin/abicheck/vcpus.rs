@@ -35,11 +35,11 @@ fn ports(tap: &mut Tap) {
     let mut ipi = BindIpi { vcpu: 1, port: Port(0) };
     tap.is("bind_ipi to a vCPU that is off", hypercall::event_bind_ipi(&mut ipi), Ok(()));
     let state = status(ipi.port).map(|state| (state.0, state.1));
-    tap.is("its state", state, Ok((PortStatus::Ipi.number(), 1)));
+    tap.is("the state of an IPI", state, Ok((PortStatus::Ipi.number(), 1)));
     tap.is("an event to it", hypercall::event_send(ipi.port), Ok(()));
     let back = &mut BindVcpu { port: ipi.port, vcpu: 0 };
     tap.is("it cannot be moved", hypercall::event_bind_vcpu(back), Err(Errno::Einval));
-    tap.is("it closes", close(ipi.port), Ok(()));
+    tap.is("the IPI closes", close(ipi.port), Ok(()));
 
     if let Ok(unbound) = Channel::unbound(DomId::SELF) {
         tap.is("bind_vcpu of an unbound port", unbound.deliver_to(Cpu::FIRST), Ok(()));
@@ -51,15 +51,16 @@ fn ports(tap: &mut Tap) {
     for (what, number) in [("timer", Virq::Timer), ("debug", Virq::Debug)] {
         let mut virqs = [0, 1].map(|vcpu| BindVirq { virq: number.number(), vcpu, port: Port(0) });
         for virq in &mut virqs {
-            tap.is("each vCPU has its own", (what, hypercall::event_bind_virq(virq)), (what, Ok(())));
+            let vcpu = virq.vcpu;
+            tap.is(format_args!("{what}: vCPU {vcpu} has its own"), hypercall::event_bind_virq(virq), Ok(()));
         }
         let again = hypercall::event_bind_virq(&mut virqs[1].clone());
-        tap.is("once", (what, again), (what, Err(Errno::Eexist)));
+        tap.is(format_args!("{what}: bound once"), again, Err(Errno::Eexist));
         let states = virqs.each_ref().map(|virq| status(virq.port).map(|state| (state.0, state.1, state.2)));
         let expected = [0, 1].map(|vcpu| Ok((PortStatus::Virq.number(), vcpu, number.number())));
-        tap.is("their states", (what, states), (what, expected));
+        tap.is(format_args!("{what}: their states"), states, expected);
         for virq in virqs {
-            tap.is("it closes", (what, close(virq.port)), (what, Ok(())));
+            tap.is(format_args!("{what}: vCPU {}'s closes", virq.vcpu), close(virq.port), Ok(()));
         }
     }
 }
@@ -73,7 +74,7 @@ fn areas(tap: &mut Tap) {
     let word = |index: usize| page.words().get(index).map(|word| word.load(Ordering::Acquire));
     let mut place = RegisterVcpuInfo { gfn: (address / PAGE_SIZE) as u64, offset: 64, rsvd: 0 };
     tap.is("register_vcpu_info for another", vcpu(info, 1, &mut place), Ok(0));
-    tap.is("once", vcpu(info, 1, &mut place), Err(Errno::Ebusy));
+    tap.is("register_vcpu_info for another, once", vcpu(info, 1, &mut place), Err(Errno::Ebusy));
     // At 64: the upcall byte, then the selector at 72.
     tap.is("it has an upcall to take", word(16).map(|word| word & 0xff), Some(1));
     tap.is("with all words to look at", (word(18), word(19)), (Some(u32::MAX), Some(u32::MAX)));
@@ -92,7 +93,7 @@ fn areas(tap: &mut Tap) {
         (unmasked, word(16), selected),
         (Ok(()), Some(1), Some(1)),
     );
-    tap.is("it closes", (shared.take(ipi.port), close(ipi.port)), (true, Ok(())));
+    tap.is("the masked IPI closes", (shared.take(ipi.port), close(ipi.port)), (true, Ok(())));
     let mut area = RegisterRunstate { addr: address as u64 + 2048 };
     tap.is("a run-state area for another", vcpu(runstate, 1, &mut area), Ok(0));
     tap.is("says that it is offline", word(512), Some(3));
