@@ -109,10 +109,27 @@ struct Inner {
     console: Vec<u8>,
     /// Bytes of it that were read back.
     console_read: u32,
+    /// A word in which another vCPU flips these bits after each of so many looks that EL2 takes at it.
+    flips: Option<(FrameAddr, u32, u32)>,
     budget: Option<u32>,
     /// Bytes that the console holds; without a number all.
     console_room: Option<usize>,
     events: Vec<Event>,
+}
+
+impl Inner {
+    /// EL2 has seen the word at `at`, or an aligned pair with it: its guest may change it now.
+    fn looked_at(&mut self, at: FrameAddr) {
+        if let Some((word, bits, left)) = &mut self.flips
+            && word.frame() == at.frame()
+            && (word.offset() == at.offset() || word.offset() & !7 == at.offset())
+            && *left != 0
+        {
+            *left -= 1;
+            let flipped = self.ram.half(*word) ^ *bits;
+            self.ram.write(*word, &flipped.to_le_bytes());
+        }
+    }
 }
 
 /// A machine with RAM from some address on, and nothing else.
@@ -199,6 +216,12 @@ impl FakeHardware {
     /// Lets `calls` more calls of shared-word atomics succeed and the one after answer [`Contended`], once.
     pub fn contend_after(&self, calls: u32) {
         self.inner().contend_after = Some(calls);
+    }
+
+    /// From here on another vCPU of the guest flips `bits` of the 32-bit word at `at`, each time after EL2 has looked at it, `times` times at most;
+    /// `None` ends it. How often it would have gone on before.
+    pub fn flip(&self, word: Option<(FrameAddr, u32, u32)>) -> u32 {
+        core::mem::replace(&mut self.inner().flips, word).map_or(0, |(_, _, left)| left)
     }
 
     /// Moves the counter on.
@@ -310,7 +333,9 @@ impl FakeHardware {
             Some(left) => inner.contend_after = Some(left - 1),
             None => {}
         }
-        Ok(change(&mut inner.ram))
+        let result = change(&mut inner.ram);
+        inner.looked_at(at);
+        Ok(result)
     }
 
     fn load(&self, at: FrameAddr, len: usize) -> MutexGuard<'_, Inner> {
@@ -416,7 +441,10 @@ impl Hardware for FakeHardware {
     }
 
     fn load_u32(&self, at: FrameAddr) -> u32 {
-        self.load(at, 4).ram.half(at)
+        let mut inner = self.load(at, 4);
+        let found = inner.ram.half(at);
+        inner.looked_at(at);
+        found
     }
 
     fn or_u64(&self, at: FrameAddr, bits: u64) -> Result<u64, Contended> {

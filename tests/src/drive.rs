@@ -10,6 +10,7 @@ mod paging;
 mod shrink;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
@@ -127,11 +128,15 @@ pub struct Run {
     pub world: World,
     /// What it must be like.
     pub spec: Spec,
+    /// Events that guests took out of queues while they could rely on what comes.
+    pub taken: u64,
     /// Hypercalls made to their ends; the runs that a restart takes count once.
     pub calls: u64,
     /// What the last step did, if anybody asks.
     pub(crate) told: Option<String>,
     pub(crate) tells: bool,
+    /// What vCPUs remember of their queues of events.
+    readers: BTreeMap<(u16, u32), act::Reader>,
     /// The frame table when it was compared last.
     states: Vec<u64>,
     steps: usize,
@@ -176,7 +181,19 @@ impl Run {
             world.machine.frames.table.count_to(most);
         }
         let spec = compare::observe(&world, setup.domains);
-        Self { setup, world, spec, calls: 0, told: None, tells: false, states: Vec::new(), steps: 0 }
+        let readers = BTreeMap::new();
+        Self {
+            setup,
+            world,
+            spec,
+            taken: 0,
+            calls: 0,
+            told: None,
+            tells: false,
+            readers,
+            states: Vec::new(),
+            steps: 0,
+        }
     }
 
     /// Does a step and compares.

@@ -14,9 +14,11 @@
 //! - I5 a table is written by nobody, and each of its entries may be there (`paging`).
 //! - I6 a frame of RAM is in one place at most.
 //! - I7 the uses of a reference are the handles that name it; the shared entry says that it is in use exactly while it is.
-//! - I8 a channel's two ends name each other; ports notify vCPUs that exist; a free port is not pending.
+//! - I8 a channel's two ends name each other; ports notify vCPUs that exist; a free port is not pending. With queues: what the words say is what a
+//!   guest was promised (`fifo`).
 //! - I11 RAM, ports, handles, table frames stay within what the domain may have.
 mod event;
+pub mod fifo;
 mod grant;
 mod memory;
 pub mod paging;
@@ -25,6 +27,7 @@ mod watched;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use event::{InfoAt, Polls, Port, PortFacts, Vcpu};
+pub use fifo::Fifo;
 pub use grant::{Entry, Held, MapArgs, Side, Use};
 pub use memory::{Place, SharedPage};
 pub use paging::{Paging, Role};
@@ -82,6 +85,8 @@ pub struct Domain {
     pub pending: BTreeSet<u32>,
     /// Ports that the guest has masked.
     pub masked: BTreeSet<u32>,
+    /// Its queues of events, once it uses them; what is in `pending` then is kept for them.
+    pub fifo: Option<Fifo>,
     /// Its vCPUs.
     pub vcpus: Vec<Vcpu>,
     /// Watchdogs that are set.
@@ -99,6 +104,8 @@ pub struct Spec {
     pub bytes: BTreeMap<Frame, Vec<u8>>,
     /// References that a frame may have.
     pub most_references: u32,
+    /// The guest changes the word before a new event more often than it may: what the call links is lost.
+    pub hopeless: bool,
     /// Upcalls that the last call raised: domain and vCPU.
     pub upcalls: Vec<(Dom, u32)>,
 }
@@ -120,12 +127,13 @@ impl Spec {
         self.domains.get_mut(&id).expect("it exists")
     }
 
-    /// I4: how many hold this frame of a domain's, beside page tables: references of grants in use, and areas that the hypervisor writes to.
+    /// I4: how many hold this frame of a domain's, beside page tables: references of grants in use, and what the hypervisor writes to.
     pub fn references(&self, owner: Dom, frame: Frame) -> u32 {
         let domain = self.of(owner);
         let uses = domain.uses.values().filter(|used| used.frame == frame).count();
         let areas = domain.vcpus.iter().flat_map(Vcpu::areas).filter(|area| *area == frame).count();
-        u32::try_from(uses + areas).expect("few")
+        let queues = domain.fifo.iter().flat_map(Fifo::frames).filter(|of| *of == frame).count();
+        u32::try_from(uses + areas + queues).expect("few")
     }
 
     /// Who owns a frame of RAM.

@@ -38,6 +38,21 @@ fn a_domain_with_checked_page_tables_does_what_is_specified() {
     plays(Setup::PAGING, 200..206, 400);
 }
 
+/// That guests take events out of queues while they can rely on what comes is no rare thing.
+#[test]
+fn events_are_taken_out_of_queues_as_promised() {
+    let taken: u64 = (400..404)
+        .map(|seed| {
+            let mut run = Run::new(2);
+            for step in &Sequence::of_seed(seed, 1500).0 {
+                run.step(step).unwrap();
+            }
+            run.taken
+        })
+        .sum();
+    assert!(taken > 50, "{taken} events");
+}
+
 #[test]
 fn counts_that_are_full_refuse() {
     plays(Setup::TINY, 300..303, 400);

@@ -227,7 +227,7 @@ fn link<H: Hardware>(
     let hw = &machine.hw;
     let _queue = domain.fifo.queue.lock();
     let Some(at) = word_at(domain, port) else {
-        if why == Why::Event && is_used(domain) {
+        if why == Why::Event && is_used(domain) && !crate::seeded!("fifo-early") {
             deliver::keep(machine, domain, port)?;
         }
         return Ok(Linked::default());
@@ -236,18 +236,24 @@ fn link<H: Hardware>(
         return Ok(Linked::default());
     }
     // A guest unmasks nothing for a vCPU before that has a control block: the event is lost, as in Xen.
-    let Some(control) = place(&target.queues.control) else { return Ok(Linked::default()) };
+    let control = place(&target.queues.control);
+    let control =
+        if crate::seeded!("xsa-107") { control.or(Mfn::new(0).map(FrameAddr::start)) } else { control };
+    let Some(control) = control else { return Ok(Linked::default()) };
     let before = set(hw, at, fifo::PENDING)?;
     let linked = Linked { wakes: before & fifo::PENDING == 0, tells: false };
     // A guest that unmasks later finds it pending, and asks for it (`unmask`).
-    if before & fifo::MASKED != 0 || set(hw, at, fifo::LINKED)? & fifo::LINKED != 0 {
+    let masked = before & fifo::MASKED != 0 && !crate::seeded!("fifo-masked");
+    if masked || set(hw, at, fifo::LINKED)? & fifo::LINKED != 0 {
         return Ok(linked);
     }
     let (priority, last) = port::queue_of(domain, port);
     let number = low_u16(port.0);
     // If it was the tail where it was last, that queue is empty: it was LINKED no more. Nothing may be linked behind it there.
     let was_in = domain.vcpu(last.vcpu).and_then(|vcpu| tail(vcpu, last.priority));
-    if let Some(tail) = was_in.filter(|tail| tail.load(Ordering::Relaxed) == number) {
+    if let Some(tail) = was_in.filter(|tail| tail.load(Ordering::Relaxed) == number)
+        && !crate::seeded!("fifo-old-tail")
+    {
         tail.store(0, Ordering::Relaxed);
     }
     port::set_last(domain, port, port::Queue { vcpu: target.number, priority });
@@ -259,7 +265,7 @@ fn link<H: Hardware>(
     if let Some(behind) = behind
         && set_link(hw, behind, port)?
     {
-        return Ok(linked);
+        return Ok(Linked { tells: crate::seeded!("fifo-told-twice"), ..linked });
     }
     let head =
         usize::try_from(priority).unwrap_or(0).wrapping_mul(4).wrapping_add(offset_of!(ControlBlock, head));
@@ -284,12 +290,16 @@ fn low_u16(port: u32) -> u16 {
 /// loses the event.
 fn set_link<H: Hardware>(hw: &H, at: FrameAddr, port: Port) -> Result<bool, Contended> {
     let mut seen = hw.load_u32(at);
-    for attempt in 0..6 {
+    for attempt in 0..if crate::seeded!("fifo-impatient") { 2 } else { 6 } {
         if seen & fifo::LINKED == 0 {
             if attempt != 0 {
                 clear(hw, at, fifo::BUSY)?;
             }
             return Ok(false);
+        }
+        if crate::seeded!("fifo-link-race") {
+            hw.write(at, &(seen & !fifo::LINK_MASK | port.0).to_le_bytes());
+            return Ok(true);
         }
         let before = hw.compare_exchange_u32(at, seen, seen & !(fifo::BUSY | fifo::LINK_MASK) | port.0)?;
         if before == seen {
@@ -298,7 +308,9 @@ fn set_link<H: Hardware>(hw: &H, at: FrameAddr, port: Port) -> Result<bool, Cont
         // From here on the guest does not unmask it.
         seen = if attempt == 0 { set(hw, at, fifo::BUSY)? | fifo::BUSY } else { before };
     }
-    clear(hw, at, fifo::BUSY)?;
+    if !crate::seeded!("fifo-busy-kept") {
+        clear(hw, at, fifo::BUSY)?;
+    }
     Ok(true)
 }
 
@@ -315,13 +327,16 @@ pub(super) fn is_pending<H: Hardware>(hw: &H, domain: &Domain, port: Port) -> bo
 
 /// Whether an event is in a queue still: its port is not given out anew. The caller holds the domain's lock.
 pub(super) fn is_busy<H: Hardware>(hw: &H, domain: &Domain, port: Port) -> bool {
-    word_at(domain, port).is_some_and(|at| hw.load_u32(at) & fifo::LINKED != 0)
+    let linked = word_at(domain, port).is_some_and(|at| hw.load_u32(at) & fifo::LINKED != 0);
+    linked && !crate::seeded!("fifo-busy-port")
 }
 
 /// Takes a reference to a page of the domain's RAM. The caller holds the domain's lock.
 fn hold<H: Hardware>(machine: &Machine<H>, domain: &Domain, gfn: u64) -> Result<Mfn, Errno> {
     let mfn = own_ram(machine, domain, gfn).ok_or(Errno::Einval)?;
-    machine.frames.table.reference(mfn, domain.id).map_err(|_| Errno::Einval)?;
+    if !crate::seeded!("fifo-unreferenced") {
+        machine.frames.table.reference(mfn, domain.id).map_err(|_| Errno::Einval)?;
+    }
     Ok(mfn)
 }
 
@@ -445,6 +460,9 @@ pub(crate) fn forget<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
     for at in places(domain) {
         if let Some(held) = place(at) {
             at.store(0, Ordering::Release);
+            if crate::seeded!("fifo-reset-held") {
+                continue;
+            }
             // It was taken by `hold`.
             let _ = machine.frames.table.release(held.frame());
         }

@@ -250,6 +250,7 @@ pub(super) fn store(domain: &Domain, port: Port, word: PortWord) {
     let before = cell.load(Ordering::Relaxed);
     let kept = match (&queue, word.kind, PortWord::unpack(before).kind) {
         (None, ..) => 0,
+        (Some(_), ..) if crate::seeded!("fifo-priority") => before & (LAST_MASK | PRIORITY_MASK) | FIFO,
         (Some(_), PortKind::Free, _) => before & LAST_MASK,
         (Some(_), _, PortKind::Free) => adopted(before & LAST_MASK),
         (Some(_), ..) => before & (LAST_MASK | PRIORITY_MASK) | FIFO,

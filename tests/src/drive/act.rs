@@ -14,9 +14,11 @@ mod further;
 mod grants;
 mod memory;
 mod numbers;
+mod queues;
 mod vcpus;
 
 pub(super) use numbers::Numbers;
+pub(super) use queues::{POOL, Reader};
 
 use super::{Run, STEP};
 use crate::spec::Place;
@@ -122,6 +124,8 @@ impl Run {
             if kind & 1 == 0 { self.bad_handle(who, &mut n)? } else { self.result_nowhere(who, &mut n)? }
         } else if about_tables {
             self.paging_step(who, kind, &mut n)?;
+        } else if matches!(from & 0xE, 4 | 6) {
+            self.queue_step(who, kind, &mut n)?;
         } else if from & 0xE == 2 {
             self.further_step(who, kind, &mut n)?;
         } else {

@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hypervisor::addr::{FrameAddr, Gfn, Mfn};
 use hypervisor::domain::{Domain, Life};
-use hypervisor::evtchn::{PortKind, check_channels, find};
+use hypervisor::evtchn::{PortKind, check_channels, find, held};
 use hypervisor::fake::World;
 use hypervisor::frame::Role;
 use hypervisor::grant::Track;
@@ -16,7 +16,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::Run;
 use crate::spec::{
-    Domain as Wanted, Entry, Held, InfoAt, Place, Polls, Port, Quota, SharedPage, Spec, Use, Vcpu, Watched,
+    Domain as Wanted, Entry, Fifo, Held, InfoAt, Place, Polls, Port, Quota, SharedPage, Spec, Use, Vcpu,
+    Watched,
 };
 
 /// Mappings that a domain of a [`World`] may hold: one frame of 16-byte entries, as Xen counts.
@@ -45,7 +46,7 @@ pub(super) fn observe(world: &World, domains: u16) -> Spec {
             ram: state.memory.max_frames,
         };
         // What is loaded at boot is not the specification's; the pages that steps use are empty.
-        for gfn in super::act::RAM_POOL {
+        for gfn in super::act::RAM_POOL.into_iter().chain(super::act::POOL) {
             if let Some(Place::Ram(frame)) = places.get(&gfn) {
                 spec.bytes.insert(*frame, vec![0; 4096]);
             }
@@ -72,6 +73,7 @@ pub(super) fn observe(world: &World, domains: u16) -> Spec {
             pending: BTreeSet::new(),
             masked: BTreeSet::new(),
             vcpus: (0..domain.vcpus.len()).map(vcpu).collect(),
+            fifo: None,
             watchdogs: [false; 2],
             paging: super::paging::observe(world, id),
         };
@@ -219,6 +221,7 @@ impl Run {
             compared.map_err(|error| format!("domain {id}: {error}"))?;
         }
         if thoroughly {
+            self.spec.domains.keys().try_for_each(|id| self.promised(*id))?;
             for frame in self.spec.bytes.keys() {
                 self.holds(*frame)?;
             }
@@ -309,6 +312,13 @@ impl Run {
                 return Err(format!("{what}: {:x?}, specified {wanted:x?}", set().collect::<Vec<_>>()));
             }
         }
+        let mut queues: Vec<u64> = held(domain).map(Mfn::get).collect();
+        let mut specified: Vec<u64> = wanted.fifo.iter().flat_map(Fifo::frames).collect();
+        queues.sort_unstable();
+        specified.sort_unstable();
+        same(|| "pages of queues".into(), &queues, &specified)?;
+        specified.dedup();
+        specified.into_iter().try_for_each(|frame| self.holds(frame))?;
         for (vcpu, wanted) in domain.vcpus.iter().zip(&wanted.vcpus) {
             let number = vcpu.number;
             let at = vcpu.info_at();
@@ -401,6 +411,7 @@ impl Run {
             .values()
             .map(|used| used.frame)
             .chain(wanted.vcpus.iter().flat_map(Vcpu::areas))
+            .chain(wanted.fifo.iter().flat_map(Fifo::frames))
             .collect();
         let counted = self.spec.counted(id);
         let agrees = |frame: u64| {

@@ -192,7 +192,7 @@ impl Run {
     }
 
     /// The guest writes a whole page of its own, if it may and nothing of the hypervisor's is in it; whether it did.
-    fn fill(&mut self, id: u16, gfn: u64, bytes: &[u8; 4096]) -> bool {
+    pub(super) fn fill(&mut self, id: u16, gfn: u64, bytes: &[u8; 4096]) -> bool {
         let Some(frame) = self.spec.ram_at(id, gfn) else { return false };
         if self.spec.references(id, frame) != 0 {
             return false;

@@ -1,7 +1,7 @@
-//! Event channels with two levels of bitmaps.
+//! Event channels, and how events arrive with two levels of bitmaps; with queues: `fifo`.
 use pv_abi::Errno;
 
-use super::{Dom, Frame, SELF, Spec};
+use super::{Dom, Frame, SELF, Spec, fifo};
 
 /// Ports that come into being together: none beyond the last group in use can be named.
 const GROUP: u32 = 64;
@@ -98,14 +98,15 @@ pub struct PortFacts {
 
 impl Spec {
     /// Whether an operation may name a port.
-    fn named(&self, id: Dom, port: u32) -> Result<Option<(Port, u32)>, Errno> {
+    pub(super) fn named(&self, id: Dom, port: u32) -> Result<Option<(Port, u32)>, Errno> {
         let domain = self.of(id);
         if port >= domain.known_ports { Err(Errno::Einval) } else { Ok(domain.ports.get(&port).copied()) }
     }
 
     fn lowest_free(&self, id: Dom) -> Result<u32, Errno> {
         let domain = self.of(id);
-        (1..domain.quota.ports).find(|port| !domain.ports.contains_key(port)).ok_or(Errno::Enospc)
+        let is_free = |port: &u32| !domain.ports.contains_key(port) && !self.is_busy(id, *port);
+        (1..domain.quota.ports).find(is_free).ok_or(Errno::Enospc)
     }
 
     fn occupy(&mut self, id: Dom, port: u32, kind: Port, vcpu: u32) {
@@ -147,7 +148,7 @@ impl Spec {
         Ok(port)
     }
 
-    fn vcpu_exists(&self, who: Dom, vcpu: u32) -> Result<(), Errno> {
+    pub(super) fn vcpu_exists(&self, who: Dom, vcpu: u32) -> Result<(), Errno> {
         if (vcpu as usize) < self.of(who).vcpus.len() { Ok(()) } else { Err(Errno::Enoent) }
     }
 
@@ -195,10 +196,11 @@ impl Spec {
         let domain = self.of_mut(who);
         domain.ports.remove(&port);
         domain.pending.remove(&port);
+        self.clear_queued(who, port);
         Ok(())
     }
 
-    /// `EVTCHNOP_reset`.
+    /// `EVTCHNOP_reset`: all ports are closed, and events arrive with two levels again.
     ///
     /// # Errors
     /// As the call.
@@ -207,11 +209,11 @@ impl Spec {
             return Err(Errno::Eperm);
         }
         let ports: Vec<u32> = self.of(who).ports.keys().copied().collect();
-        ports.into_iter().try_for_each(|port| match self.close(who, port) {
-            // It was the other end of one that was closed before.
-            Err(Errno::Einval) => Ok(()),
-            other => other,
-        })
+        for port in ports {
+            self.close(who, port)?;
+        }
+        self.of_mut(who).fifo = None;
+        Ok(())
     }
 
     /// `EVTCHNOP_send`.
@@ -235,7 +237,9 @@ impl Spec {
     pub fn unmask(&mut self, who: Dom, port: u32) -> Result<(), Errno> {
         let Some((_, vcpu)) = self.named(who, port)? else { return Ok(()) };
         let domain = self.of_mut(who);
-        if domain.masked.remove(&port) && domain.pending.contains(&port) {
+        if domain.fifo.is_some() {
+            self.unmask_queued(who, port);
+        } else if domain.masked.remove(&port) && domain.pending.contains(&port) {
             self.select(who, vcpu, 1 << (port / 64));
         }
         Ok(())
@@ -282,17 +286,26 @@ impl Spec {
     /// An event arrives at a port: once pending, it changes nothing more.
     pub fn raise(&mut self, id: Dom, port: u32) {
         let domain = self.of_mut(id);
+        if domain.fifo.is_some() {
+            return self.raise_queued(id, port);
+        }
         if !domain.pending.insert(port) {
             return;
         }
-        for vcpu in &mut domain.vcpus {
-            if vcpu.blocked && (vcpu.polls == Polls::Any || vcpu.polls == Polls::One(port)) {
-                vcpu.wake();
-            }
-        }
+        self.wake_pollers(id, port);
+        let domain = self.of(id);
         let (_, vcpu) = domain.ports[&port];
         if !domain.masked.contains(&port) {
             self.select(id, vcpu, 1 << (port / 64));
+        }
+    }
+
+    /// An event that becomes pending wakes who waits for it.
+    pub(super) fn wake_pollers(&mut self, id: Dom, port: u32) {
+        for vcpu in &mut self.of_mut(id).vcpus {
+            if vcpu.blocked && (vcpu.polls == Polls::Any || vcpu.polls == Polls::One(port)) {
+                vcpu.wake();
+            }
         }
     }
 
@@ -303,10 +316,24 @@ impl Spec {
             return;
         }
         vcpu.selector |= bits;
-        if !vcpu.upcall {
+        self.mark_upcall(id, number);
+    }
+
+    /// A vCPU's upcall becomes pending: it is interrupted.
+    pub(super) fn mark_upcall(&mut self, id: Dom, number: u32) {
+        let vcpu = &mut self.of_mut(id).vcpus[number as usize];
+        if vcpu.info != InfoAt::Nowhere && !vcpu.upcall {
             vcpu.upcall = true;
             vcpu.wake();
             self.upcalls.push((id, number));
+        }
+    }
+
+    /// Whether an event is pending, as `SCHEDOP_poll` sees it.
+    fn is_pending(&self, id: Dom, port: u32) -> bool {
+        match &self.of(id).fifo {
+            Some(fifo) => fifo.word_at(port).is_some_and(|at| self.half(at) & fifo::PENDING != 0),
+            None => self.of(id).pending.contains(&port),
         }
     }
 
@@ -389,7 +416,7 @@ impl Spec {
     pub fn poll(&mut self, who: Dom, number: u32, ports: &[u32]) -> Result<(), Errno> {
         for port in ports {
             self.named(who, *port)?.ok_or(Errno::Einval)?;
-            if self.of(who).pending.contains(port) {
+            if self.is_pending(who, *port) {
                 return Ok(());
             }
         }

@@ -311,6 +311,7 @@ impl Spec {
 
     fn move_bytes(&mut self, from: (Frame, u16), to: (Frame, u16), len: u16) {
         let range = |at: u16| usize::from(at)..usize::from(at) + usize::from(len);
+        self.overwritten(to.0);
         let Some(bytes) = self.bytes.get(&from.0).map(|bytes| bytes[range(from.1)].to_vec()) else {
             // Nobody knows what was copied.
             self.bytes.remove(&to.0);

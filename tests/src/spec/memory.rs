@@ -226,6 +226,7 @@ impl Spec {
             Some(Place::Ram(frame) | Place::Grant { frame, writable: true }) => *frame,
             Some(Place::Shared(_) | Place::Grant { .. }) | None => return false,
         };
+        self.overwritten(frame);
         if let Some(bytes) = self.bytes.get_mut(&frame) {
             bytes[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
         }

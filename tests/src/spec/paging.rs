@@ -495,6 +495,7 @@ impl Spec {
         };
         // Where the hypervisor writes too, nobody knows what is there.
         let shared = self.of(id).vcpus.iter().flat_map(super::Vcpu::areas).any(|area| area == frame);
+        self.overwritten(frame);
         match bytes.filter(|_| !shared) {
             Some(bytes) => self.bytes.insert(frame, bytes),
             None => self.bytes.remove(&frame),

@@ -101,6 +101,7 @@ impl Run {
                 self.guest(id, vcpu).set_info(offset, &word.to_le_bytes());
                 Ok(())
             }
+            _ if self.spec.of(id).fifo.is_some() => self.take_queued(id, vcpu, 64),
             _ => {
                 self.tell(|| format!("d{id}v{vcpu} takes its upcall"));
                 self.take(id, vcpu);

@@ -1,4 +1,4 @@
-//! Further calls: `cache_flush`, the batch form of `add_to_physmap`, watchdogs.
+//! Further calls: `cache_flush`, the batch form of `add_to_physmap`, watchdogs; and queues of events.
 use pv_abi::grant::{CacheFlush, GrantOp};
 use pv_abi::memory::AddToPhysmapBatch;
 use pv_abi::sched::Watchdog;
@@ -26,7 +26,9 @@ impl Run {
         match kind {
             0..0x60 => self.flush_step(who, n),
             0x60..0xC0 => self.place_many(who, n),
-            _ => self.watchdog_step(who, n),
+            0xC0..0xD0 => self.watchdog_step(who, n),
+            // Where page tables are checked queues are here only.
+            _ => self.queue_step(who, n.next(), n),
         }
     }
 

@@ -225,12 +225,17 @@ impl Run {
 
     /// Event words that a guest has overwritten are what they are now.
     pub(in crate::drive) fn seen(&mut self, frame: u64) {
+        if self.spec.holds_queues(frame) && !self.spec.bytes.contains_key(&frame) {
+            let mfn = Mfn::new(frame).expect("a frame");
+            self.spec.bytes.insert(frame, self.world.machine.hw.frame_bytes(mfn).to_vec());
+        }
         for id in self.spec.domains.keys().copied().collect::<Vec<_>>() {
             for index in 0..self.spec.of(id).vcpus.len() {
                 let InfoAt::Frame(at, offset) = self.spec.of(id).vcpus[index].info else { continue };
                 if at == frame {
                     let at = Mfn::new(at).and_then(|mfn| FrameAddr::new(mfn, usize::from(offset)));
                     let (selector, upcall) = self.words(at.expect("a place"));
+                    self.spec.misses(id);
                     let vcpu = &mut self.spec.of_mut(id).vcpus[index];
                     (vcpu.selector, vcpu.upcall) = (selector, upcall);
                 }

@@ -22,7 +22,8 @@ impl Run {
                     _ => offset,
                 };
                 // Rarely: once done it stays.
-                if n.below(3) != 0 {
+                let queues = self.spec.ram_at(id, gfn).is_some_and(|frame| self.spec.holds_queues(frame));
+                if n.below(3) != 0 || queues {
                     return Ok(());
                 }
                 self.tell(|| {
@@ -70,6 +71,10 @@ impl Run {
         // 48 bytes, away from the words of a `vcpu_info`: what does not fit is in the next page.
         let pages = if offset > 4048 { 2 } else { 1 };
         let frames: Option<Vec<u64>> = (0..pages).map(|page| self.spec.ram_at(id, gfn + page)).collect();
+        let queues = |frames: &Vec<u64>| frames.iter().any(|frame| self.spec.holds_queues(*frame));
+        if frames.as_ref().is_some_and(queues) {
+            return Ok(());
+        }
         let address = if frames.is_some() { address(gfn) + offset } else { 0 };
         self.tell(|| format!("d{id}v{vcpu} register_runstate of {number} at {address:#x}"));
         self.spec.register_runstate(id, u32::from(number), frames.unwrap_or_default());
