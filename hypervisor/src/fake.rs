@@ -138,13 +138,27 @@ pub struct FakeHardware {
     inner: Mutex<Inner>,
     /// Accesses to words that guests share: where a model of what is done without a lock (`tests/models`) sees them.
     shared: AtomicU64,
+    /// Whether a model sees writes, flushes and cleaning too.
+    watched: std::sync::atomic::AtomicBool,
 }
 
 impl FakeHardware {
     /// A machine with `frames` frames of RAM from `base`.
     pub fn new(base: Mfn, frames: u64) -> Self {
         let inner = Inner { ram: Memory::new(base.get()..base.get() + frames), ..Inner::default() };
-        Self { inner: Mutex::new(inner), shared: AtomicU64::new(0) }
+        Self { inner: Mutex::new(inner), shared: AtomicU64::new(0), watched: false.into() }
+    }
+
+    /// Makes writes, flushes of pages and cleaning steps of a model from now on.
+    pub fn watch_writes(&self) {
+        self.watched.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// A step that a model sees, if it is to.
+    fn seen(&self) {
+        if self.watched.load(std::sync::atomic::Ordering::Relaxed) {
+            self.shared.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Units of work that each run of a long call may do from now on; `None` for what the call itself says.
@@ -404,6 +418,7 @@ impl Hardware for FakeHardware {
     }
 
     fn write(&self, at: FrameAddr, from: &[u8]) {
+        self.seen();
         let mut inner = self.record(Op::Write { at, len: from.len() });
         inner.caches.written(at.frame());
         inner.ram.write(at, from);
@@ -424,6 +439,7 @@ impl Hardware for FakeHardware {
     }
 
     fn clean_to_memory(&self, frame: Mfn) {
+        self.seen();
         let mut inner = self.record(Op::CleanToMemory(frame));
         inner.caches.cleaned(frame);
         inner.ram.check(frame);
@@ -504,6 +520,7 @@ impl Hardware for FakeHardware {
     }
 
     fn flush_page(&self, vmid: Vmid, ipa: Ipa) {
+        self.seen();
         self.record(Op::FlushPage(vmid, ipa)).tlb.flush_page(vmid, ipa);
     }
 

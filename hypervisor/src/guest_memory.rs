@@ -4,6 +4,8 @@
 //! 1. Nothing here makes a reference to guest memory; what was read is a copy that the guest cannot change any more.
 //! 2. A write goes to frames that stage 2 lets the guest itself write (a page granted read-only is refused).
 //! 3. A refusal in the middle of a long write leaves the pages before it written, as any partial store would.
+//! 4. A page of a domain with checked page tables, its own or one that it granted, is looked up and written under that domain's
+//!    [`crate::pagetable::Shared::writes`]: a role that forbids writing comes before both, and is seen, or after both.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 #![expect(
     clippy::inline_always,
@@ -19,7 +21,7 @@ use crate::addr::{FrameAddr, GuestVa};
 use crate::hardware::{Access, Hardware};
 use crate::machine::{Current, Machine};
 use crate::pagetable;
-use crate::stage2;
+use crate::stage2::{self, Kind};
 
 /// Where an address of the caller is in the machine, if the caller itself might access it so.
 ///
@@ -37,7 +39,7 @@ pub fn locate<H: Hardware>(
     {
         return Ok(at);
     }
-    locate_by_tables(machine, current, va, access)
+    locate_by_tables(machine, current, va, access).map(|(at, _)| at)
 }
 
 /// [`locate`] where the machine's own translation does not tell enough: for writing, and on the way to a refusal.
@@ -47,7 +49,7 @@ fn locate_by_tables<H: Hardware>(
     current: &Current<'_>,
     va: GuestVa,
     access: Access,
-) -> Result<FrameAddr, Errno> {
+) -> Result<(FrameAddr, Kind), Errno> {
     let ipa = machine.hw.translate(va, access).map_err(|_| Errno::Efault)?;
     let mapping =
         stage2::lookup(&machine.hw, current.domain.stage2_root, ipa.frame()).ok_or(Errno::Efault)?;
@@ -59,7 +61,7 @@ fn locate_by_tables<H: Hardware>(
     if !permitted {
         return Err(Errno::Efault);
     }
-    FrameAddr::new(mapping.mfn, ipa.page_offset()).ok_or(Errno::Efault)
+    FrameAddr::new(mapping.mfn, ipa.page_offset()).map(|at| (at, mapping.kind)).ok_or(Errno::Efault)
 }
 
 /// Reads a structure.
@@ -169,9 +171,12 @@ pub fn write_bytes<H: Hardware>(
     let mut rest = from;
     while !rest.is_empty() {
         let (part, tail) = rest.split_at_checked(rest.len().min(va.left_in_page())).ok_or(Errno::Efault)?;
-        match current.domain.paging() {
-            None => machine.hw.write(locate(machine, current, va, Access::Write)?, part),
-            Some(paging) => write_checked(machine, current, paging, va, part)?,
+        let ahead = match current.domain.paging() {
+            None => write_unless_kept(machine, current, None, va, part)?,
+            own => own,
+        };
+        if let Some(keeper) = ahead {
+            write_kept(machine, current, keeper, va, part)?;
         }
         va = next_page(va, tail.is_empty())?;
         rest = tail;
@@ -179,20 +184,59 @@ pub fn write_bytes<H: Hardware>(
     Ok(())
 }
 
-/// Writes to one page of a domain's with checked page tables: one that is being made a table is not written any more once it is read-only
-/// ([`crate::pagetable`], invariant 3).
+/// Writes to one page, or says whose lock is needed for it (invariant 4) if that is not `held`.
+#[inline(always)]
+fn write_unless_kept<'m, H: Hardware>(
+    machine: &'m Machine<H>,
+    current: &Current<'m>,
+    held: Option<&pagetable::Shared>,
+    va: GuestVa,
+    part: &[u8],
+) -> Result<Option<&'m pagetable::Shared>, Errno> {
+    let (at, kind) = locate_by_tables(machine, current, va, Access::Write)?;
+    let keeper = match kind {
+        Kind::GrantWritable => granters(machine, at),
+        _ => current.domain.paging(),
+    };
+    if keeper.is_some_and(|keeper| held.is_none_or(|held| !core::ptr::eq(keeper, held))) {
+        return Ok(keeper);
+    }
+    machine.hw.write(at, part);
+    Ok(None)
+}
+
+/// The keeper of a page that was granted: its owner's. While it was mapped its owner could not change; if it is not any more, it is nobody else's before
+/// this CPU has left the hypervisor ([`crate::frame_alloc`]).
+#[cold]
+fn granters<H: Hardware>(machine: &Machine<H>, at: FrameAddr) -> Option<&pagetable::Shared> {
+    machine.domain(machine.frames.table.state(at.frame())?.owner)?.paging()
+}
+
+/// Writes to one page under its keeper's lock: that of the caller at first, and of who granted the page if it was granted.
 #[inline(never)]
-fn write_checked<H: Hardware>(
+fn write_kept<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
-    paging: &pagetable::Shared,
+    keeper: &pagetable::Shared,
     va: GuestVa,
     part: &[u8],
 ) -> Result<(), Errno> {
-    let _writing = paging.writes.lock();
-    machine.hw.write(locate(machine, current, va, Access::Write)?, part);
-    Ok(())
+    let mut keeper = keeper;
+    // A third look is for a guest that changes its mappings meanwhile.
+    for _ in 0..LOOKS {
+        let writing = keeper.writes.lock();
+        let other = write_unless_kept(machine, current, Some(keeper), va, part)?;
+        drop(writing);
+        match other {
+            None => return Ok(()),
+            Some(other) => keeper = other,
+        }
+    }
+    Err(Errno::Efault)
 }
+
+/// How often a page is looked up for a write that is to be under the right lock.
+const LOOKS: u32 = 3;
 
 /// The start of the page after `va`'s; that there is none matters only when there is more to copy.
 fn next_page(va: GuestVa, last: bool) -> Result<GuestVa, Errno> {

@@ -61,7 +61,7 @@ pub const MAX_VCPUS: usize = 8;
 /// Beside the domain's lock.
 #[derive(Debug)]
 pub struct Shared {
-    /// Held by a CPU at EL2 from looking up a page of the domain's for writing to the end of the write, and around the change of stage 2 that
+    /// Held by a CPU at EL2 from looking up a page of the domain's for writing, be it for whom it was granted to, to the end of the write, and around the change of stage 2 that
     /// makes a page read-only (invariant 3). Rank 25: inside the domain's lock. At most a page is written under it.
     pub writes: TicketMutex<()>,
     installed: AtomicBool,

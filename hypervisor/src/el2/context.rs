@@ -6,8 +6,9 @@
 //!    CPU_ON writes its first registers under the domain's lock.
 //! 2. EL1 state is in the CPU from [`load`] to [`save`]. Floating-point registers are written back by `save` too, if they were used; what
 //!    stays in the CPU is a copy, good while the CPU's `fp_owner` and the vCPU's `fp_cpu` name each other.
-//! 3. While EL1's registers are mixed from two vCPUs, walks with them are off (`TCR_EL1.EPD0/1` with the MMU on): a speculative `AT`
-//!    must not fill the TLB from a mixture (Cortex-A72 erratum 1319367).
+//! 3. From [`save`] to [`load`] walks with EL1's registers are off (`TCR_EL1.EPD0/1` with the MMU on): a speculative `AT` must not fill the TLB from a
+//!    mixture of two vCPUs' registers (Cortex-A72 erratum 1319367), nor from tables of a vCPU that may run elsewhere by now, leave them, and
+//!    let them become data.
 //! 4. A vCPU leaves nothing behind in a CPU that it could meet again out of date, or that another could meet: `HCR_EL2.FB` makes its TLB and
 //!    instruction-cache maintenance reach every CPU that it ran on, `contain_serror`'s DSB completes it before the vCPU moves, siblings'
 //!    entries go by [`forget_others`]; the physical timer interrupt that its list register stands for is made inactive where it leaves
@@ -314,12 +315,17 @@ pub fn stop_walks() {
     isb();
 }
 
-/// Leaves the address space of the vCPU that was saved last: nothing is walked for it any more, not even speculatively, so that its tables can
+/// Leaves the address space of the vCPU that was saved last: stage 2 is walked for it no more, not even speculatively, so that its tables can
 /// go.
 pub fn leave_address_space() {
-    stop_walks();
     regs::vttbr_el2::write(0);
     isb();
+}
+
+/// Whether nothing is walked for any vCPU on this CPU.
+#[cfg(feature = "selfcheck")]
+pub fn is_left() -> bool {
+    regs::tcr_el1::read() & TCR_NO_WALKS == TCR_NO_WALKS && regs::vttbr_el2::read() == 0
 }
 
 /// Keeps the general registers of the loaded vCPU, which `frame` holds, and where it goes on.
@@ -369,6 +375,8 @@ pub fn save(cpu: &PerCpu, arch: &ArchVcpu) {
         // SAFETY: invariant 1; the assembly stores 32 quad words and the two control registers.
         unsafe { fp_save(arch.fp.get()) };
     }
+    // Before it may run elsewhere (invariant 3).
+    stop_walks();
     arch.vcpu.on.clear();
 }
 
@@ -414,8 +422,7 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     arch.vcpu.on.set(cpu.id);
     // SAFETY: invariant 1.
     let saved = unsafe { &*arch.saved.get() };
-    // Invariant 3.
-    stop_walks();
+    // Walks are off (invariant 3).
     regs::vttbr_el2::write(arch.vttbr);
     // Whether WFI traps is the CPU's (`init_cpu`), the rest the vCPU's.
     regs::hcr_el2::write(arch.hcr & !regs::HCR_TWI | regs::hcr_el2::read() & regs::HCR_TWI);

@@ -75,8 +75,7 @@ fn settle(
 ) -> Option<&'static Vcpu> {
     if cpu.going_off.replace(false) {
         // Its registers leave the CPU before `Offline` is published: from then on CPU_ON writes them (context.rs, invariant 1).
-        context::save(cpu, arch);
-        cpu.unload();
+        leave(cpu, arch);
         hypervisor::runstate::leave(machine, arch.vcpu, Run::Offline);
         arch.vcpu.run.set(Run::Offline);
         return None;
@@ -87,9 +86,7 @@ fn settle(
             defmt::info!("CPU {=u8}: {=u64} interrupts and traps", cpu.id.0, cpu.exits.get());
         }
         contain_serror(machine, cpu, arch);
-        context::save(cpu, arch);
-        context::leave_address_space();
-        cpu.unload();
+        leave(cpu, arch);
         if arch.vcpu.run.get() == Run::Running {
             arch.vcpu.run.set(Run::Offline);
         }
@@ -100,8 +97,7 @@ fn settle(
             context::keep(arch, frame);
         }
         contain_serror(machine, cpu, arch);
-        context::save(cpu, arch);
-        cpu.unload();
+        leave(cpu, arch);
         machine.sched.put_out(machine, arch.vcpu);
         return None;
     }
@@ -124,6 +120,14 @@ fn settle(
         Run::Runnable | Run::Offline | Run::Paused => {}
     }
     None
+}
+
+/// Takes the loaded vCPU out with nobody to follow. Its tables may become data from now on, by siblings or where it goes on: this CPU must not walk them any
+/// more, not even speculatively, else the TLB would have them again after the flush that lets them be written.
+fn leave(cpu: &'static PerCpu, arch: &'static ArchVcpu) {
+    context::save(cpu, arch);
+    context::leave_address_space();
+    cpu.unload();
 }
 
 /// Whether the loaded vCPU, which is blocked, has an interrupt to go on for: one to take, masked or not. A poll with interrupts masked is ended, as in Xen, by
@@ -261,6 +265,8 @@ fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu) {
         // One that is pending would end the wait at once, for ever.
         contain_serror(machine, cpu, arch);
     }
+    #[cfg(feature = "selfcheck")]
+    assert!(cpu.loaded().is_some() || context::is_left(), "tables of nobody are still walked");
     // SAFETY: waits; changes nothing.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
     #[cfg(feature = "selfcheck")]

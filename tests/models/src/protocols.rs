@@ -19,6 +19,8 @@ use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use loom::thread;
 use pv_abi::DomId;
 
+use crate::granted::granted;
+
 /// Something that is done without a lock.
 pub struct Protocol {
     pub name: &'static str,
@@ -100,6 +102,12 @@ pub const ALL: &[Protocol] = &[
         needs: &[],
         body: role,
     },
+    Protocol {
+        name: "granted",
+        what: "a granted page is given back and becomes text while a call of a sibling's writes its result there: text is not written",
+        needs: &[],
+        body: granted,
+    },
 ];
 
 /// A machine of two domains with two vCPUs each, for one execution.
@@ -114,7 +122,7 @@ fn machine() -> &'static Machine<FakeHardware> {
 }
 
 /// Made on a stack that is large enough: Loom's threads have small ones.
-fn built<T: Sync>(make: impl FnOnce() -> &'static mut T + Send + 'static) -> &'static T {
+pub fn built<T: Sync>(make: impl FnOnce() -> &'static mut T + Send + 'static) -> &'static T {
     std::thread::spawn(|| -> &'static T { make() }).join().unwrap()
 }
 
@@ -123,7 +131,7 @@ fn vcpu(machine: &Machine<FakeHardware>, id: u16) -> &Vcpu {
 }
 
 /// vCPU 0 of a domain as the caller on a CPU.
-fn current(machine: &'static Machine<FakeHardware>, id: u16, cpu: u8) -> Current<'static> {
+pub fn current(machine: &'static Machine<FakeHardware>, id: u16, cpu: u8) -> Current<'static> {
     let reschedule = Box::leak(Box::new(Cell::new(false)));
     Current {
         domain: machine.domain(DomId(id)).unwrap(),
@@ -138,7 +146,7 @@ fn choose(machine: &'static Machine<FakeHardware>, cpu: u8) -> Option<&'static V
 }
 
 /// Runs two threads to their ends.
-fn both<A: 'static, B: 'static>(
+pub fn both<A: 'static, B: 'static>(
     one: impl FnOnce() -> A + 'static,
     other: impl FnOnce() -> B + 'static,
 ) -> (A, B) {
