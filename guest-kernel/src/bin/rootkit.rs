@@ -201,6 +201,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     }
     entries::tables_and_text(&mut tap, &target);
     entries::contents(&mut tap, &target)?;
+    registers::features(&mut tap);
     registers::controls(&mut tap, &target);
     elsewhere::hands(&mut tap, &target)?;
     if let Some(accomplice) = accomplice {

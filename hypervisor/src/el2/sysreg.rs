@@ -224,19 +224,26 @@ fn identity(crm: u64, op2: u64) -> u64 {
                 | field(13);
             read_register!("id_aa64isar1_el1") & kept
         }
-        // ID_AA64MMFR0_EL1: granules, ASIDs, endianness; addresses of 40 bits, stage 2's input.
+        // ID_AA64MMFR0_EL1: granules without 52-bit addresses (FEAT_LPA2), none of stage 2's; ASIDs, endianness; addresses of 40 bits, stage 2's input.
         (7, 0) => {
             let value = read_register!("id_aa64mmfr0_el1");
             let range = (value & field(0)).min(2);
-            value & !(field(0) | field(14) | field(15)) | range
+            // 1 for 52 bits and 0 for 48 with pages of 4 KiB, 2 and 1 with those of 16 KiB; 15 and 0 for neither.
+            let small = if value & field(7) == field(7) { field(7) } else { 0 };
+            let middle = (value & field(5)).min(1 << 20);
+            let kept =
+                !(field(0) | field(5) | field(7) | field(8) | field(9) | field(10) | field(14) | field(15));
+            value & kept | range | small | middle
         }
         // ID_AA64MMFR1_EL1: hierarchical permission disables, PAN, ETS, AFP.
         (7, 1) => {
             let kept = field(0) | field(3) | field(5) | field(6) | field(9) | field(11);
             read_register!("id_aa64mmfr1_el1") & kept
         }
-        // ID_AA64MMFR2_EL1: all but common-not-private translations, nested virtualization, forced write-back and the second-stage traps.
-        (7, 2) => read_register!("id_aa64mmfr2_el1") & !(field(0) | field(6) | field(10) | field(14)),
+        // ID_AA64MMFR2_EL1: all but common-not-private translations, 52-bit addresses, nested virtualization, forced write-back and the second-stage traps.
+        (7, 2) => {
+            read_register!("id_aa64mmfr2_el1") & !(field(0) | field(4) | field(6) | field(10) | field(14))
+        }
         _ => 0,
     }
 }

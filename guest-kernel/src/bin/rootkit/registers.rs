@@ -1,5 +1,8 @@
 //! Controls of EL1's translation, written by register.
-use aarch64_cpu::registers::{MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1};
+use aarch64_cpu::registers::{
+    ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1, TTBR0_EL1,
+    TTBR1_EL1,
+};
 use alloc::format;
 
 use guest_kernel::println;
@@ -10,6 +13,25 @@ use super::{Came, Tap, Target, UNDEFINED, at_el1, code};
 fn write(register: &str, pc: u64, value: u64) -> Came {
     println!("# in the log: {register} must not become {value:#x}");
     at_el1(pc, value, 0)
+}
+
+/// Features that change what an entry means, or who writes it, are not offered: by field of `ID_AA64MMFR<n>_EL1` (Arm ARM D19.2), the values that say so.
+pub(super) fn features(tap: &mut Tap) {
+    let registers = [ID_AA64MMFR0_EL1.get(), ID_AA64MMFR1_EL1.get(), ID_AA64MMFR2_EL1.get()];
+    for (what, register, shift, without) in [
+        ("52-bit addresses with pages of 4 KiB (LPA2)", 0, 28, [0, 15]),
+        ("52-bit addresses with pages of 16 KiB", 0, 20, [0, 1]),
+        ("hardware access flag and dirty state", 1, 0, [0, 0]),
+        ("hierarchical permissions", 1, 12, [0, 0]),
+        ("translations common to CPUs", 2, 0, [0, 0]),
+        ("52-bit virtual addresses", 2, 16, [0, 0]),
+    ] {
+        let field = registers.get(register).map(|value| value >> shift & 0xF);
+        tap.nothing(
+            &format!("a register that offers {what}"),
+            field.is_some_and(|field| without.contains(&field)),
+        );
+    }
 }
 
 /// Every write that would change what the tables mean is an undefined instruction, and changes nothing.
