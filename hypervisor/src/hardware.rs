@@ -10,6 +10,7 @@ use crate::addr::{FrameAddr, GuestVa, Ipa, Mfn};
 use crate::log::Event;
 use crate::pagetable::Half;
 use crate::pagetable::control::Controls;
+use crate::stage2::ENTRIES;
 use crate::vcpu::VcpuIndex;
 use crate::vgic::PrivateIntid;
 
@@ -81,6 +82,13 @@ pub trait Hardware: Sync {
 
     /// Reads entry `index` (0..512) of a translation table.
     fn table_read(&self, table: Mfn, index: usize) -> u64;
+    /// Shows every entry of a translation table that is not zero, with its index, until `visit` says false; whether it never did.
+    fn table_entries(&self, table: Mfn, mut visit: impl FnMut(usize, u64) -> bool) -> bool {
+        (0..ENTRIES).all(|index| match self.table_read(table, index) {
+            0 => true,
+            entry => visit(index, entry),
+        })
+    }
     /// Writes entry `index` (0..512) of a translation table, with one 64-bit store.
     fn table_write(&self, table: Mfn, index: usize, entry: u64);
     /// Makes table writes visible to the walkers of all CPUs; enough for invalid-to-valid changes.

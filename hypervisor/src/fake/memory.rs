@@ -122,7 +122,24 @@ impl Ram {
     }
 
     pub(super) fn entry(&self, table: Mfn, index: usize) -> u64 {
-        self.word(FrameAddr::new(table, index * 8).expect("a table has 512 entries"))
+        // Checks of whole machines read millions.
+        match &self.bytes[self.index(table)] {
+            Bytes::These(bytes) => u64::from_le_bytes(bytes.as_chunks().0[index]),
+            Bytes::Zeroes => 0,
+            Bytes::Garbage => u64::from_le_bytes([GARBAGE; 8]),
+        }
+    }
+
+    /// All entries of a table; `None` where all are zero.
+    pub(super) fn entries(&self, table: Mfn) -> Option<[u64; 512]> {
+        match &self.bytes[self.index(table)] {
+            Bytes::These(bytes) => {
+                let (words, _) = bytes.as_chunks();
+                Some(core::array::from_fn(|index| u64::from_le_bytes(words[index])))
+            }
+            Bytes::Zeroes => None,
+            Bytes::Garbage => Some([u64::from_le_bytes([GARBAGE; 8]); 512]),
+        }
     }
 
     pub(super) fn set_entry(&mut self, table: Mfn, index: usize, entry: u64) {

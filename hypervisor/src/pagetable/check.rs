@@ -10,6 +10,9 @@ use crate::hardware::Hardware;
 use crate::machine::Machine;
 use crate::stage2::ENTRIES;
 
+/// Frames with a role that are counted in one pass.
+const LISTED: usize = 64;
+
 /// The first frame of a domain's whose count is not the number of entries and roots that name it, or that has an entry that is not
 /// allowed. (I4, I5)
 pub(crate) fn check<H: Hardware>(
@@ -20,6 +23,9 @@ pub(crate) fn check<H: Hardware>(
     if state.paging.is_none() {
         return Ok(());
     }
+    // What names each frame, counted in one pass. Frames that the list has no room for are looked for each time.
+    let mut list = heapless::Vec::<(Mfn, Option<Gfn>, u32), LISTED>::new();
+    let mut fits = true;
     let own = || {
         let table = &machine.frames.table;
         (table.base().get()..table.end()).filter_map(move |number| {
@@ -29,20 +35,37 @@ pub(crate) fn check<H: Hardware>(
         })
     };
     for (mfn, _) in own() {
+        fits &= list.push((mfn, machine.frames.table.home(mfn), 0)).is_ok();
+    }
+    for (mfn, _) in own() {
         entries(machine, mfn).try_for_each(|target| match target {
-            Some(Target::Counted(gfn, role)) if role_at(machine, domain, gfn) != Some(role) => Err(mfn),
-            Some(Target::Nothing | Target::Data(_) | Target::Counted(..)) => Ok(()),
+            Some(Target::Counted(gfn, role)) => {
+                if let Some((.., names)) = list.iter_mut().find(|(_, home, _)| *home == Some(gfn)) {
+                    *names = names.saturating_add(1);
+                }
+                if role_at(machine, domain, gfn) == Some(role) { Ok(()) } else { Err(mfn) }
+            }
+            Some(Target::Nothing | Target::Data(_)) => Ok(()),
             None => Err(mfn),
         })?;
+    }
+    let roots = |mfn: Mfn| {
+        let uses = state.paging.iter().flat_map(super::Paging::uses);
+        uses.filter(|root: &Root| root.mfn == mfn).count()
+    };
+    if fits {
+        let right = |(mfn, _, names): &(Mfn, Option<Gfn>, u32)| {
+            let named = usize::try_from(*names).unwrap_or(usize::MAX).saturating_add(roots(*mfn));
+            machine.frames.table.state(*mfn).map(|found| found.count) == u32::try_from(named).ok()
+        };
+        return list.iter().find(|listed| !right(listed)).map_or(Ok(()), |(mfn, ..)| Err(*mfn));
     }
     for (mfn, FrameState { count, .. }) in own() {
         let gfn = machine.frames.table.home(mfn);
         let names =
             |target: &Option<Target>| matches!(target, Some(Target::Counted(at, _)) if Some(*at) == gfn);
         let links: usize = own().map(|(table, _)| entries(machine, table).filter(names).count()).sum();
-        let uses = state.paging.iter().flat_map(super::Paging::uses);
-        let roots = uses.filter(|root: &Root| root.mfn == mfn).count();
-        if u32::try_from(links.saturating_add(roots)) != Ok(count) {
+        if u32::try_from(links.saturating_add(roots(mfn))) != Ok(count) {
             return Err(mfn);
         }
     }

@@ -2,7 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use core::ops::ControlFlow;
 
-use super::descriptor::{Descriptor, ENTRIES, INDEX_BITS, LAST_LEVEL};
+use super::descriptor::{Descriptor, INDEX_BITS, LAST_LEVEL};
 use super::{FIRST_LEVEL, Mapping, ROOT_TABLES, level_order};
 use crate::addr::{Gfn, Mfn};
 use crate::hardware::Hardware;
@@ -78,14 +78,9 @@ fn each<H: Hardware>(
     level: u32,
     mut visit: impl FnMut(u64, Descriptor) -> bool,
 ) -> bool {
-    for index in 0..ENTRIES {
-        let word = hw.table_read(table, index);
-        let gfn = first | (index as u64) << level_order(level);
-        if word != 0 && !visit(gfn, Descriptor::from_raw(word)) {
-            return false;
-        }
-    }
-    true
+    hw.table_entries(table, |index, word| {
+        visit(first | (index as u64) << level_order(level), Descriptor::from_raw(word))
+    })
 }
 
 /// Shows one entry; goes on with the table below it, if any.

@@ -3,7 +3,7 @@
 //!
 //! A frame whose role is not noted is data. What a table holds is [`Spec::bytes`]: nothing about entries is kept beside it, so that counts
 //! and the entries' right to be there can be asked from scratch at any time ([`Spec::counted`], `Spec::check_paging`).
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pv_abi::Errno;
 
@@ -232,9 +232,9 @@ impl Spec {
         for (frame, role) in paging.roles.iter() {
             let Some((level, held)) = Self::held(*role) else { continue };
             let bytes = &self.bytes[frame];
-            for (index, word) in bytes.as_chunks::<8>().0.iter().take(held).enumerate() {
+            for word in bytes.as_chunks::<8>().0.iter().take(held) {
                 if word[0] & 1 == 1
-                    && let Some(Meaning::Counted(gfn, _)) = meaning(self.entry(*frame, index), level)
+                    && let Some(Meaning::Counted(gfn, _)) = meaning(u64::from_le_bytes(*word), level)
                     && let Some(named) = self.own(id, gfn)
                 {
                     *counts.entry(named).or_default() += 1;
@@ -567,18 +567,30 @@ impl Spec {
                 return says("I5: an entry or root names what is no table and no text", *frame);
             }
         }
+        let mut seen = BTreeSet::new();
+        let mut placed = BTreeSet::new();
+        for place in self.domains.values().flat_map(|other| other.places.values()) {
+            if let Place::Grant { frame, .. } = place {
+                seen.insert(*frame);
+            }
+        }
+        for place in domain.places.values() {
+            if let Place::Ram(frame) = place
+                && paging.roles.contains_key(frame)
+            {
+                placed.insert(*frame);
+            }
+        }
         for (frame, role) in paging.roles.iter() {
-            if !domain.places.values().any(|place| *place == Place::Ram(*frame)) {
+            if !placed.contains(frame) {
                 return says("I6: a table or text is in no place", *frame);
             }
-            let sees = |place: &Place| matches!(place, Place::Grant { frame: seen, .. } if seen == frame);
-            let granted = self.domains.values().any(|other| other.places.values().any(sees));
-            if granted || self.references(id, *frame) != 0 {
+            if seen.contains(frame) || self.references(id, *frame) != 0 {
                 return says("I5: somebody else may write a table or text", *frame);
             }
             let Some((level, held)) = Self::held(*role) else { continue };
-            for index in 0..held {
-                let lawful = match meaning(self.entry(*frame, index), level) {
+            for word in self.bytes[frame].as_chunks().0.iter().take(held) {
+                let lawful = match meaning(u64::from_le_bytes(*word), level) {
                     None => false,
                     Some(Meaning::Empty | Meaning::Data(_)) => true,
                     Some(Meaning::Counted(gfn, role)) => {
