@@ -30,11 +30,10 @@ pub use table::{GrantState, GrantTables, TRACKS_PER_FRAME, TableFrame};
 use core::mem::offset_of;
 
 use pv_abi::grant::{
-    CacheFlush, GrantCopy, GrantOp, GrantStatus, MapGrantRef, QuerySize, SetupTable, SwapGrantRef,
-    UnmapGrantRef,
+    CacheFlush, GetStatusFrames, GrantCopy, GrantOp, GrantStatus, MapGrantRef, QuerySize, SetupTable,
+    SwapGrantRef, UnmapAndReplace, UnmapGrantRef,
 };
-use pv_abi::{Errno, GrantHandle, GuestHandle};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use pv_abi::{Errno, GuestHandle};
 
 use crate::guest_memory;
 use crate::hardware::Hardware;
@@ -45,27 +44,6 @@ use crate::machine::{Current, Machine};
 const CMD_MASK: u32 = 0xFFF;
 /// Elements of a batch that one run does before it lets interrupts in: some 900 instructions each for a copied page.
 const BUDGET: u32 = 16;
-
-/// Argument of [`GrantOp::UnmapAndReplace`] (`gnttab_unmap_and_replace`); its last two bytes are not touched.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct UnmapAndReplace {
-    host_addr: u64,
-    new_addr: u64,
-    handle: GrantHandle,
-    status: i16,
-    pad: u16,
-}
-
-/// Argument of [`GrantOp::GetStatusFrames`] (`gnttab_get_status_frames`).
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct GetStatusFrames {
-    nr_frames: u32,
-    dom: pv_abi::DomId,
-    status: i16,
-    frame_list: GuestHandle,
-}
 
 /// `grant_table_op`.
 ///

@@ -233,10 +233,14 @@ macro_rules! succeeds {
 }
 pub(crate) use succeeds;
 
-/// Asserts a structure's size and its fields' offsets against the header.
+/// Asserts a structure's size and the offset of each of its fields; one that is left out does not compile. `cargo xtask check` compares the
+/// numbers with those of Xen's headers (`xen-4.20-layouts.toml`).
 macro_rules! layout {
-    ($Type:ty, $size:literal, { $($field:ident: $offset:literal),* $(,)? }) => {
+    ($Type:ident, $size:literal, { $($field:ident: $offset:literal),* $(,)? }) => {
         const _: () = {
+            const fn _every_field(it: &$Type) {
+                let $Type { $($field: _),* } = it;
+            }
             assert!(core::mem::size_of::<$Type>() == $size);
             $(assert!(core::mem::offset_of!($Type, $field) == $offset);)*
         };

@@ -28,4 +28,6 @@ abi_struct! {
         pub out_prod: u32,
     }
 }
-layout!(ConsoleRing, 3088, { input: 0, output: 1024, in_cons: 3072, in_prod: 3076, out_cons: 3080, out_prod: 3084 });
+layout!(ConsoleRing, 3088, {
+    input: 0, output: 1024, in_cons: 3072, in_prod: 3076, out_cons: 3080, out_prod: 3084,
+});

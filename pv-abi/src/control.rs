@@ -350,17 +350,22 @@ pub mod role {
     pub const LIMBO: usize = 7;
 }
 
-layout!(Domctl, 144, { cmd: 0, interface_version: 4, domain: 8, payload: 16 });
+layout!(Domctl, 144, { cmd: 0, interface_version: 4, domain: 8, pad: 10, payload: 16 });
 layout!(Sysctl, 136, { cmd: 0, interface_version: 4, payload: 8 });
-layout!(PlatformCall, 136, { cmd: 0, interface_version: 4, time: 8 });
+layout!(PlatformCall, 136, { cmd: 0, interface_version: 4, time: 8, rest: 32 });
 layout!(SetTime, 24, { secs: 0, nsecs: 8, mbz: 12, system_time: 16 });
-layout!(ReadConsole, 24, { clear: 0, incremental: 1, index: 4, buffer: 8, count: 16 });
+layout!(ReadConsole, 24, { clear: 0, incremental: 1, pad: 2, index: 4, buffer: 8, count: 16, pad2: 20 });
 layout!(DomainInfo, 120, {
-    domain: 0, flags: 4, tot_pages: 8, max_pages: 16, shared_info_frame: 48, cpu_time: 56, nr_online_vcpus: 64,
-    max_vcpu_id: 68, ssidref: 72, handle: 76, cpupool: 92, gpaddr_bits: 96, arch_config: 104,
+    domain: 0, pad: 2, flags: 4, tot_pages: 8, max_pages: 16, outstanding_pages: 24, shr_pages: 32,
+    paged_pages: 40, shared_info_frame: 48, cpu_time: 56, nr_online_vcpus: 64, max_vcpu_id: 68, ssidref: 72,
+    handle: 76, cpupool: 92, gpaddr_bits: 96, pad2: 97, arch_config: 104, tail: 116,
 });
-layout!(VcpuAffinity, 40, { vcpu: 0, flags: 4, hard: 8, hard_bits: 16, soft: 24, soft_bits: 32 });
+layout!(VcpuAffinity, 40, {
+    vcpu: 0, flags: 4, hard: 8, hard_bits: 16, pad: 20, soft: 24, soft_bits: 32, pad2: 36,
+});
 layout!(SchedulerParams, 12, { scheduler: 0, cmd: 4, weight: 8, cap: 10 });
-layout!(InfoList, 24, { first_domain: 0, max_domains: 4, buffer: 8, num_domains: 16 });
-layout!(AskCounters, 16, { domain: 0, buffer: 8 });
-layout!(Counters, 152, { frames: 0, ports: 128, generation: 148 });
+layout!(InfoList, 24, { first_domain: 0, pad: 2, max_domains: 4, buffer: 8, num_domains: 16, pad2: 20 });
+layout!(AskCounters, 16, { domain: 0, pad: 2, buffer: 8 });
+layout!(Counters, 152, {
+    frames: 0, ports: 128, grants_mapped: 132, grant_frames: 136, vmids: 140, timers: 144, generation: 148,
+});

@@ -233,13 +233,13 @@ abi_struct! {
 }
 layout!(Reset, 2, { dom: 0 });
 layout!(AllocUnbound, 8, { dom: 0, remote_dom: 2, port: 4 });
-layout!(BindInterdomain, 12, { remote_dom: 0, remote_port: 4, local_port: 8 });
+layout!(BindInterdomain, 12, { remote_dom: 0, pad: 2, remote_port: 4, local_port: 8 });
 layout!(BindVirq, 12, { virq: 0, vcpu: 4, port: 8 });
 layout!(BindIpi, 8, { vcpu: 0, port: 4 });
 layout!(PortArg, 4, { port: 0 });
-layout!(Status, 24, { dom: 0, port: 4, status: 8, vcpu: 12, peer: 16, peer_port: 20 });
+layout!(Status, 24, { dom: 0, pad: 2, port: 4, status: 8, vcpu: 12, peer: 16, peer_port: 20 });
 layout!(BindVcpu, 8, { port: 0, vcpu: 4 });
 layout!(ExpandArray, 8, { array_gfn: 0 });
 layout!(SetPriority, 8, { port: 0, priority: 4 });
-layout!(ControlBlock, 72, { ready: 0, head: 8 });
-layout!(InitControl, 24, { control_gfn: 0, offset: 8, vcpu: 12, link_bits: 16 });
+layout!(ControlBlock, 72, { ready: 0, rsvd: 4, head: 8 });
+layout!(InitControl, 24, { control_gfn: 0, offset: 8, vcpu: 12, link_bits: 16, pad: 17 });

@@ -19,11 +19,11 @@ sub_calls! {
         5 Copy copy("array of GrantCopy") Restartable ok [Efault, Einval] {Okay, GeneralError, BadDomain, BadGntref, PermissionDenied, BadPage, BadCopyArg};
         /// Tells the size of a table ([`QuerySize`]).
         6 QuerySize query_size("QuerySize") Constant ok [Efault, Einval] {Okay, BadDomain, PermissionDenied};
-        /// Replaces a mapping: not on ARM.
-        7 UnmapAndReplace unmap_and_replace("array") Restartable ok [Efault, Einval] {BadHandle};
+        /// Replaces a mapping: not on ARM ([`UnmapAndReplace`]).
+        7 UnmapAndReplace unmap_and_replace("array of UnmapAndReplace") Restartable ok [Efault, Einval] {BadHandle};
         /// Chooses the table's version ([`SetVersion`]).
         8 SetVersion set_version("SetVersion") Constant ok [Efault, Einval, Enosys];
-        /// Version 2 only.
+        /// Version 2 only ([`GetStatusFrames`]).
         9 GetStatusFrames get_status_frames("GetStatusFrames") Constant ok [Efault, Einval] {Okay, GeneralError, BadDomain, PermissionDenied};
         /// Tells the table's version ([`GetVersion`]).
         10 GetVersion get_version("GetVersion") Constant ok [Eperm, Esrch, Efault, Einval];
@@ -264,6 +264,30 @@ abi_struct! {
         /// Unused.
         pub pad2: u16,
     }
+    /// Argument of [`GrantOp::UnmapAndReplace`].
+    pub struct UnmapAndReplace {
+        /// Where it was mapped.
+        pub host_addr: u64,
+        /// Where the mapping to put there is.
+        pub new_addr: u64,
+        /// The mapping.
+        pub handle: GrantHandle,
+        /// Out: a [`GrantStatus`].
+        pub status: i16,
+        /// Unused.
+        pub pad: u16,
+    }
+    /// Argument of [`GrantOp::GetStatusFrames`].
+    pub struct GetStatusFrames {
+        /// Frames to be told of.
+        pub nr_frames: u32,
+        /// Whose table.
+        pub dom: DomId,
+        /// Out: a [`GrantStatus`].
+        pub status: i16,
+        /// Out: array of frame numbers.
+        pub frame_list: GuestHandle,
+    }
     /// Argument of [`GrantOp::SetVersion`].
     pub struct SetVersion {
         /// In: wanted; out: in force.
@@ -302,13 +326,17 @@ abi_struct! {
     }
 }
 layout!(SetVersion, 4, { version: 0 });
+layout!(UnmapAndReplace, 24, { host_addr: 0, new_addr: 8, handle: 16, status: 20, pad: 22 });
+layout!(GetStatusFrames, 16, { nr_frames: 0, dom: 4, status: 6, frame_list: 8 });
 layout!(GrantEntry, 8, { flags: 0, domid: 2, frame: 4 });
-layout!(MapGrantRef, 32, { host_addr: 0, flags: 8, gref: 12, dom: 16, status: 18, handle: 20, dev_bus_addr: 24 });
-layout!(UnmapGrantRef, 24, { host_addr: 0, dev_bus_addr: 8, handle: 16, status: 20 });
-layout!(SetupTable, 24, { dom: 0, nr_frames: 4, status: 8, frame_list: 16 });
-layout!(CopyPtr, 16, { ref_or_gfn: 0, domid: 8, offset: 10 });
-layout!(GrantCopy, 40, { source: 0, dest: 16, len: 32, flags: 34, status: 36 });
-layout!(QuerySize, 16, { dom: 0, nr_frames: 4, max_nr_frames: 8, status: 12 });
-layout!(GetVersion, 8, { dom: 0, version: 4 });
-layout!(SwapGrantRef, 12, { ref_a: 0, ref_b: 4, status: 8 });
+layout!(MapGrantRef, 32, {
+    host_addr: 0, flags: 8, gref: 12, dom: 16, status: 18, handle: 20, dev_bus_addr: 24,
+});
+layout!(UnmapGrantRef, 24, { host_addr: 0, dev_bus_addr: 8, handle: 16, status: 20, pad: 22 });
+layout!(SetupTable, 24, { dom: 0, pad: 2, nr_frames: 4, status: 8, pad2: 10, frame_list: 16 });
+layout!(CopyPtr, 16, { ref_or_gfn: 0, domid: 8, offset: 10, pad: 12 });
+layout!(GrantCopy, 40, { source: 0, dest: 16, len: 32, flags: 34, status: 36, pad: 38 });
+layout!(QuerySize, 16, { dom: 0, pad: 2, nr_frames: 4, max_nr_frames: 8, status: 12, pad2: 14 });
+layout!(GetVersion, 8, { dom: 0, pad: 2, version: 4 });
+layout!(SwapGrantRef, 12, { ref_a: 0, ref_b: 4, status: 8, pad: 10 });
 layout!(CacheFlush, 16, { addr_or_ref: 0, offset: 8, length: 10, op: 12 });

@@ -46,4 +46,4 @@ abi_struct! {
         pub value: u64,
     }
 }
-layout!(HvmParamArg, 16, { domid: 0, index: 4, value: 8 });
+layout!(HvmParamArg, 16, { domid: 0, pad: 2, index: 4, value: 8 });

@@ -1,7 +1,8 @@
 //! The contract between Pavo and its guests: Xen's ARM64 ABI (interface 4.20) as Rust types.
 //!
 //! Numbers, structures and limits are those of Xen's public headers (`xen/include/public`); each module names its
-//! header. Sizes and offsets are asserted beside every structure. A guest issues a hypercall with `hvc #0xEA1`, the number in
+//! header. The size of every structure and the offset of every field are asserted
+//! beside it, and compared with Xen's headers by a check. A guest issues a hypercall with `hvc #0xEA1`, the number in
 //! x16 and up to five arguments in x0-x4; x0 returns the result, negative for an [`Errno`]. Pointers in arguments and
 //! structures are guest virtual addresses ([`GuestHandle`]).
 //!

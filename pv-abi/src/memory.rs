@@ -179,7 +179,7 @@ abi_struct! {
 }
 layout!(MemoryExchange, 72, { input: 0, output: 32, nr_exchanged: 64 });
 layout!(VnumaTopology, 40, { domid: 0, pad: 2, nr_vnodes: 4, nr_vcpus: 8, nr_vmemranges: 12, arrays: 16 });
-layout!(ReservedDeviceMap, 24, { flags: 0, nr_entries: 4, buffer: 8, device: 16 });
+layout!(ReservedDeviceMap, 24, { flags: 0, nr_entries: 4, buffer: 8, device: 16, pad: 20 });
 layout!(AcquireResource, 32, { domid: 0, kind: 2, id: 4, nr_frames: 8, pad: 12, frame: 16, frame_list: 24 });
 
 /// Largest extent that a guest may ask for, as order (`CONFIG_DOMU_MAX_ORDER`).
@@ -191,6 +191,10 @@ pub const EXACT_NODE_REQUEST: u32 = 1 << 17;
 /// `XENMEMF_populate_on_demand` of [`Reservation::mem_flags`].
 pub const MEMF_POPULATE_ON_DEMAND: u32 = 1 << 16;
 layout!(AddToPhysmap, 24, { domid: 0, size: 2, space: 4, idx: 8, gpfn: 16 });
-layout!(AddToPhysmapBatch, 32, { domid: 0, space: 2, size: 4, foreign_domid: 6, idxs: 8, gpfns: 16, errs: 24 });
-layout!(RemoveFromPhysmap, 16, { domid: 0, gpfn: 8 });
-layout!(Reservation, 32, { extent_start: 0, nr_extents: 8, extent_order: 16, mem_flags: 20, domid: 24 });
+layout!(AddToPhysmapBatch, 32, {
+    domid: 0, space: 2, size: 4, foreign_domid: 6, idxs: 8, gpfns: 16, errs: 24,
+});
+layout!(RemoveFromPhysmap, 16, { domid: 0, pad: 2, gpfn: 8 });
+layout!(Reservation, 32, {
+    extent_start: 0, nr_extents: 8, extent_order: 16, mem_flags: 20, domid: 24, pad: 26,
+});

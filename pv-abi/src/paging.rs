@@ -46,7 +46,7 @@ abi_struct! {
     }
 }
 layout!(MmuUpdate, 16, { ptr: 0, val: 8 });
-layout!(MmuExtOp, 24, { cmd: 0, arg1: 8, arg2: 16 });
+layout!(MmuExtOp, 24, { cmd: 0, pad: 4, arg1: 8, arg2: 16 });
 
 sub_calls! {
     /// What `mmuext_op` does. Several go in one call; the first that is refused ends it.

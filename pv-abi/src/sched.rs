@@ -83,6 +83,6 @@ abi_struct! {
     }
 }
 layout!(Shutdown, 4, { reason: 0 });
-layout!(Poll, 24, { ports: 0, nr_ports: 8, timeout: 16 });
-layout!(RemoteShutdown, 8, { domain: 0, reason: 4 });
+layout!(Poll, 24, { ports: 0, nr_ports: 8, pad: 12, timeout: 16 });
+layout!(RemoteShutdown, 8, { domain: 0, pad: 2, reason: 4 });
 layout!(Watchdog, 8, { id: 0, timeout: 4 });

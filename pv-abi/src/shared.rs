@@ -55,6 +55,14 @@ abi_struct! {
         pub wc_sec_hi: u32,
     }
 }
-layout!(VcpuTimeInfo, 32, { version: 0, tsc_timestamp: 8, system_time: 16, tsc_to_system_mul: 24, tsc_shift: 28 });
-layout!(VcpuInfo, 48, { evtchn_upcall_pending: 0, evtchn_upcall_mask: 1, evtchn_pending_sel: 8, time: 16 });
-layout!(SharedInfo, 1088, { vcpu_info: 0, evtchn_pending: 48, evtchn_mask: 560, wc_version: 1072, wc_sec_hi: 1084 });
+layout!(VcpuTimeInfo, 32, {
+    version: 0, pad0: 4, tsc_timestamp: 8, system_time: 16, tsc_to_system_mul: 24, tsc_shift: 28, flags: 29,
+    pad1: 30,
+});
+layout!(VcpuInfo, 48, {
+    evtchn_upcall_pending: 0, evtchn_upcall_mask: 1, pad: 2, evtchn_pending_sel: 8, time: 16,
+});
+layout!(SharedInfo, 1088, {
+    vcpu_info: 0, evtchn_pending: 48, evtchn_mask: 560, wc_version: 1072, wc_sec: 1076, wc_nsec: 1080,
+    wc_sec_hi: 1084,
+});

@@ -55,5 +55,5 @@ abi_struct! {
     }
 }
 layout!(RegisterRunstate, 8, { addr: 0 });
-layout!(RegisterVcpuInfo, 16, { gfn: 0, offset: 8 });
-layout!(RunstateInfo, 48, { state: 0, state_entry_time: 8, time: 16 });
+layout!(RegisterVcpuInfo, 16, { gfn: 0, offset: 8, rsvd: 12 });
+layout!(RunstateInfo, 48, { state: 0, pad: 4, state_entry_time: 8, time: 16 });

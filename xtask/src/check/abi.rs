@@ -7,7 +7,7 @@ use pv_abi::call::{Cost, Operation, Origin, TABLE};
 use pv_abi::control::PRIVILEGED;
 use pv_abi::version::XEN_VERSION;
 
-use super::Found;
+use super::{Found, layouts};
 use crate::conformance::{self, answers};
 use crate::failure::{Doing, Failure, Outcome};
 use crate::workspace;
@@ -43,14 +43,16 @@ pub(super) fn covered() -> Outcome<Found> {
     Err(Failure::failed(format!("{} problems, such as: {first}", problems.len())))
 }
 
-/// Fails when the contract needs a crate of ours, is not `no_std`, or has a structure whose layout is not asserted. Returns how many there are.
+/// Fails when the contract needs a crate of ours, is not `no_std`, or has a structure whose layout is not asserted or is not that of Xen's
+/// headers. Returns how many there are.
 pub(super) fn stands_alone() -> Outcome<Found> {
     let folder = workspace::root().join("pv-abi");
     let read = |path: &std::path::Path| std::fs::read_to_string(path).doing("reading pv-abi");
     let manifest: toml::Table =
         read(&folder.join("Cargo.toml"))?.parse().doing("reading pv-abi's manifest")?;
     let needs = manifest.get("dependencies").and_then(toml::Value::as_table).into_iter().flatten();
-    let (mut problems, mut structures) = (Vec::new(), 0);
+    let (mut problems, mut structures, mut asserted) = (Vec::new(), 0, Vec::new());
+    let headers = layouts::Headers::parse(&read(&folder.join(layouts::FILE))?)?;
     let ours = ["guest-kernel", "hypervisor", "platform", "xtask", "pavo-tests"];
     problems.extend(
         needs.filter(|(name, _)| ours.contains(&name.as_str())).map(|(name, _)| format!("it needs {name}")),
@@ -64,19 +66,25 @@ pub(super) fn stands_alone() -> Outcome<Found> {
     for entry in std::fs::read_dir(folder.join("src")).doing("reading pv-abi")? {
         let path = entry.doing("reading pv-abi")?.path();
         let text = read(&path)?;
+        let layouts = layouts::asserted(&text)?;
         let blocks = text.split("abi_struct! {").skip(1).filter_map(|rest| rest.split("\n}").next());
         for name in blocks
             .flat_map(str::lines)
             .filter_map(|line| line.trim().strip_prefix("pub struct ")?.split(' ').next())
         {
             structures += 1;
-            if !text.contains(&format!("layout!({name},")) {
+            if layouts.iter().all(|layout| layout.name != name) {
                 problems.push(format!("{}: the layout of {name} is not asserted", path.display()));
             }
         }
+        asserted.extend(layouts);
     }
+    problems.extend(headers.problems(&asserted));
     match problems.first() {
-        None => Ok(Found::Good(format!("{structures} structures, revision {REVISION}"))),
+        None => Ok(Found::Good(format!(
+            "{structures} structures as in Xen {}, revision {REVISION}",
+            headers.version
+        ))),
         Some(first) => Err(Failure::Shown {
             text: format!("{} problems, such as: {first}", problems.len()),
             lines: problems,

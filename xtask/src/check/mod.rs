@@ -3,6 +3,7 @@
 mod a64;
 mod abi;
 mod advisories;
+mod layouts;
 mod panic_reach;
 mod planted;
 mod seeded;

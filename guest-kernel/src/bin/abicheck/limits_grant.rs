@@ -3,8 +3,8 @@ use guest_kernel::event::own_id;
 use guest_kernel::frame::Frame;
 use guest_kernel::grant::{Access, Grant};
 use pv_abi::grant::{
-    CacheFlush, CopyFlags, CopyPtr, GetVersion, GrantCopy, GrantOp, GrantStatus, MapFlags, MapGrantRef,
-    QuerySize, SetVersion, SetupTable, SwapGrantRef, UnmapGrantRef,
+    CacheFlush, CopyFlags, CopyPtr, GetStatusFrames, GetVersion, GrantCopy, GrantOp, GrantStatus, MapFlags,
+    MapGrantRef, QuerySize, SetVersion, SetupTable, SwapGrantRef, UnmapAndReplace, UnmapGrantRef,
 };
 use pv_abi::memory::{AddToPhysmap, MemoryOp, RemoveFromPhysmap, Reservation};
 use pv_abi::{DomId, Errno, GrantHandle, GrantRef, GuestHandle, Hypercall};
@@ -58,17 +58,16 @@ pub(crate) fn check(tap: &mut Tap) {
     tap.is("grant_table_op.transfer", call(number, &[4, NOWHERE, 1]), Err(Errno::Eopnotsupp));
     for (dom, expected) in [(DomId::SELF, GrantStatus::Okay), (raw::NOBODY, GrantStatus::BadDomain)] {
         let mut frames = [0u64; 3];
-        let list = frames.as_mut_ptr().expose_provenance() as u64;
-        // `gnttab_get_status_frames`: a count, a domain, a status, a list.
-        let mut ask = [u64::from(dom.0) << 32, list, 0];
-        let answer = raw::grant(GrantOp::GetStatusFrames, &mut ask, |ask| raw::last_quarter(ask[0]));
+        let frame_list = GuestHandle(raw::address(&mut frames));
+        let mut ask = GetStatusFrames { nr_frames: 0, dom, frame_list, ..Default::default() };
+        let answer = raw::grant(GrantOp::GetStatusFrames, &mut ask, |ask| ask.status);
         tap.is(
             format_args!("grant_table_op.get_status_frames of no frame of domain {:#x}", dom.0),
             answer,
             Ok(expected),
         );
-        let mut ask = [u64::from(dom.0) << 32 | 1, list, 0];
-        let answer = raw::grant(GrantOp::GetStatusFrames, &mut ask, |ask| raw::last_quarter(ask[0]));
+        let mut ask = GetStatusFrames { nr_frames: 1, ..ask };
+        let answer = raw::grant(GrantOp::GetStatusFrames, &mut ask, |ask| ask.status);
         let expected = if expected == GrantStatus::Okay { GrantStatus::GeneralError } else { expected };
         tap.is(
             format_args!("grant_table_op.get_status_frames of one frame of domain {:#x}", dom.0),
@@ -125,19 +124,18 @@ pub(crate) fn check(tap: &mut Tap) {
         tap.is(format_args!("grant_table_op.get_version of domain {:#x}", dom.0), answer, expected);
     }
     for handle in [0, 1, 1 << 16, u32::MAX] {
-        // `gnttab_unmap_and_replace`: two addresses, a handle, a status.
-        let mut replace = [FREE << 12, FREE << 12, u64::from(handle)];
-        let answer = raw::grant(GrantOp::UnmapAndReplace, &mut replace, |it| raw::third_quarter(it[2]));
+        let (host_addr, handle) = (FREE << 12, GrantHandle(handle));
+        let mut replace = UnmapAndReplace { host_addr, new_addr: host_addr, handle, ..Default::default() };
+        let answer = raw::grant(GrantOp::UnmapAndReplace, &mut replace, |it| it.status);
         tap.is(
-            format_args!("grant_table_op.unmap_and_replace of handle {handle:#x}, that is not in use"),
+            format_args!("grant_table_op.unmap_and_replace of handle {:#x}, that is not in use", handle.0),
             answer,
             Ok(GrantStatus::BadHandle),
         );
-        let mut unmap =
-            UnmapGrantRef { host_addr: FREE << 12, handle: GrantHandle(handle), ..Default::default() };
+        let mut unmap = UnmapGrantRef { host_addr, handle, ..Default::default() };
         let answer = raw::grant(GrantOp::UnmapGrantRef, &mut unmap, |it| it.status);
         tap.is(
-            format_args!("grant_table_op.unmap_grant_ref of handle {handle:#x}, that is not in use"),
+            format_args!("grant_table_op.unmap_grant_ref of handle {:#x}, that is not in use", handle.0),
             answer,
             Ok(GrantStatus::BadHandle),
         );

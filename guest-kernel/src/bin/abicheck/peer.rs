@@ -4,8 +4,8 @@ use guest_kernel::frame::Frame;
 use guest_kernel::hypercall;
 use pv_abi::event::{AllocUnbound, BindInterdomain, EventOp, Reset, Status};
 use pv_abi::grant::{
-    CopyFlags, CopyPtr, GetVersion, GrantCopy, GrantOp, GrantStatus, MapFlags, MapGrantRef, QuerySize,
-    SetupTable,
+    CopyFlags, CopyPtr, GetStatusFrames, GetVersion, GrantCopy, GrantOp, GrantStatus, MapFlags, MapGrantRef,
+    QuerySize, SetupTable,
 };
 use pv_abi::hvm::{HvmOp, HvmParam, HvmParamArg};
 use pv_abi::layout::{GRANT_TABLE_BASE, GRANT_TABLE_SIZE, RAM0_BASE};
@@ -76,9 +76,8 @@ fn grants(tap: &mut Tap, peer: DomId) {
     let mut setup = SetupTable { dom: peer, nr_frames: 1, frame_list, ..Default::default() };
     let answer = raw::grant(GrantOp::SetupTable, &mut setup, |setup| setup.status);
     tap.is("size its table", answer, Ok(GrantStatus::PermissionDenied));
-    // `gnttab_get_status_frames`: a count, a domain, a status, a list.
-    let mut frames = [u64::from(peer.0) << 32, 0, 0];
-    let answer = raw::grant(GrantOp::GetStatusFrames, &mut frames, |it| raw::last_quarter(it[0]));
+    let mut frames = GetStatusFrames { dom: peer, ..Default::default() };
+    let answer = raw::grant(GrantOp::GetStatusFrames, &mut frames, |it| it.status);
     tap.is("ask for its status frames", answer, Ok(GrantStatus::PermissionDenied));
     let mut version = [GetVersion { dom: peer, ..Default::default() }];
     let answer = raw::grants(u64::from(GrantOp::GetVersion.number()), &mut version);

@@ -166,15 +166,3 @@ pub(crate) fn at<T: IntoBytes + FromBytes>(call: Hypercall, cmd: u64, argument: 
 pub(crate) fn at_end(call: Hypercall, cmd: u64, bytes: &mut [u8]) -> Answer {
     place(u64::from(call.number()), cmd, bytes.as_mut_ptr().expose_provenance() as u64)
 }
-
-/// Bits 47:32 of a word: where `gnttab_unmap_and_replace` has its status.
-pub(crate) fn third_quarter(word: u64) -> i16 {
-    let [_, _, _, _, low, high, ..] = word.to_le_bytes();
-    i16::from_le_bytes([low, high])
-}
-
-/// Bits 63:48: where `gnttab_get_status_frames` has it.
-pub(crate) fn last_quarter(word: u64) -> i16 {
-    let [.., low, high] = word.to_le_bytes();
-    i16::from_le_bytes([low, high])
-}

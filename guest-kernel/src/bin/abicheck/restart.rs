@@ -14,13 +14,13 @@ use pv_abi::console::ConsoleOp;
 use pv_abi::event::{AllocUnbound, EventOp, PortStatus, Reset};
 use pv_abi::grant::{
     CacheFlush, CopyFlags, CopyPtr, GrantCopy, GrantOp, GrantStatus, MapFlags, MapGrantRef, SetupTable,
-    SwapGrantRef, UnmapGrantRef,
+    SwapGrantRef, UnmapAndReplace, UnmapGrantRef,
 };
 use pv_abi::memory::{AddToPhysmap, AddToPhysmapBatch, MapSpace, MemoryOp, RemoveFromPhysmap, Reservation};
 use pv_abi::multicall::MulticallEntry;
 use pv_abi::sched::SchedOp;
 use pv_abi::version::VersionOp;
-use pv_abi::{DomId, GrantRef, GuestHandle, Hypercall, Port};
+use pv_abi::{DomId, GrantHandle, GrantRef, GuestHandle, Hypercall, Port};
 
 use super::event::status;
 use super::raw::{self, address, gfn, with};
@@ -159,10 +159,16 @@ fn grants(tap: &mut Tap, how: &str) {
         raw::grants(number(GrantOp::CacheFlush), &mut flushes) == Ok(0)
     });
     each(tap, "grant_table_op.unmap_and_replace of every number", how, |count| {
-        let mut replaces: Vec<[u64; 3]> =
-            (0..count).map(|_| [place(0), place(0), u64::from(u32::MAX)]).collect();
+        let mut replaces: Vec<UnmapAndReplace> = (0..count)
+            .map(|_| UnmapAndReplace {
+                host_addr: place(0),
+                new_addr: place(0),
+                handle: GrantHandle::INVALID,
+                ..Default::default()
+            })
+            .collect();
         raw::grants(number(GrantOp::UnmapAndReplace), &mut replaces) == Ok(0)
-            && replaces.iter().all(|it| raw::third_quarter(it[2]) == GrantStatus::BadHandle.value())
+            && replaces.iter().all(|it| it.status == GrantStatus::BadHandle.value())
     });
     let references: Vec<GrantRef> = grants.iter().map(Grant::reference).collect();
     let free = grants.into_iter().flat_map(Grant::end).count();
@@ -324,7 +330,7 @@ fn others(tap: &mut Tap, how: &str) {
         let mut first: Vec<UnmapGrantRef> =
             (0..count).map(|_| UnmapGrantRef { status: 99, ..Default::default() }).collect();
         for unmap in &mut first {
-            unmap.handle = pv_abi::GrantHandle::INVALID;
+            unmap.handle = GrantHandle::INVALID;
         }
         let mut second = first.clone();
         let call = |batch: &mut Vec<UnmapGrantRef>| MulticallEntry {
