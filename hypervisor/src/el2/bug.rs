@@ -48,6 +48,15 @@ pub fn stop(why: &str) -> ! {
     super::finish::power_off()
 }
 
+/// Says what the self-check found wrong with a CPU, and halts it.
+#[cfg(feature = "selfcheck")]
+pub fn found(what: &str) -> ! {
+    console::write_anyway(b"\nBUG: ");
+    console::write_anyway(what.as_bytes());
+    console::write_anyway(b"\n");
+    halt()
+}
+
 /// Halts this CPU for ever.
 pub fn halt() -> ! {
     loop {

@@ -4,7 +4,7 @@
 //! evtchn_fifo_control_block`). The words are in [`Spec::bytes`] like all memory: whatever somebody writes there is followed, and what a hostile
 //! guest makes of it is specified too.
 //!
-//! What it is all for is told by [`Promise`], which knows no words: each queue is a list of ports. A guest that takes its events as the interface
+//! What it is all for is told by `Promise`, which knows no words: each queue is a list of ports. A guest that takes its events as the interface
 //! tells it to gets each once, the most urgent first and of one urgency in order, and is told when there are some. It holds for as long as nobody
 //! writes otherwise into the pages ([`Spec::overwritten`]).
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
