@@ -51,6 +51,11 @@ pub fn start() {
     ON.store(true, Ordering::Relaxed);
 }
 
+/// Ends: what follows is not noted, until [`start`].
+pub fn stop() {
+    ON.store(false, Ordering::Relaxed);
+}
+
 #[expect(clippy::inline_always, reason = "a load and a branch in each call")]
 #[inline(always)]
 pub(crate) fn is_on() -> bool {
@@ -65,7 +70,11 @@ pub(crate) fn answer(number: u64, cmd: u64, result: i64) {
     let Some(call) = Hypercall::from_number(number) else { return };
     // Results are ints, and an int's refusal is not always sign-extended.
     let bytes = result.to_le_bytes();
-    let int = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let int = match call {
+        // But for counts of extents.
+        Hypercall::MemoryOp => i32::try_from(result).unwrap_or(0),
+        _ => i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+    };
     let op = match call {
         Hypercall::Multicall | Hypercall::MmuUpdate | Hypercall::UpdateVaMapping => 0,
         // Its sub-call is in memory: who makes it says so.

@@ -45,6 +45,14 @@ const CMD_MASK: u32 = 0xFFF;
 /// Elements of a batch that one run does before it lets interrupts in: some 900 instructions each for a copied page.
 const BUDGET: u32 = 16;
 
+/// Both are read as the first; the second has the address of a replacement where the first has a bus address.
+const _: () = assert!(
+    size_of::<UnmapAndReplace>() == size_of::<UnmapGrantRef>()
+        && offset_of!(UnmapAndReplace, new_addr) == offset_of!(UnmapGrantRef, dev_bus_addr)
+        && offset_of!(UnmapAndReplace, handle) == offset_of!(UnmapGrantRef, handle)
+        && offset_of!(UnmapAndReplace, status) == offset_of!(UnmapGrantRef, status)
+);
+
 /// `grant_table_op`.
 ///
 /// # Errors
@@ -61,7 +69,8 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
     if cmd & !CMD_MASK != 0 && op != Some(GrantOp::CacheFlush) {
         return Err(Errno::Einval.into());
     }
-    match op.ok_or(Errno::Enosys)? {
+    let op = op.ok_or(Errno::Enosys)?;
+    match op {
         GrantOp::MapGrantRef => batch(
             args,
             (count, machine.hw.budget(BUDGET)),
@@ -73,13 +82,20 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
             },
             size_of::<MapGrantRef>(),
         ),
-        GrantOp::UnmapGrantRef => batch(
+        GrantOp::UnmapGrantRef | GrantOp::UnmapAndReplace => batch(
             args,
             (count, machine.hw.budget(BUDGET)),
             |index| {
                 let at = guest_memory::element::<UnmapGrantRef>(at, index)?;
-                let op: UnmapGrantRef = guest_memory::read_in_place(machine, current, at)?;
-                let status = value(map::unmap(machine, current, &op));
+                let unmap: UnmapGrantRef = guest_memory::read_in_place(machine, current, at)?;
+                // On ARM nothing can replace a mapping.
+                let replaced =
+                    op == GrantOp::UnmapAndReplace && unmap.dev_bus_addr != 0 && unmap.host_addr != 0;
+                let status = if replaced && map::names_mapping(machine, current, unmap.handle) {
+                    GrantStatus::GeneralError.value()
+                } else {
+                    value(map::unmap(machine, current, &unmap))
+                };
                 tell(machine, current, at, offset_of!(UnmapGrantRef, status), status)
             },
             size_of::<UnmapGrantRef>(),
@@ -114,19 +130,6 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
                 manage::cache_flush(machine, current, &guest_memory::read(machine, current, at)?)
             },
             size_of::<CacheFlush>(),
-        ),
-        GrantOp::UnmapAndReplace => batch(
-            args,
-            (count, machine.hw.budget(BUDGET)),
-            |index| {
-                let at = guest_memory::element::<UnmapAndReplace>(at, index)?;
-                let op: UnmapAndReplace = guest_memory::read(machine, current, at)?;
-                // There is nothing to replace a mapping with on ARM.
-                let known = map::names_mapping(machine, current, op.handle);
-                let status = if known { GrantStatus::GeneralError } else { GrantStatus::BadHandle };
-                tell(machine, current, at, offset_of!(UnmapAndReplace, status), status.value())
-            },
-            size_of::<UnmapAndReplace>(),
         ),
         GrantOp::SetupTable => one(count, || {
             let op: SetupTable = guest_memory::read(machine, current, at)?;

@@ -111,8 +111,10 @@ pub fn memory_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args:
         MemoryOp::IncreaseReservation => reservation::adjust(machine, current, Change::Increase, args),
         MemoryOp::DecreaseReservation => reservation::adjust(machine, current, Change::Decrease, args),
         MemoryOp::PopulatePhysmap => reservation::adjust(machine, current, Change::Populate, args),
-        // Without memory sharing Xen on ARM answers 0; it does not take progress away from these numbers.
-        MemoryOp::SharingFreedPages | MemoryOp::SharingSharedPages if progress != 0 => {
+        // Without memory sharing Xen on ARM answers 0; it does not take progress away from these numbers, which it knows as ints.
+        MemoryOp::SharingFreedPages | MemoryOp::SharingSharedPages
+            if u64::from(low_u32(cmd)) != u64::from(number) =>
+        {
             Err(Errno::Enosys.into())
         }
         MemoryOp::SharingFreedPages | MemoryOp::SharingSharedPages => Ok(0),

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use pv_abi::shared::VcpuInfo;
 use pv_abi::vcpu::{ASSIST_RUNSTATE_UPDATE_FLAG, AssistOp, RegisterRunstate, RegisterVcpuInfo, VcpuOp};
-use pv_abi::{Errno, GuestHandle, PAGE_SIZE};
+use pv_abi::{Errno, GuestHandle, PAGE_SHIFT, PAGE_SIZE};
 
 use crate::addr::{FrameAddr, Gfn};
 use crate::domain::Domain;
@@ -64,8 +64,8 @@ fn register_vcpu_info<H: Hardware>(
 ) -> Result<(), Errno> {
     let domain = current.domain;
     let offset = usize::try_from(asked.offset).map_err(|_| Errno::Einval)?;
-    let gfn = Gfn::new(asked.gfn).ok_or(Errno::Einval)?;
-    if offset >= PAGE_SIZE {
+    // Whether the frame can be there is looked at last; that it can be named by an address, first.
+    if offset >= PAGE_SIZE || asked.gfn > u64::MAX >> PAGE_SHIFT {
         return Err(Errno::Einval);
     }
     // Held while the frame is looked up and referred to, so that it stays the domain's (and against another registration).
@@ -79,7 +79,8 @@ fn register_vcpu_info<H: Hardware>(
     {
         return Err(Errno::Enxio);
     }
-    let mapping = stage2::lookup(&machine.hw, domain.stage2_root, gfn).ok_or(Errno::Einval)?;
+    let mapping = Gfn::new(asked.gfn).and_then(|gfn| stage2::lookup(&machine.hw, domain.stage2_root, gfn));
+    let mapping = mapping.ok_or(Errno::Einval)?;
     if !mapping.kind.is_own_data() {
         return Err(Errno::Einval);
     }

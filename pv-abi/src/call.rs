@@ -143,7 +143,7 @@ hypercalls! {
     #[doc = "Shares pages with other domains: maps, unmaps and copies."]
     20 GrantTableOp grant_table_op(cmd, args, count) Restartable GrantOp::TABLE, &[Errno::Enosys];
     #[doc = "Turns an assistance for the domain on or off: the update mark of run states is the one there is."]
-    21 VmAssist vm_assist(cmd, assist) Constant AssistOp::TABLE, &[Errno::Enosys];
+    21 VmAssist vm_assist(cmd, assist) Constant AssistOp::TABLE, &[Errno::Einval, Errno::Enosys];
     #[doc = "Registers a vCPU's shared areas."]
     24 VcpuOp vcpu_op(cmd, vcpu, arg) Constant VcpuOp::TABLE, &[Errno::Enoent, Errno::Einval];
     #[doc = "Pins and unpins page tables and text, takes roots, flushes, in domains with paravirtual page tables."]

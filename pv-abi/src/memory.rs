@@ -190,6 +190,8 @@ pub const NODE_BITS: u32 = 0xFF << 8;
 pub const EXACT_NODE_REQUEST: u32 = 1 << 17;
 /// `XENMEMF_populate_on_demand` of [`Reservation::mem_flags`].
 pub const MEMF_POPULATE_ON_DEMAND: u32 = 1 << 16;
+/// `XENMEMF_vnode` of [`Reservation::mem_flags`]: its node is a virtual one.
+pub const MEMF_VNODE: u32 = 1 << 18;
 layout!(AddToPhysmap, 24, { domid: 0, size: 2, space: 4, idx: 8, gpfn: 16 });
 layout!(AddToPhysmapBatch, 32, {
     domid: 0, space: 2, size: 4, foreign_domid: 6, idxs: 8, gpfns: 16, errs: 24,

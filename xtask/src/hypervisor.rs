@@ -74,6 +74,11 @@ impl Hypervisor {
         Self { image: xen.image.clone(), bootargs: Some(XEN_BOOTARGS), strings: None }
     }
 
+    /// Which it is: Xen's log has no strings of ours.
+    pub(crate) fn on(&self) -> On {
+        if self.strings.is_some() { On::Pavo } else { On::Xen }
+    }
+
     /// A decoder for its console.
     pub(crate) fn decoder(&self) -> Outcome<Decoder> {
         match &self.strings {

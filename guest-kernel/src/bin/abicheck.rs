@@ -34,6 +34,10 @@ mod abicheck {
     pub(crate) mod raw;
     pub(crate) mod restart;
     pub(crate) mod sched;
+    pub(crate) mod sweep;
+    pub(crate) mod sweep_memory;
+    pub(crate) mod sweep_table;
+    pub(crate) mod sweep_world;
     pub(crate) mod tap;
     pub(crate) mod unknown;
     pub(crate) mod vcpu;
@@ -45,7 +49,7 @@ use abicheck::tap::{Failed, Tap};
 use abicheck::{
     console, control, domains, event, event_errors, fault, fifo, four, grant, grant_copy, hvm, limits_event,
     limits_grant, limits_memory, limits_others, lines, memory, multicall, partner, peer, psci, restart,
-    sched, unknown, vcpu, vcpus, version,
+    sched, sweep, unknown, vcpu, vcpus, version,
 };
 use guest_kernel::{Guest, power};
 use pv_abi::DomId;
@@ -97,5 +101,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     tap.family("limits", fifo::limits);
     tap.family("restart", fifo::restart);
     tap.family("vcpu", vcpu::check);
+    // Last: it needs domain ids, and leaves the ports closed.
+    tap.family("sweep", sweep::check);
     tap.end()
 }

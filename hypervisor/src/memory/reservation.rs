@@ -8,7 +8,9 @@
 //! Differences from Xen: a page that somebody refers to (grants in use, registered areas) is not taken from its domain; frames of an extent
 //! need not be neighbours in the machine; address limits are not kept, since domains do not see machine addresses.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use pv_abi::memory::{MAX_ORDER, MEMF_POPULATE_ON_DEMAND, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, Reservation};
+use pv_abi::memory::{
+    MAX_ORDER, MEMF_POPULATE_ON_DEMAND, MEMF_VNODE, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, Reservation,
+};
 use pv_abi::{Errno, GuestHandle, PAGE_SHIFT};
 
 use super::leave;
@@ -86,6 +88,10 @@ pub(super) fn adjust<H: Hardware>(
     let mut budget = machine.hw.budget(BUDGET);
     // Each turn does a page, and there are `BUDGET` at most.
     while extent < asked.nr_extents {
+        // What is undone to its begin needs no further run.
+        if undo != 0 && page == 0 {
+            return Ok(extent);
+        }
         if budget == 0 {
             return Err(restart(extent, page, undo));
         }
@@ -137,10 +143,11 @@ fn checked<'m, H: Hardware>(
         && extent < asked.nr_extents
         && asked.extent_order <= MAX_ORDER
         && page < 1_u64.wrapping_shl(asked.extent_order)
-        // Only a populated extent is undone.
-        && (change == Change::Populate || args[0] & UNDO == 0)
+        // Only a populated extent is undone, and only what was done of it.
+        && (change == Change::Populate && page != 0 || args[0] & UNDO == 0)
         && (address_bits == 0 || address_bits > PAGE_SHIFT)
-        && !wants_node(asked.mem_flags)
+        // Virtual nodes are not looked at in a domain that has none.
+        && (asked.mem_flags & MEMF_VNODE != 0 || !wants_node(asked.mem_flags))
         // A guest does not do this to itself.
         && (change != Change::Populate || asked.mem_flags & MEMF_POPULATE_ON_DEMAND == 0);
     (sound && domain.id == current.domain.id).then_some((asked, domain))

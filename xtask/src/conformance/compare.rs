@@ -24,7 +24,7 @@ pub(super) fn unknown_to_xen(results: &Results) -> Outcome<usize> {
 }
 
 /// The kept results with Xen's name.
-fn kept() -> Outcome<Option<(String, Vec<Case>)>> {
+pub(super) fn kept() -> Outcome<Option<(String, Vec<Case>)>> {
     let Ok(text) = std::fs::read_to_string(workspace::root().join(FILE)) else { return Ok(None) };
     let wrong = || Failure::failed(format!("{FILE} is not what --json writes"));
     read_results(&text).ok_or_else(wrong).map(Some)
@@ -78,8 +78,13 @@ mod tests {
     #[test]
     fn only_what_differs_is_in_the_table() {
         let cases = vec![case("same", true), case("other", false), case("new", true)];
-        let here =
-            Results { hypervisor: "Pavo".into(), cases, answers: Answers::default(), console: Vec::new() };
+        let here = Results {
+            hypervisor: "Pavo".into(),
+            cases,
+            swept: Vec::new(),
+            answers: Answers::default(),
+            console: Vec::new(),
+        };
         let lines = table(&here, "Xen", &[case("same", true), case("other", true)]);
         assert_eq!(lines[2..], ["not ok  ok      other", "ok      -       new"]);
         assert_eq!(table(&here, "Xen", &here.cases), ["all 3 cases as on Xen"]);

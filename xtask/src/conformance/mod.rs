@@ -6,6 +6,7 @@
 pub(crate) mod answers;
 mod compare;
 mod differences;
+mod sweep;
 mod tap;
 
 use std::ops::ControlFlow;
@@ -96,6 +97,8 @@ pub(crate) struct Results {
     pub(crate) hypervisor: String,
     /// The cases in order.
     pub(crate) cases: Vec<Case>,
+    /// What was answered to each line of the sweep, until it is a case by [`sweep::judge`].
+    swept: Vec<(String, String)>,
     /// What each sub-call was answered.
     pub(crate) answers: Answers,
     /// The console from the guest's last case on, for the case that it did not end.
@@ -275,7 +278,9 @@ fn results(options: &Options, hypervisor: &Hypervisor) -> Outcome<Results> {
             (Seen::Other, false) => ControlFlow::Continue(()),
         }
     })?;
-    Ok(reader.end(&report.summary()))
+    let mut results = reader.end(&report.summary());
+    sweep::judge(&mut results, hypervisor.on())?;
+    Ok(results)
 }
 
 /// One line a case, so that changes are read easily.

@@ -64,11 +64,14 @@ pub(super) enum Seen {
 /// Reads a console.
 pub(super) struct Reader {
     case: Regex,
+    sweep: Regex,
     plan: Regex,
     pavo: Regex,
     xen: Regex,
     hypervisor: String,
     cases: Vec<Case>,
+    /// What was answered to a sweep, by name, in order.
+    swept: Vec<(String, String)>,
     names: BTreeSet<String>,
     planned: Option<usize>,
     /// What is wrong with the guest's numbers or names.
@@ -83,11 +86,13 @@ impl Reader {
         let pattern = |text: &str| Regex::new(text).doing("pattern");
         Ok(Self {
             case: pattern(r"^(not )?ok ([0-9]+) - (.*?)(?: # (.*))?$")?,
+            sweep: pattern(r"^# (sweep [^:]+): (.+)$")?,
             plan: pattern(r"^1\.\.([0-9]+)$")?,
             pavo: pattern(r"^(Pavo [^:]+):")?,
             xen: pattern(r"^\(XEN\) (Xen) version (\S+ \([^()]*\))")?,
             hypervisor: "unknown hypervisor".into(),
             cases: Vec::new(),
+            swept: Vec::new(),
             names: BTreeSet::new(),
             planned: None,
             gap: None,
@@ -106,6 +111,7 @@ impl Reader {
                     return Seen::Plan;
                 }
                 self.answers.see(&text);
+                self.take_sweep(&text);
                 if self.take_case(&text) {
                     self.console.clear();
                 }
@@ -127,6 +133,18 @@ impl Reader {
         }
         self.console.push(String::from_utf8_lossy(&line.render(Colour::Off)).trim_end().to_owned());
         Seen::Other
+    }
+
+    /// A line of a sweep; what goes on with the last one's name belongs to it.
+    fn take_sweep(&mut self, text: &str) {
+        let Some(parts) = self.sweep.captures(text) else { return };
+        match self.swept.last_mut() {
+            Some((name, answers)) if *name == parts[1] => {
+                answers.push(' ');
+                answers.push_str(&parts[2]);
+            }
+            _ => self.swept.push((parts[1].into(), parts[2].into())),
+        }
     }
 
     fn take_case(&mut self, text: &str) -> bool {
@@ -160,7 +178,7 @@ impl Reader {
         }
         self.cases.push(Case { name: END.into(), passed, detail: detail.unwrap_or_default() });
         let (hypervisor, answers) = (self.hypervisor, self.answers.end());
-        Results { hypervisor, cases: self.cases, answers, console: self.console }
+        Results { hypervisor, cases: self.cases, swept: self.swept, answers, console: self.console }
     }
 }
 
