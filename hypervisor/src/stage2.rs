@@ -182,7 +182,8 @@ impl Near {
             return None;
         }
         let Some(table) = self.table else { return Some(true) };
-        Some(Descriptor::from_raw(hw.table_read(table, index(gfn.get()))).kind().is_some())
+        // At level 3 nothing is in transit and nothing is a link.
+        Some(hw.table_read(table, index(gfn.get())) != Descriptor::INVALID.raw())
     }
 }
 

@@ -162,6 +162,16 @@ pub(super) const fn differ_in_permissions(old: u64, new: u64) -> bool {
     (old ^ new) & !PERMISSIONS == 0
 }
 
+/// The frame of an entry of level 3 that maps data, if it may be replaced in one step by another that does too. What the first may say was checked.
+#[inline]
+pub(super) fn same_data_page(old: u64, new: u64) -> Option<Gfn> {
+    let rights = (old ^ new) & !(PERMISSIONS & !(PXN | UXN)) == 0;
+    if !rights || old & PXN == 0 || old & UXN == 0 || !super::CHECKED {
+        return None;
+    }
+    Gfn::new((new & ADDRESS) >> PAGE_SHIFT)
+}
+
 /// Decodes an entry of a table of a level. `None` for one that is not allowed.
 #[inline(never)]
 pub(super) fn decode(entry: u64, level: Level) -> Option<Target> {

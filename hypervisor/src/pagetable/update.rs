@@ -14,7 +14,7 @@ use super::entry::{self, Level, There};
 use crate::addr::{Gfn, GuestVa, Ipa, Mfn};
 use crate::domain::{Domain, DomainState};
 use crate::guest_memory;
-use crate::hardware::{Access, Hardware};
+use crate::hardware::{Access, Hardware, Vmid};
 use crate::hypercall::{Answer, Args};
 use crate::machine::{Current, Machine};
 use crate::stage2::ENTRIES;
@@ -24,7 +24,7 @@ use crate::stage2::ENTRIES;
 const BUDGET: u32 = 64;
 /// Another entry: some 300 instructions.
 const OTHER: u32 = 6;
-/// A flush: the time that all CPUs take to answer.
+/// A flush: the time that all CPUs take to answer. What a quick entry costs more when it is broken first.
 const FLUSH: u32 = 2;
 
 /// The domain's tables while its lock is held. What it has changed holds when [`Editor::finish`] has run.
@@ -43,47 +43,78 @@ struct Editor<'a, H: Hardware> {
 /// few loads are enough.
 #[derive(Clone, Copy)]
 struct Quick {
-    /// The table of level 3 that was changed last, as a guest frame's number and where it is; the number is none at first.
+    /// The table of level 3 that was changed last: its guest address, none at first, and where it is.
     table: (u64, Mfn),
     /// What was mapped last.
     there: There,
-    /// An entry that was there is not, or not as it was.
-    stale: bool,
-    /// An entry is there that was not.
-    made: bool,
+    /// Bit 0: an entry that was there is not, or not as it was.
+    stale: u64,
+    /// Bit 0: an entry is there that was not.
+    made: u64,
 }
+
+/// The bits of an entry's address that say where in its table it is; the others are the table's, and none.
+const IN_TABLE: u64 = (ENTRIES as u64 - 1) << 3;
+const _: () = assert!(NORMAL_PT_UPDATE == 0);
 
 impl Quick {
     /// Writes an entry, if it is one of these; false, and nothing is done, if not.
     #[expect(clippy::inline_always, reason = "what an entry of a batch costs is little but this")]
     #[inline(always)]
     fn write<H: Hardware>(&mut self, hw: &H, at: u64, new: u64) -> bool {
-        let (gfn, table) = self.table;
-        if at >> PAGE_SHIFT != gfn || at & 7 != NORMAL_PT_UPDATE {
-            return false;
-        }
-        if !entry::is_empty(new)
-            && entry::data_page(new).and_then(|page| self.there.near(hw, page)) != Some(true)
-        {
+        let (start, table) = self.table;
+        if at & !IN_TABLE != start {
             return false;
         }
         let index = (at >> 3) as usize & (ENTRIES - 1);
         let old = hw.table_read(table, index);
-        if entry::is_empty(old) {
-            // After one that still waits for its flush, that comes first.
-            if self.stale {
-                return false;
-            }
-            self.made |= !entry::is_empty(new);
+        let fits = if entry::is_empty(new) {
+            entry::is_empty(old) && !self.is_stale() || entry::data_page(old).is_some()
         } else {
-            if entry::data_page(old).is_none()
-                || !entry::is_empty(new) && !entry::differ_in_permissions(old, new)
-            {
-                return false;
-            }
-            self.stale |= old != new && !crate::seeded!("xsa-286");
+            let page = if entry::is_empty(old) {
+                // After one that still waits for its flush, that comes first.
+                if self.is_stale() { None } else { entry::data_page(new) }
+            } else {
+                entry::same_data_page(old, new)
+            };
+            page.and_then(|page| self.there.near(hw, page)) == Some(true)
+        };
+        if !fits {
+            return false;
         }
+        // By the bit that says whether there was one. Who writes what was there flushes once more than he must.
+        if !crate::seeded!("xsa-286") {
+            self.stale |= old;
+        }
+        self.made |= !old;
         hw.table_write(table, index, new);
+        true
+    }
+
+    #[inline]
+    const fn is_stale(&self) -> bool {
+        self.stale & entry::VALID != 0
+    }
+
+    /// Replaces an entry that maps data by one that does too, and differs in more than rights: broken, flushed, made. False, and nothing is done, if
+    /// it is another.
+    #[inline]
+    fn replace<H: Hardware>(&mut self, hw: &H, vmid: Vmid, at: u64, new: u64) -> bool {
+        let (start, table) = self.table;
+        let index = (at >> 3) as usize & (ENTRIES - 1);
+        if at & !IN_TABLE != start
+            || entry::data_page(new).and_then(|page| self.there.near(hw, page)) != Some(true)
+            || entry::data_page(hw.table_read(table, index)).is_none()
+            || crate::seeded!("change-unbroken")
+        {
+            return false;
+        }
+        hw.table_write(table, index, 0);
+        hw.flush_stage1(vmid);
+        hw.table_write(table, index, new);
+        // Of all that was changed before too.
+        self.stale = 0;
+        self.made = entry::VALID;
         true
     }
 }
@@ -91,8 +122,7 @@ impl Quick {
 impl<'a, H: Hardware> Editor<'a, H> {
     /// `_state` shows that the lock is held.
     fn new(machine: &'a Machine<H>, domain: &'a Domain, _state: &DomainState) -> Self {
-        let nothing =
-            Quick { table: (u64::MAX, Mfn::default()), there: There::default(), stale: false, made: false };
+        let nothing = Quick { table: (u64::MAX, Mfn::default()), there: There::default(), stale: 0, made: 0 };
         Self { machine, domain, table: None, quick: nothing, cost: 0 }
     }
 
@@ -107,6 +137,10 @@ impl<'a, H: Hardware> Editor<'a, H> {
             let _ = self.quick.there.has(self.machine, self.domain, page);
         }
         if self.quick.write(&self.machine.hw, at, new) {
+            return Ok(());
+        }
+        if self.quick.replace(&self.machine.hw, self.domain.vmid, at, new) {
+            self.cost = self.cost.wrapping_add(FLUSH);
             return Ok(());
         }
         self.cost = self.cost.wrapping_add(OTHER);
@@ -136,17 +170,17 @@ impl<'a, H: Hardware> Editor<'a, H> {
         if entry::is_empty(old) {
             if !entry::is_empty(new) {
                 self.flush();
-                self.quick.made = true;
+                self.quick.made = entry::VALID;
             }
         } else {
             let breaks = !crate::seeded!("change-unbroken");
             if breaks && !entry::is_empty(new) && !entry::differ_in_permissions(old, new) {
                 hw.table_write(table, index, 0);
-                self.quick.stale = true;
+                self.quick.stale = entry::VALID;
                 self.flush();
-                self.quick.made = true;
+                self.quick.made = entry::VALID;
             } else {
-                self.quick.stale |= !crate::seeded!("xsa-286");
+                self.quick.stale |= u64::from(!crate::seeded!("xsa-286"));
             }
             if let Some(left) = entry::decode(old, level).filter(|_| !crate::seeded!("xsa-291")) {
                 entry::release(self.machine, self.domain, left);
@@ -167,24 +201,24 @@ impl<'a, H: Hardware> Editor<'a, H> {
         };
         self.table = Some((gfn, mfn, level));
         // Of other levels none is quick.
-        self.quick.table = (if level == Level::Three { gfn.get() } else { u64::MAX }, mfn);
+        self.quick.table = (if level == Level::Three { gfn.base().get() } else { u64::MAX }, mfn);
         Ok((mfn, level))
     }
 
     #[inline]
     fn flush(&mut self) {
-        if self.quick.stale {
+        if self.quick.is_stale() {
             self.machine.hw.flush_stage1(self.domain.vmid);
-            self.quick.stale = false;
+            self.quick.stale = 0;
             self.cost = self.cost.wrapping_add(FLUSH);
         }
     }
 
     /// Makes all of it hold on all CPUs: a flush waits for the writes before it too.
     fn finish(mut self) {
-        if self.quick.stale {
+        if self.quick.is_stale() {
             self.flush();
-        } else if self.quick.made {
+        } else if self.quick.made & entry::VALID != 0 {
             self.machine.hw.tables_written();
         }
     }
@@ -304,7 +338,7 @@ pub fn update_va_mapping<H: Hardware>(machine: &Machine<H>, current: &Current<'_
     let at = (table.get() << PAGE_SHIFT) | ((index(va, Level::Three) as u64) << 3);
     let mut editor = Editor::new(machine, domain, &state);
     let result = editor.write(at, new);
-    editor.quick.stale |= flags & flush::KIND != flush::NONE;
+    editor.quick.stale |= u64::from(flags & flush::KIND != flush::NONE);
     editor.finish();
     Ok(result.map(|()| 0)?)
 }
