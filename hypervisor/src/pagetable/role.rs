@@ -99,7 +99,8 @@ pub(super) fn check_own<H: Hardware>(
     own(machine, domain, gfn)
 }
 
-/// Invariant 3 of [`super`]: from data to a role that the guest cannot write.
+/// Invariant 3 of [`super`]: from data to a role that the guest cannot write. To be called again when a block had to be joined to have a table for the
+/// one that is to be split.
 #[inline(never)]
 fn promote<H: Hardware>(
     machine: &Machine<H>,
@@ -109,9 +110,12 @@ fn promote<H: Hardware>(
     mfn: Mfn,
     role: Role,
     kind: Kind,
-) -> Result<(), Errno> {
+) -> Result<Step, Errno> {
     let shared = domain.paging().ok_or(Errno::Enosys)?;
-    let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn)?;
+    let slot = match state.stage2.prepare(&machine.hw, &machine.frames, gfn) {
+        Ok(slot) => slot,
+        Err(error) => return join_left(machine, state).then_some(Step::More).ok_or(error.into()),
+    };
     // The frame's users are forgotten, so that it may become a table.
     while crate::seeded!("xsa-288") && machine.frames.table.release(mfn).is_ok() {}
     if !slot.current(&machine.hw).is_some_and(|there| there.kind.is_own_data() && there.mfn == mfn) {
@@ -125,7 +129,18 @@ fn promote<H: Hardware>(
     if !crate::seeded!("xsa-402") {
         machine.hw.clean_to_memory(mfn);
     }
-    Ok(())
+    Ok(Step::Done)
+}
+
+/// Joins the block that was left for later; whether that gave a table back.
+#[cold]
+#[inline(never)]
+fn join_left<H: Hardware>(machine: &Machine<H>, state: &mut DomainState) -> bool {
+    let tables = state.stage2.tables();
+    if let Some(left) = state.paging.as_mut().and_then(|paging| paging.left.take()) {
+        state.stage2.join(&machine.hw, &machine.frames, left);
+    }
+    state.stage2.tables() < tables
 }
 
 /// Invariant 4 of [`super`]: back to data. The frame has no count.
@@ -176,7 +191,9 @@ pub(super) fn pin<H: Hardware>(
     let table = &machine.frames.table;
     let first = match role {
         Role::Data => {
-            promote(machine, domain, state, gfn, mfn, Role::Validating, Kind::Table)?;
+            if promote(machine, domain, state, gfn, mfn, Role::Validating, Kind::Table)? == Step::More {
+                return Ok(Step::More);
+            }
             note(machine, mfn, level, 0);
             0
         }
@@ -258,9 +275,11 @@ pub(super) fn pin_text<H: Hardware>(
     match role {
         _ if !super::CHECKED => Ok(Step::Done),
         Role::Data => {
-            promote(machine, domain, state, gfn, mfn, to, Kind::Text)?;
-            machine.hw.sync_instructions(mfn);
-            Ok(Step::Done)
+            let step = promote(machine, domain, state, gfn, mfn, to, Kind::Text)?;
+            if step == Step::Done {
+                machine.hw.sync_instructions(mfn);
+            }
+            Ok(step)
         }
         role if role == to => Ok(Step::Done),
         _ => Err(Errno::Ebusy),

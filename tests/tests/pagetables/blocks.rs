@@ -3,6 +3,7 @@ use hypervisor::domain::Life;
 use hypervisor::log::Event;
 use hypervisor::sched_op::end_domain;
 use hypervisor::stage2::{Entry, walk};
+use pv_abi::memory::RemoveFromPhysmap;
 use pv_abi::sched::ShutdownReason;
 
 use super::*;
@@ -156,4 +157,53 @@ fn how_much_of_its_memory_is_in_small_pages_is_told_when_a_domain_ends() {
             Event::Pages(DomId(1), REST + BLOCK_FRAMES, REST + 2 * BLOCK_FRAMES)
         ]
     );
+}
+
+/// Places the shared-info page at so many blocks of the guest's that stage 2 has all the tables that it may have.
+fn use_up_tables(guest: &Guest<'_>) {
+    let state = &guest.world.domain(guest.id).state;
+    for block in 1..64 {
+        let gfn = 0x10_0000 + 0x200 * block;
+        let remove = RemoveFromPhysmap { domid: DomId::SELF, pad: [0; 3], gpfn: gfn - 0x200 };
+        assert!(block == 1 || guest.with(number::MEMORY_OP, 15, remove).0 == 0);
+        let place =
+            AddToPhysmap { domid: DomId::SELF, space: 0, idx: 0, gpfn: gfn, ..AddToPhysmap::default() };
+        if guest.with(number::MEMORY_OP, 7, place).0 != 0 {
+            break;
+        }
+    }
+    let state = state.lock();
+    assert_eq!(state.stage2.tables(), state.stage2.limit());
+}
+
+#[test]
+fn a_block_that_waits_is_joined_when_another_needs_its_table() {
+    let world = world();
+    let one = guest(&world, 1);
+    // Its root is behind the blocks, in pages that are none.
+    let root = RAM + 0x40_1000;
+    clear(&one, root);
+    assert_eq!(pin(&one, 0, root), 0);
+    world.machine.hw.set_controls(controls());
+    assert_eq!(ext(&one, NEW_USER_BASEPTR, root >> 12, 5), 0);
+    assert_eq!(ext(&one, NEW_BASEPTR, root >> 12, 0), 0);
+    // The first block waits to be joined.
+    pin_empty(&one, PAGES);
+    assert_eq!(unpin(&one, PAGES), 0);
+    use_up_tables(&one);
+    for text in [false, true] {
+        let make =
+            |page: u64| if text { ext(&one, PIN_USER_TEXT, page >> 12, 0) } else { pin(&one, 3, page) };
+        for (page, other) in [(BLOCK, PAGES), (PAGES, BLOCK)] {
+            clear(&one, page);
+            assert_eq!(make(page), 0, "the other one's table");
+            // That one is a block again, and there is no table for it.
+            clear(&one, other);
+            assert_eq!(make(other), ENOMEM);
+            assert_eq!(role(&one, other), (Role::Data, 0));
+            tries_to_write(&one, other).unwrap();
+            assert_eq!(unpin(&one, page), 0);
+            world.check();
+        }
+    }
 }

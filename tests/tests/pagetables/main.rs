@@ -26,6 +26,7 @@ const MMUEXT_OP: u64 = 26;
 const SELF: u64 = 0x7FF0;
 const EINVAL: i64 = -22;
 const EBUSY: i64 = -16;
+const ENOMEM: i64 = -12;
 const EPERM: i64 = -1;
 const ENOSYS: i64 = -38;
 const ESRCH: i64 = -3;
