@@ -211,6 +211,8 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     memory::places(&mut tap, &target)?;
     race::warm(&mut tap, &target)?;
     race::second_vcpu(&mut tap, &target)?;
+    race::roots_left(&mut tap, &target)?;
+    race::siblings_warm(&mut tap, &target)?;
     race::role_changes(&mut tap)?;
     race::starts_in_data(&mut tap)?;
     tap.nothing("kernel text after the seal", {

@@ -5,14 +5,17 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use guest_kernel::attempt::{self, Level, class};
 use guest_kernel::psci::{self, Power};
 use guest_kernel::pv::{self, Page};
-use guest_kernel::space::{self, Entry, PAGE, Rights};
-use guest_kernel::{exception, hypercall, smp};
+use guest_kernel::space::{self, Entry, PAGE, Rights, Space};
+use guest_kernel::{exception, hypercall, paging, smp};
 use pv_abi::Errno;
+use pv_abi::paging::ExtOp;
 
-use super::{Came, Tap, Target, WRITE_FAULTS, code, peek, store, update};
+use super::{Came, Tap, Target, WRITE_FAULTS, code, extended, load, peek, store, update};
 
 /// Rounds of a race.
 const ROUNDS: u32 = 300;
+/// Of one with long calls.
+const LONG_ROUNDS: u32 = 60;
 
 /// Runs what is mapped at [`Target::VA`] at EL0; whether its system call came.
 fn runs_at_el0(va: u64) -> Result<bool, u64> {
@@ -60,9 +63,93 @@ pub(super) fn warm(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
         update(slot, Entry::page(text, Rights::UserText).bits()),
         Errno::Einval,
     );
-    // A root that was left: its tables can be written again, and nothing is walked by them.
     let data = runs_at_el0(Target::VA + PAGE);
     tap.nothing("EL0 does not execute data", data == Err(class::INSTRUCTION_ABORT_LOWER));
+    Ok(())
+}
+
+/// Goes over to a root.
+fn enter(root: u64) -> Result<(), Errno> {
+    extended(ExtOp::NewUserBase, root / PAGE, 2)
+}
+
+/// Roots that were left, with the ASID of those in use: when their tables can be written again nothing is walked by them.
+pub(super) fn roots_left(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
+    let Some(second) = smp::all().nth(1) else { return Ok(()) };
+    let va = 2 * Target::VA;
+    let word = usize::try_from(va).map_err(|_| Errno::Efault)?;
+    let mut space = Space::new(paging::kernel_link(), 2)?;
+    let last = space.make_tables(va)?;
+    update(last, Entry::page(target.data, Rights::Data).bits())?;
+    let root = space.root();
+    let link = |table: u64, index: u64| peek(table + 8 * index) & 0x0000_ffff_ffff_f000;
+    let one = link(root, 2);
+    let tables = [root, one, link(one, 0), last];
+    enter(root)?;
+    let warm = matches!(load(va), Came::Through(_));
+    enter(target.tables[0])?;
+    // What a sibling reads there: with that root first, and goes off with it.
+    let reads = |first: Option<u64>| {
+        let found = Arc::new(AtomicU64::new(u64::MAX));
+        let theirs = Arc::clone(&found);
+        let job = move || {
+            let entered = first.is_none_or(|root| enter(root).is_ok());
+            theirs.store(u64::from(entered && exception::probe(word).is_some()), Ordering::Release);
+        };
+        smp::start(second, job).map_err(|_| Errno::Einval)?.join();
+        Ok::<bool, Errno>(found.load(Ordering::Acquire) == 1)
+    };
+    let theirs = reads(Some(root))?;
+    tap.refused("a root with which a vCPU went off, as data", pv::unpin(root), Errno::Ebusy);
+    tap.nothing("a vCPU that comes on again has left its root", theirs && !reads(None)?);
+    for table in tables {
+        pv::unpin(table)?;
+    }
+    // They map what they did, and can be written.
+    let written = store(last + 8, 0) == Came::Through(0);
+    tap.nothing(
+        "a root that was left, its ASID in use (XSA-292, XSA-294)",
+        warm && written && matches!(load(va), Came::Fault(class::DATA_ABORT, _)) && !reads(None)?,
+    );
+    Ok(())
+}
+
+/// A sibling uses what is mapped while a link far above goes, and while its text goes: not a moment longer.
+pub(super) fn siblings_warm(tap: &mut Tap, target: &Target) -> Result<(), Errno> {
+    let Some(second) = smp::all().nth(1) else { return Ok(()) };
+    let [root, one, two, last] = target.tables;
+    let word = usize::try_from(Target::VA + PAGE).map_err(|_| Errno::Efault)?;
+    let shared = Arc::new(Writer {
+        stop: AtomicBool::new(false),
+        tries: AtomicU64::new(0),
+        through: AtomicU64::new(0),
+    });
+    let reader = Arc::clone(&shared);
+    let started = smp::start(second, move || {
+        let entered = enter(root).is_ok();
+        while entered && !reader.stop.load(Ordering::Acquire) {
+            let through = exception::probe(word).is_some();
+            reader.through.fetch_add(u64::from(through), Ordering::AcqRel);
+            reader.tries.fetch_add(1, Ordering::AcqRel);
+        }
+    })
+    .map_err(|_| Errno::Einval)?;
+    let (mut read, mut later) = (true, false);
+    for (at, links) in [(root + 8, one), (one, two), (two, last)].into_iter().cycle().take(12) {
+        let before = shared.through.load(Ordering::Acquire);
+        shared.wait(2);
+        read &= shared.through.load(Ordering::Acquire) > before;
+        update(at, 0)?;
+        // What is under way may end late.
+        shared.wait(2);
+        let through = shared.through.load(Ordering::Acquire);
+        shared.wait(2);
+        later |= shared.through.load(Ordering::Acquire) != through;
+        update(at, links | 3)?;
+    }
+    shared.stop.store(true, Ordering::Release);
+    started.join();
+    tap.nothing("what a sibling uses, when a link above it goes", read && !later);
     Ok(())
 }
 
@@ -71,6 +158,16 @@ struct Writer {
     stop: AtomicBool,
     tries: AtomicU64,
     through: AtomicU64,
+}
+
+impl Writer {
+    /// Until it has tried so often again.
+    fn wait(&self, count: u64) {
+        let from = self.tries.load(Ordering::Acquire);
+        while self.tries.load(Ordering::Acquire) < from + count {
+            let _ = hypercall::sched_yield();
+        }
+    }
 }
 
 /// A sibling writes to a page while its role changes.
@@ -96,12 +193,7 @@ pub(super) fn role_changes(tap: &mut Tap) -> Result<(), Errno> {
         }
     })
     .map_err(|_| Errno::Einval)?;
-    let wait = |count: u64| {
-        let from = shared.tries.load(Ordering::Acquire);
-        while shared.tries.load(Ordering::Acquire) < from + count {
-            let _ = hypercall::sched_yield();
-        }
-    };
+    let wait = |count: u64| shared.wait(count);
     let (mut pinned, mut bad, mut odd) = (0, 0, 0);
     for _ in 0..ROUNDS {
         wait(1);
@@ -131,7 +223,10 @@ pub(super) fn role_changes(tap: &mut Tap) -> Result<(), Errno> {
 /// Two vCPUs pin and unpin the same page.
 fn two_pin(tap: &mut Tap, page: u64) -> Result<(), Errno> {
     let Some(second) = smp::all().nth(1) else { return Ok(()) };
-    store(page + 56, 0);
+    // Every entry maps data: a pin takes several runs.
+    for index in 0..512 {
+        store(page + 8 * index, Entry::page(page, Rights::Constant).bits());
+    }
     // A pin that finds the page on its way back is refused, and so is an unpin of data, or of what another has pinned meanwhile.
     let fair = |got: Result<(), Errno>| matches!(got, Ok(()) | Err(Errno::Einval | Errno::Ebusy));
     let rounds = move || {
@@ -140,7 +235,7 @@ fn two_pin(tap: &mut Tap, page: u64) -> Result<(), Errno> {
             let got = pv::pin(Page::Table(level), page);
             !fair(got) || !fair(pv::unpin(page))
         };
-        (0..ROUNDS).filter(one).count()
+        (0..LONG_ROUNDS).filter(one).count()
     };
     let odd = Arc::new(AtomicU64::new(u64::MAX));
     let theirs = Arc::clone(&odd);
