@@ -156,6 +156,12 @@ fn get(at: u64) -> u64 {
     })
 }
 
+/// The two lowest bytes: where a status is.
+fn half(word: u64) -> i16 {
+    let [low, high, ..] = word.to_le_bytes();
+    i16::from_le_bytes([low, high])
+}
+
 /// Where in the page it is that another of its addresses, or one with a tag, names.
 const fn in_page(address: u64) -> u64 {
     let untagged = address << 8 >> 8;
@@ -312,7 +318,7 @@ impl World {
                 mask |= 1 << bit;
             }
         }
-        let status = op.status.map(|offset| raw::last_quarter(get(at.wrapping_add(offset as u64)) << 48));
+        let status = op.status.map(|offset| half(get(at.wrapping_add(offset as u64))));
         self.settle(op, &values, (x[0], answer), &frames, at);
         // Only `memory_op` answers more than an int.
         let result = if op.number == MEMORY { answer } else { i64::from(raw::low_word(answer)) };
