@@ -4,7 +4,7 @@
 //! the tests have, and in those true while the bug is planted (`plant`). In the image nothing is left of it, which `cargo xtask check`
 //! proves.
 #[cfg(feature = "seeded")]
-use core::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Whether a known bug is planted: `seeded!("its name")`, a constant `false` in what ships.
 #[macro_export]
@@ -104,7 +104,11 @@ pub const BUGS: &[(&str, &str)] = &[
     ("grant-over-table", "a grant is mapped over a table"),
 ];
 
-/// The place of a name in [`BUGS`]; a name that is not there does not compile.
+/// Those that show only where CPUs meet: the models must miss them (`tests/models`).
+pub const RACES: &[(&str, &str)] =
+    &[("fifo-page-unlocked", "an event that is kept while its array page comes stays kept")];
+
+/// The place of a name in [`BUGS`] and [`RACES`]; a name that is not there does not compile.
 #[cfg(feature = "seeded")]
 #[doc(hidden)]
 pub const fn index(name: &str) -> usize {
@@ -115,7 +119,13 @@ pub const fn index(name: &str) -> usize {
         }
         at += 1;
     }
-    BUGS.len() + 1 / (at - BUGS.len())
+    while at - BUGS.len() < RACES.len() {
+        if equal(RACES[at - BUGS.len()].0.as_bytes(), name.as_bytes()) {
+            return at;
+        }
+        at += 1;
+    }
+    1 / (BUGS.len() + RACES.len() - at)
 }
 
 #[cfg(feature = "seeded")]
@@ -139,7 +149,7 @@ static PLANTED: AtomicUsize = AtomicUsize::new(usize::MAX);
 /// Plants the bug with this name, and no other; false when there is none.
 #[cfg(feature = "seeded")]
 pub fn plant(name: &str) -> bool {
-    let found = BUGS.iter().position(|(bug, _)| *bug == name);
+    let found = BUGS.iter().chain(RACES).position(|(bug, _)| *bug == name);
     PLANTED.store(found.unwrap_or(usize::MAX), Ordering::SeqCst);
     found.is_some()
 }

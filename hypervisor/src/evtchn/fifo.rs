@@ -16,7 +16,8 @@
 //! 4. Nothing that a guest can write is followed: ports come from tails, which it does not see. What it does to links, heads and words
 //!    loses its own events. Tries are bounded; a word that is kept busy ends the domain.
 //! 5. An event for a port whose array page is not there yet is kept in the 2-level bitmap, as are those from before the switch: it is
-//!    raised when the page comes.
+//!    raised when the page comes. (Not what a sender was just about to raise in two levels when the domain switched and the page came:
+//!    that is lost, as in Xen.)
 //!
 //! Order: every change of a word is an exclusive pair with a full barrier. So the link, or the head, is seen by whoever sees the bit in `ready`,
 //! and PENDING by whoever takes the event out after it was LINKED.
@@ -298,7 +299,8 @@ fn set_link<H: Hardware>(hw: &H, at: FrameAddr, port: Port) -> Result<bool, Cont
             return Ok(false);
         }
         if crate::seeded!("fifo-link-race") {
-            hw.write(at, &(seen & !fifo::LINK_MASK | port.0).to_le_bytes());
+            let now = hw.load_u32(at);
+            hw.compare_exchange_u32(at, now, seen & !fifo::LINK_MASK | port.0)?;
             return Ok(true);
         }
         let before = hw.compare_exchange_u32(at, seen, seen & !(fifo::BUSY | fifo::LINK_MASK) | port.0)?;
@@ -382,6 +384,8 @@ pub(super) fn expand_array<H: Hardware>(
         return Err(Errno::Enospc);
     }
     let mfn = hold(machine, domain, gfn)?;
+    // Who looked for the page before has kept its event by now, so that `raise_kept` finds it.
+    let _queue = (!crate::seeded!("fifo-page-unlocked")).then(|| domain.fifo.queue.lock());
     match usize::try_from(index).ok().and_then(|index| domain.fifo.array.get(index)) {
         Some(page) => page.store(mfn.base().get(), Ordering::Release),
         // There can be no port there: nothing is ever written to it.

@@ -1,13 +1,14 @@
 //! What the hypervisor does without a lock, under every interleaving and reordering that Loom knows (`protocols`).
 //!
 //! `models` explores every protocol, then each again with the ordering of one line of the shipping source taken away, one line after the other,
-//! and says which of these it catches: those that the protocol names must be. `models needed` takes those alone away. `models NAME [SITE]` explores one, with a site taken away.
+//! and says which of these it catches: those that the protocol names must be, and so must known bugs that are planted (`queues::PLANTED`). `models needed` takes those alone away. `models NAME [SITE]` explores one, with a site taken away.
 //!
 //! Loom treats a sequentially consistent access as an acquire-release one: fences are modelled exactly. Words that guests share are one
 //! atomic step each, with the barriers that `Hardware` promises.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a tool of the tests")]
 mod granted;
 mod protocols;
+mod queues;
 
 use std::process::{Command, ExitCode};
 
@@ -23,7 +24,11 @@ fn main() -> ExitCode {
                 eprintln!("there is no protocol {name}");
                 return ExitCode::from(2);
             };
-            if let [site, ..] = rest {
+            if let [bug] = rest
+                && let Some(bug) = bug.strip_prefix("bug:")
+            {
+                assert!(hypervisor::seeded::plant(bug), "there is no bug {bug}");
+            } else if let [site, ..] = rest {
                 model_core::weaken(site);
             }
             println!("{}", protocol.explore());
@@ -78,6 +83,13 @@ fn every(needed_only: bool) -> ExitCode {
             }
             println!("    {verdict:<10} {site}, {line}");
         }
+        for (_, bug) in queues::PLANTED.iter().filter(|(name, _)| good && *name == protocol.name) {
+            let missed = run(&[protocol.name, &format!("bug:{bug}")]).0;
+            asked += 1;
+            caught += u32::from(!missed);
+            failed |= missed;
+            println!("    {:<10} {bug}, planted", if missed { "NOT CAUGHT" } else { "caught" });
+        }
         for fragment in needed {
             println!("    NOT THERE  {fragment}");
             failed = true;
@@ -113,6 +125,7 @@ impl Protocol {
         static EXECUTIONS: AtomicU64 = AtomicU64::new(0);
         let mut builder = loom::model::Builder::new();
         builder.max_branches = 100_000;
+        builder.preemption_bound = self.name.starts_with("queue").then_some(queues::PREEMPTIONS);
         let body = self.body;
         builder.check(move || {
             EXECUTIONS.fetch_add(1, Ordering::Relaxed);

@@ -20,6 +20,7 @@ use loom::thread;
 use pv_abi::DomId;
 
 use crate::granted::granted;
+use crate::queues;
 
 /// Something that is done without a lock.
 pub struct Protocol {
@@ -108,10 +109,28 @@ pub const ALL: &[Protocol] = &[
         needs: &[],
         body: granted,
     },
+    Protocol {
+        name: "queue-take",
+        what: "an event is linked behind one that the guest is just taking out: each comes once",
+        needs: &[],
+        body: queues::take,
+    },
+    Protocol {
+        name: "queue-mask",
+        what: "an event is linked behind one that the guest masks and unmasks meanwhile: each comes once",
+        needs: &[],
+        body: queues::mask,
+    },
+    Protocol {
+        name: "queue-grow",
+        what: "an event is sent while its array page comes: it comes once",
+        needs: &[],
+        body: queues::grow,
+    },
 ];
 
 /// A machine of two domains with two vCPUs each, for one execution.
-fn machine() -> &'static Machine<FakeHardware> {
+pub fn machine() -> &'static Machine<FakeHardware> {
     let machine = built(|| Box::leak(Box::new(World::tight(2).machine)));
     for (cpu, id) in [(0, 1), (1, 2)] {
         let vcpu = vcpu(machine, id);
@@ -331,7 +350,13 @@ fn block() {
 /// Where arguments lie in a guest's memory.
 const ARG: u64 = RAM + 0x1_0000;
 
-fn call(machine: &Machine<FakeHardware>, current: &Current<'_>, number: u64, cmd: u64, words: &[u32]) -> i64 {
+pub fn call(
+    machine: &Machine<FakeHardware>,
+    current: &Current<'_>,
+    number: u64,
+    cmd: u64,
+    words: &[u32],
+) -> i64 {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let (domain, at) = (current.domain, Ipa::new(ARG).unwrap());
     machine.hw.guest_write(domain.vmid, domain.stage2_root, at, &bytes).unwrap();
@@ -341,11 +366,11 @@ fn call(machine: &Machine<FakeHardware>, current: &Current<'_>, number: u64, cmd
     }
 }
 
-const EVENT_CHANNEL_OP: u64 = 32;
+pub const EVENT_CHANNEL_OP: u64 = 32;
 const SCHED_OP: u64 = 29;
 
 /// Domain 1 has made port 1 for domain 2, which has bound to it.
-fn channel(one: &Current<'_>, other: &Current<'_>, machine: &Machine<FakeHardware>) {
+pub fn channel(one: &Current<'_>, other: &Current<'_>, machine: &Machine<FakeHardware>) {
     assert_eq!(call(machine, one, EVENT_CHANNEL_OP, 6, &[0x2_7FF0, 0]), 0);
     assert_eq!(call(machine, other, EVENT_CHANNEL_OP, 0, &[1, 1, 0]), 0);
 }
