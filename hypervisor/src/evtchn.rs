@@ -33,7 +33,7 @@ pub(crate) use deliver::{is_pending, resend_all, upcall_pending, word_contended}
 
 use pv_abi::event::{
     AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, ExpandArray, InitControl, PortArg,
-    PortStatus, Reset, SetPriority, Status, Virq,
+    PortStatus, Reset, SetPriority, Status,
 };
 use pv_abi::{DomId, Errno, GuestHandle, Port};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -44,7 +44,7 @@ use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
 use close::Closed;
-use port::End;
+use port::{CONSOLE_VIRQ, End};
 
 /// `event_channel_op`.
 ///
@@ -102,14 +102,12 @@ pub(crate) fn notify<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, p
     }
 }
 
-/// Raises a virtual interrupt of the current domain, if it has bound it. Linear in the domain's ports.
-pub(crate) fn raise_virq<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, virq: Virq) {
-    let wanted = u16::try_from(virq.number()).map(PortKind::Virq);
-    for port in (1_u32..).map(Port).take(current.domain.ports.len()) {
-        let word = port::load(current.domain, port);
-        if Ok(word.kind) == wanted {
-            return deliver::raise(machine, current, current.domain, port, word.vcpu);
-        }
+/// Raises the console's virtual interrupt of the current domain, whose ports these are, if it has bound that.
+pub(crate) fn raise_console<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, ports: &PortsState) {
+    let port = ports.console();
+    let word = port::load(current.domain, port);
+    if word.kind == PortKind::Virq(CONSOLE_VIRQ) {
+        deliver::raise(machine, current, current.domain, port, word.vcpu);
     }
 }
 

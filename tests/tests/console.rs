@@ -10,7 +10,7 @@ use hypervisor::hardware::CpuId;
 use hypervisor::hypercall::Outcome;
 use hypervisor::vpl011::Vpl011;
 use pavo_tests::{ARG, Guest, guest, number, two};
-use pv_abi::event::{BindVirq, EventOp, PortArg};
+use pv_abi::event::{BindVirq, EventOp, PortArg, Reset};
 use pv_abi::hvm::HvmParamArg;
 use pv_abi::sched::ShutdownReason;
 use pv_abi::{DomId, Port};
@@ -215,6 +215,29 @@ fn the_virtual_interrupt_of_the_console_tells_who_has_the_keyboard() {
     assert!(!two.is_pending(there), "no key came");
     typing(&world, b"a");
     assert!(two.is_pending(there));
+}
+
+#[test]
+fn the_virtual_interrupt_of_the_console_comes_where_it_was_bound_last_and_nowhere_when_it_is_not() {
+    let world = two();
+    let one = guest(&world, 1);
+    let bind = |virq| one.event(EventOp::BindVirq, BindVirq { virq, vcpu: 0, port: Port(0) }).1.port;
+    let first = bind(2);
+    assert_eq!(one.event(EventOp::Close, PortArg { port: first }).0, 0);
+    // Its port is another's now.
+    assert_eq!(bind(0), first);
+    typing(&world, b"a");
+    assert!(!one.is_pending(first));
+    let second = bind(2);
+    assert_ne!(second, first);
+    typing(&world, b"a");
+    assert_eq!((one.is_pending(first), one.is_pending(second)), (false, true));
+    assert_eq!(one.event(EventOp::Reset, Reset { dom: DomId::SELF }).0, 0);
+    typing(&world, b"a");
+    let third = bind(2);
+    assert_eq!((third, one.is_pending(third)), (first, false));
+    typing(&world, b"a");
+    assert!(one.is_pending(third));
 }
 
 #[test]

@@ -12,7 +12,6 @@ use core::cell::Cell;
 
 use heapless::Deque;
 use pv_abi::DomId;
-use pv_abi::event::Virq;
 use spin::mutex::TicketMutex;
 
 use super::ring;
@@ -140,5 +139,5 @@ fn tell<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) {
             }
         }
     }
-    evtchn::raise_virq(machine, current, Virq::Console);
+    evtchn::raise_console(machine, current, &state.ports);
 }

@@ -5,7 +5,7 @@ use pv_abi::event::{AllocUnbound, BindInterdomain, BindIpi, BindVirq, NR_VIRQS, 
 use pv_abi::{DomId, Errno, Port};
 
 use super::deliver;
-use super::port::{self, PortKind, PortWord, PortsState};
+use super::port::{self, CONSOLE_VIRQ, PortKind, PortWord, PortsState};
 use crate::domain::{Domain, lock_two};
 use crate::hardware::Hardware;
 use crate::hypercall::any_domain;
@@ -107,6 +107,9 @@ pub(super) fn bind_virq<H: Hardware>(
     }
     let port = state.ports.lowest_free(&machine.hw, domain)?;
     PortsState::occupy(domain, port, PortWord { kind: PortKind::Virq(virq), vcpu });
+    if virq == CONSOLE_VIRQ {
+        state.ports.set_console(port);
+    }
     Ok(BindVirq { port, ..*arg })
 }
 

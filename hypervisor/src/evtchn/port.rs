@@ -7,7 +7,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use pv_abi::event::{NR_CHANNELS_2L, fifo as abi};
+use pv_abi::event::{NR_CHANNELS_2L, Virq, fifo as abi};
 use pv_abi::{DomId, Errno, Port};
 
 use super::fifo;
@@ -263,7 +263,13 @@ pub(super) fn store(domain: &Domain, port: Port, word: PortWord) {
 pub struct PortsState {
     /// Every port below is in use: where the search for a free one starts.
     lowest_free: u32,
+    /// Where the console's virtual interrupt was bound last: there, or nowhere by now. A domain binds it once at a time.
+    console: Port,
 }
+
+/// The console's virtual interrupt in a port's word.
+pub(super) const CONSOLE_VIRQ: u16 = 2;
+const _: () = assert!(CONSOLE_VIRQ as u32 == Virq::Console.number());
 
 impl Default for PortsState {
     fn default() -> Self {
@@ -274,7 +280,17 @@ impl Default for PortsState {
 impl PortsState {
     /// All ports free, except port 0, which is nobody's.
     pub const fn new() -> Self {
-        Self { lowest_free: 1 }
+        Self { lowest_free: 1, console: Port(0) }
+    }
+
+    /// The port that the console's virtual interrupt has, if it has one.
+    pub(super) const fn console(&self) -> Port {
+        self.console
+    }
+
+    /// The console's virtual interrupt has a port.
+    pub(super) const fn set_console(&mut self, port: Port) {
+        self.console = port;
     }
 
     /// The lowest free port. It stays free until something is stored in it.
