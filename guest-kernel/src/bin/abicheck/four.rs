@@ -13,7 +13,7 @@ use guest_kernel::psci::{CpuOnError, Power};
 use guest_kernel::shared_info::SharedPage;
 use guest_kernel::smp::{self, Cpu};
 use guest_kernel::{Guest, hypercall, interrupt, time};
-use pv_abi::event::{BindIpi, BindVcpu, BindVirq, PortArg, PortStatus, Virq};
+use pv_abi::event::{BindIpi, BindVcpu, BindVirq, NR_VIRQS, PortArg, PortStatus, Virq};
 use pv_abi::vcpu::{RegisterRunstate, RegisterVcpuInfo, VcpuOp};
 use pv_abi::{DomId, Errno, PAGE_SIZE, Port};
 
@@ -177,7 +177,24 @@ fn virqs(tap: &mut Tap) {
             tap.is(format_args!("VIRQ {virq} of vCPU {vcpu} closes"), close(port), Ok(()));
         }
     }
-    for virq in [Virq::Console, Virq::DomExc, Virq::PcpuState].map(Virq::number) {
+    let own = [Virq::Timer, Virq::Debug, Virq::Xenoprof, Virq::Xenpmu].map(Virq::number);
+    for virq in (0..NR_VIRQS).filter(|virq| !own.contains(virq)) {
+        let Ok(port) = bind(virq, 0) else {
+            tap.that(format_args!("VIRQ {virq}, the domain's, is bound on vCPU 0"), false);
+            continue;
+        };
+        let again = bind(virq, 0);
+        tap.is(format_args!("VIRQ {virq}, the domain's, is bound once"), again, Err(Errno::Eexist));
+        for vcpu in [2, 0] {
+            let moved = hypercall::event_bind_vcpu(&mut BindVcpu { port, vcpu });
+            let state = status(port).map(|state| (state.0, state.1, state.2));
+            tap.is(
+                format_args!("VIRQ {virq}, the domain's, is moved to vCPU {vcpu}"),
+                (moved, state),
+                (Ok(()), Ok((PortStatus::Virq.number(), vcpu, virq))),
+            );
+        }
+        tap.is(format_args!("VIRQ {virq}, the domain's, closes"), close(port), Ok(()));
         for vcpu in 1..4 {
             let answer = bind(virq, vcpu);
             tap.is(
