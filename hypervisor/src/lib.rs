@@ -39,6 +39,7 @@ pub mod vcpu;
 pub mod vcpu_op;
 pub mod version;
 pub mod vgic;
+pub mod vmid;
 pub mod vpl011;
 pub mod wallclock;
 pub mod watchdog;

@@ -25,7 +25,7 @@ use pv_abi::PAGE_SIZE;
 use super::arm::Arm;
 use super::bug::stop;
 use super::carve::Carve;
-use super::context::{self, ArchVcpu};
+use super::context::ArchVcpu;
 use super::finish::{Conduit, cpu_on, set_conduit};
 use super::mmu::{self, Kind};
 use super::percpu::{ENTRIES, PerCpu, STACKS};
@@ -379,7 +379,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
             }
         };
         let shape = Shape {
-            vmid: context::vmid(built),
+            vmid: hypervisor::vmid::of(built),
             first_vcpu: VcpuIndex(vcpus.len() as u16),
             first_cpu: CpuId(built.checked_rem(usize::from(cpus)).unwrap_or(0) as u8),
             cpus,

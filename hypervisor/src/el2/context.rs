@@ -17,14 +17,14 @@
 
 use core::arch::{asm, global_asm};
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{AtomicU16, Ordering};
 
 use hypervisor::domain::{Domain, DomainState};
 use hypervisor::hardware::{CpuId, Vmid};
 use hypervisor::pagetable::Bases;
 use hypervisor::sched::MAX_CPUS;
-use hypervisor::vcpu::{Run, Vcpu, VcpuIndex};
+use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuShared};
+use hypervisor::vmid::{LastHere, LocalTlb};
 
 use tock_registers::LocalRegisterCopy;
 
@@ -380,41 +380,32 @@ pub fn save(cpu: &PerCpu, arch: &ArchVcpu) {
     arch.vcpu.on.clear();
 }
 
-/// VMIDs that every CPU has (a Cortex-A72's have eight bits), without 0, which no guest uses.
-const VMIDS: usize = 255;
+/// What each CPU has by which name in its TLB.
+static LAST_HERE: [LastHere; MAX_CPUS] = [const { LastHere::new() }; MAX_CPUS];
 
-/// The VMID of a domain, by its place in the order of building: beyond [`VMIDS`] domains share them, and [`forget_others`] keeps them apart.
-pub fn vmid(place: usize) -> Vmid {
-    Vmid(((place % VMIDS) as u16).wrapping_add(1))
-}
+/// This CPU's TLB, where `VTTBR_EL2` is that of the VMID already, and walks are off.
+struct Local;
 
-/// For each CPU, which vCPU it ran last with each VMID, plus 1; [`NOBODY`] at first: zeros need no room in the image.
-static LAST_HERE: [[AtomicU16; VMIDS + 1]; MAX_CPUS] =
-    [const { [const { AtomicU16::new(NOBODY) }; VMIDS + 1] }; MAX_CPUS];
-const NOBODY: u16 = 0;
-
-/// Keeps apart in this CPU's TLB who shares a VMID. Domains that do (there are more of them than VMIDs) have nothing in common: everything of the
-/// other one goes, walk caches included, so that no TLB ever holds two domains' translations by one name, and flushes by VMID mean both at
-/// most. vCPUs of a domain do too, and each has tables and ASIDs of its own choice, as CPUs have: where two of them take turns on one CPU,
-/// none may meet what another left in the TLB (translations that are not shared between CPUs, Arm ARM D8.16.5). `VTTBR_EL2` is the
-/// vCPU's already, and walks are off.
-fn forget_others(cpu: &PerCpu, arch: &ArchVcpu) {
-    let own = arch.vcpu.index.0.wrapping_add(1);
-    let last = LAST_HERE
-        .get(usize::from(cpu.id.0))
-        .and_then(|vmids| vmids.get(usize::from(arch.domain.vmid.0)))
-        .map_or(NOBODY, |last| last.swap(own, Ordering::Relaxed));
-    if last == own || last == NOBODY {
-        return;
-    }
-    let last = super::arch_vcpu(VcpuIndex(last.wrapping_sub(1)));
-    if last.is_some_and(|last| core::ptr::eq(last.domain, arch.domain)) {
+impl LocalTlb for Local {
+    #[inline(always)]
+    fn forget_stage1(&self, _: Vmid) {
         // SAFETY: invalidates stage-1 and combined entries of this VMID on this CPU.
         unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
-    } else {
-        // SAFETY: invalidates all entries of this VMID on this CPU, those of stage 2 alone too.
+    }
+
+    #[inline(always)]
+    fn forget_all(&self, _: Vmid) {
+        // SAFETY: invalidates all entries of this VMID on this CPU, those of stage 2 alone and walk caches too.
         unsafe { asm!("tlbi vmalls12e1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
     }
+}
+
+/// Keeps apart in this CPU's TLB who shares a VMID (`hypervisor::vmid`).
+fn forget_others(cpu: &PerCpu, arch: &ArchVcpu) {
+    let Some(here) = LAST_HERE.get(usize::from(cpu.id.0)) else { return };
+    here.enter(&Local, arch.domain.vmid, arch.vcpu.index, |last| {
+        super::arch_vcpu(last).is_some_and(|last| core::ptr::eq(last.domain, arch.domain))
+    });
 }
 
 /// Puts a vCPU into the CPU; `frame` gets its general registers.

@@ -52,7 +52,7 @@ impl World {
     /// # Panics
     /// There are too many domains.
     pub fn with_paging(domains: u16, paging: Paging) -> Self {
-        Self::built(1, domains, u64::from(domains) * 1100 + 400, None, paging, false)
+        Self::built(1, domains, u64::from(domains) * 1100 + 400, &Made { paging, ..PLAIN })
     }
 
     /// A machine with so many domains, the first of which has a PV console.
@@ -60,7 +60,23 @@ impl World {
     /// # Panics
     /// There are too many.
     pub fn with_console(domains: u16) -> Self {
-        Self::built(1, domains, u64::from(domains) * 2048 + 1024, None, Paging::Nested, true)
+        Self::built(1, domains, u64::from(domains) * 2048 + 1024, &Made { console: true, ..PLAIN })
+    }
+
+    /// A machine with a control domain and one other, to which that happens when it ends.
+    ///
+    /// # Panics
+    /// Never.
+    pub fn limited(policy: Policy) -> Self {
+        Self::built(0, 2, 2 * 2048 + 1024, &Made { policy, ..PLAIN })
+    }
+
+    /// A machine with so many domains, which share one VMID.
+    ///
+    /// # Panics
+    /// There are too many.
+    pub fn of_one_name(domains: u16) -> Self {
+        Self::built(1, domains, u64::from(domains) * 2048 + 1024, &Made { one_name: true, ..PLAIN })
     }
 
     /// A machine with a control domain and so many others, ids from 1.
@@ -76,7 +92,7 @@ impl World {
     /// # Panics
     /// Never.
     pub fn with_control_and(paging: Paging) -> Self {
-        Self::built(0, 2, 2 * 2048 + 1024, None, paging, true)
+        Self::built(0, 2, 2 * 2048 + 1024, &Made { paging, console: true, ..PLAIN })
     }
 
     /// A machine with so many domains, one of which keeps to itself.
@@ -88,17 +104,11 @@ impl World {
     }
 
     fn numbered(first: u16, domains: u16, free: u64, isolated: Option<u16>) -> Self {
-        Self::built(first, domains, free, isolated, Paging::Nested, false)
+        Self::built(first, domains, free, &Made { isolated, ..PLAIN })
     }
 
-    fn built(
-        first: u16,
-        domains: u16,
-        free: u64,
-        isolated: Option<u16>,
-        paging: Paging,
-        console: bool,
-    ) -> Self {
+    fn built(first: u16, domains: u16, free: u64, made: &Made) -> Self {
+        let Made { isolated, paging, console, one_name, policy } = *made;
         let image_base = Mfn::new(0x4_0000).unwrap();
         let free_base = Mfn::new(0x4_0001).unwrap();
         let hw = FakeHardware::new(image_base, free + 1);
@@ -119,11 +129,12 @@ impl World {
             paging: if id == 1 { paging } else { Paging::Nested },
             isolated: isolated == Some(id),
             console: console && id == 1,
+            policy,
             ..config(DomId(id), kernel)
         };
         let build = |id: u16| {
             let shape = Shape {
-                vmid: Vmid(id + 1),
+                vmid: if one_name { Vmid(1) } else { Vmid(id + 1) },
                 first_vcpu: VcpuIndex((id - first) * 2),
                 first_cpu: CpuId(0),
                 cpus: 2,
@@ -204,6 +215,24 @@ impl World {
     }
 }
 
+/// What a world is made with.
+struct Made {
+    /// Keeps to itself.
+    isolated: Option<u16>,
+    /// The page tables of domain 1.
+    paging: Paging,
+    /// Domain 1 has a PV console.
+    console: bool,
+    /// All have one VMID.
+    one_name: bool,
+    /// What becomes of all of them.
+    policy: Policy,
+}
+
+const PLAIN: Made =
+    Made { isolated: None, paging: Paging::Nested, console: false, one_name: false, policy: POLICY };
+const POLICY: Policy = Policy { on_reboot: Action::Restart, max_restarts: u32::MAX, ..Policy::NONE };
+
 /// One pool of both CPUs.
 fn pools() -> [Pool; MAX_POOLS] {
     let mut cpus = 0b11;
@@ -233,7 +262,7 @@ fn config(id: DomId, kernel: PhysRange) -> DomainConfig<'static> {
             stage2_frames: 32,
             memory_kib: MEMORY_KIB,
         },
-        policy: Policy { on_reboot: Action::Restart, max_restarts: u32::MAX, ..Policy::NONE },
+        policy: POLICY,
         scheduling: crate::sched::plan::Scheduling::default(),
     }
 }
