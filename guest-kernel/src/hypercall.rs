@@ -137,6 +137,14 @@ pub fn shutdown(reason: ShutdownReason) -> Result<(), Errno> {
     unsafe { with(Hypercall::SchedOp, SchedOp::Shutdown.number(), &mut argument) }.map(drop)
 }
 
+/// Sets a new watchdog (id 0, answered with its number), or one that is in use again: in so many seconds it ends this domain; 0 cancels it
+/// (`SCHEDOP_watchdog`).
+pub fn watchdog(id: u32, seconds: u32) -> Result<u64, Errno> {
+    let mut argument = sched::Watchdog { id, timeout: seconds };
+    // SAFETY: the call reads `argument` only.
+    unsafe { with(Hypercall::SchedOp, SchedOp::Watchdog.number(), &mut argument) }
+}
+
 /// Blocks until one of `ports` is pending or the system time is past `deadline_ns`; 0 waits for ever (`SCHEDOP_poll`).
 /// Does not block when one is pending already: no event is missed.
 pub fn poll(ports: &[Port], deadline_ns: u64) -> Result<(), Errno> {

@@ -4,10 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "panics are how tests fail")]
 
 use hypervisor::domain::{Fault, Life, Stage};
-use hypervisor::fake::World;
+use hypervisor::fake::{COUNTER_FREQUENCY, RAM, World};
 use hypervisor::hardware::Hardware;
 use hypervisor::hypercall::Outcome;
 use hypervisor::pause::Hold;
+use hypervisor::runstate::{leave, switched};
 use hypervisor::sched;
 use hypervisor::vcpu::Run;
 use hypervisor::wallclock;
@@ -126,6 +127,56 @@ fn a_domain_is_told_of_as_xen_does() {
     assert_eq!(flags(&world, 2) & 0xFFFF, 1 << 8 | 1 << 4);
 }
 
+/// `struct xen_domctl_getdomaininfo`: `tot_pages` at 8, `cpu_time` at 56, 120 bytes in all.
+#[test]
+fn state_memory_and_cpu_time_are_told_as_they_are() {
+    const SECOND: u64 = COUNTER_FREQUENCY;
+    let world = World::with_control(2);
+    let (machine, two) = (&world.machine, world.domain(2));
+    let run = |number: u32, seconds: u64| {
+        let vcpu = two.vcpu(number).unwrap();
+        assert!(sched::start(machine, vcpu));
+        assert_eq!(world.pick(vcpu.home.get()).unwrap().index, vcpu.index);
+        switched(machine, None, vcpu);
+        machine.hw.advance(seconds * SECOND);
+        vcpu
+    };
+    // 0: flags, pages, cpu time by `getdomaininfo`; 1: by the list.
+    let told = || {
+        let control = guest(&world, 0);
+        assert_eq!(domctl(control, INFO, 2), 0);
+        let at = ARG + 16;
+        let one = (half(control, at + 4) & 0xFFFF, word(control, at + 8), word(control, at + 56));
+        let mut payload = [0; 24];
+        (payload[0], payload[4]) = (2, 1);
+        payload[8..16].copy_from_slice(&BUFFER.to_le_bytes());
+        assert_eq!(sysctl(control, LIST, 0x15, &payload), 0);
+        let at = BUFFER;
+        assert_eq!((half(control, at + 4) & 0xFFFF, word(control, at + 8), word(control, at + 56)), one);
+        one
+    };
+    let (pages, running, blocked) = ((4 << 10) / 4 + 128 / 4, 1 << 8 | 1 << 5, 1 << 8 | 1 << 4);
+    machine.hw.advance(7 * SECOND);
+    assert_eq!(told(), (1 << 8, pages, 0));
+    let first = run(0, 3);
+    assert_eq!(told(), (running, pages, 3_000_000_000), "it is running");
+    leave(machine, first, Run::Blocked);
+    first.run.set(Run::Blocked);
+    machine.hw.advance(5 * SECOND);
+    assert_eq!(told(), (blocked, pages, 3_000_000_000), "it waits");
+    run(1, 2);
+    assert_eq!(told(), (running, pages, 5_000_000_000), "both together");
+    // `XENMEM_decrease_reservation` of two pages.
+    let frames = guest(&world, 2);
+    frames.write(BUFFER, &[(RAM >> 12) + 0x20, (RAM >> 12) + 0x21].map(u64::to_le_bytes).concat());
+    frames.write(
+        ARG,
+        &[BUFFER.to_le_bytes(), 2_u64.to_le_bytes(), 0_u64.to_le_bytes(), 0x7FF0_u64.to_le_bytes()].concat(),
+    );
+    assert_eq!(frames.call(12, [1, ARG, 0, 0, 0]), 2);
+    assert_eq!(told(), (running, pages - 2, 5_000_000_000));
+}
+
 #[test]
 fn the_list_goes_on_behind_the_last_one() {
     let world = World::with_control(3);
@@ -191,7 +242,9 @@ fn the_control_domain_destroys_others_and_not_itself() {
     let control = guest(&world, 0);
     assert_eq!(domctl(control, DESTROY, 0), EINVAL);
     assert_eq!(domctl(control, DESTROY, 7), ESRCH);
+    assert_eq!(counters(&world, 1)[17] >> 32, 1, "a name in the TLB");
     assert_eq!(domctl(control, DESTROY, 1), 0);
+    assert_eq!(counters(&world, 1)[17] >> 32, 0, "which everybody has forgotten");
     assert_eq!(world.domain(1).life.get(), Life::Destroyed(Fault::ByControl));
     assert_eq!(world.domain(2).life.get(), Life::Running);
     // Nothing is left of it, and for Xen's callers there is no such domain any more.

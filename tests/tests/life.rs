@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "panics are how tests fail")]
 
 use hypervisor::devicetree::Paging;
-use hypervisor::domain::{Life, Stage};
-use hypervisor::fake::{RAM, World};
+use hypervisor::domain::{Fault, Life, Stage};
+use hypervisor::fake::{MEMORY_KIB, RAM, World};
 use hypervisor::frame::Role;
 use hypervisor::hardware::CpuId;
-use hypervisor::life;
+use hypervisor::life::{self, Action, Policy};
+use hypervisor::log::Event;
 use hypervisor::sched;
 use hypervisor::vcpu::Run;
 use pavo_tests::{ARG, Guest, guest, number};
@@ -177,6 +178,77 @@ fn what_others_have_mapped_stays_until_they_let_go() {
     world.check();
     assert_eq!(orphans(&world), 0);
     assert_eq!((has(&world, 2), world.machine.frames.limbo_frames()), ([0, 2, 1, 0], 0));
+}
+
+#[test]
+fn a_page_that_was_held_is_scrubbed_before_anybody_has_it_again() {
+    let world = World::with_control(2);
+    let (one, two) = (guest(&world, 1), guest(&world, 2));
+    let frames = &world.machine.frames;
+    one.write(PAGE, b"of the first");
+    one.grants(8, 2, PAGE >> 12, EntryFlags::empty());
+    let (status, held) = map(two, 1, 8, AT, HOST_MAP);
+    assert_eq!(status, 0);
+    let frame = one.place(PAGE).frame();
+    // Whoever is built next has to take what there is: all else is taken.
+    while frames.allocate(0, DomId::XEN, Role::Hypervisor).is_some() {}
+    assert_eq!(destroy(&world, 1), 0);
+    world.guest_write(2, AT, b"of nobody now");
+    assert_eq!(build(&world, 1), ENOMEM, "one page is held");
+    work(&world);
+    assert_eq!(unmap(two, held, AT), 0);
+    for _ in 0..2 {
+        frames.reclaim();
+        frames.quiescent.pass(CPU);
+    }
+    frames.reclaim();
+    assert_eq!(build(&world, 1), 0);
+    let gfn = (RAM >> 12..(RAM + (MEMORY_KIB << 10)) >> 12).find(|gfn| one.place(gfn << 12).frame() == frame);
+    let gfn = gfn.expect("that page is used again");
+    assert_eq!(world.guest_read::<4096>(1, gfn << 12), [0; 4096]);
+    for page in (RAM..RAM + (MEMORY_KIB << 10)).step_by(4096) {
+        let bytes = world.guest_read::<13>(1, page);
+        assert_ne!(&bytes, b"of nobody now", "{page:#x}");
+    }
+    world.check();
+}
+
+#[test]
+fn a_domain_is_built_again_as_often_as_it_may_and_no_more() {
+    let world =
+        World::limited(Policy { on_reboot: Action::Preserve, on_crash: Action::Restart, max_restarts: 2 });
+    let (machine, one) = (&world.machine, world.domain(1));
+    let crash = |end: Life| {
+        machine.hw.take_events();
+        hypervisor::sched_op::end_domain(machine, &world.current(1, 0), one, end);
+        work(&world);
+        if let Some(first) = world.pick(one.vcpu(0).unwrap().home.get()) {
+            first.run.set(Run::Blocked);
+        }
+        world.check();
+        machine.hw.take_events()
+    };
+    let (id, crashed) = (DomId(1), Life::Shutdown(ShutdownReason::Crash));
+    assert_eq!(crash(crashed), [Event::Ended(id, crashed), Event::BuiltAgain(id, 2)]);
+    let fault = Life::Destroyed(Fault::WordContended);
+    assert_eq!(crash(fault), [Event::Ended(id, fault), Event::BuiltAgain(id, 3)]);
+    let bitten = Life::Shutdown(ShutdownReason::Watchdog);
+    assert_eq!(crash(bitten), [Event::Ended(id, bitten), Event::TooOften(id)]);
+    assert_eq!((one.life.stage(), has(&world, 1)), (Stage::Dead, [0, 2, 1, 0]));
+    assert_eq!(build(&world, 1), 0);
+    assert!(world.pick(one.vcpu(0).unwrap().home.get()).is_some());
+    one.vcpu(0).unwrap().run.set(Run::Blocked);
+    // Kept: it has all that it had, until the control domain destroys it.
+    let before = has(&world, 1);
+    let reboot = Life::Shutdown(ShutdownReason::Reboot);
+    assert_eq!(crash(reboot), [Event::Ended(id, reboot)]);
+    assert_eq!((one.life.stage(), has(&world, 1)), (Stage::Ended, before));
+    assert_eq!(domctl(&world, 5, 1), 0);
+    let told = guest(&world, 0).read::<u32>(ARG + 20);
+    // `XEN_DOMINF_shutdown`, with the reason from bit 16 on, and not dying.
+    assert_eq!((told & 0b101, told >> 16), (0b100, 1));
+    assert_eq!(destroy(&world, 1), 0);
+    assert_eq!((one.life.stage(), has(&world, 1)), (Stage::Dead, [0, 2, 1, 0]));
 }
 
 /// Tables that mappers needed for grants.

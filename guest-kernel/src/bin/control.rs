@@ -9,6 +9,7 @@
 //! | `weight:N:W`, `cap:N:P` | gives domain N weight W, or P per cent of a CPU, and fails when that is not what is told then |
 //! | `cpus:N:M` | lets the first vCPU of domain N run on the CPUs of the mask M only, one of which there must be |
 //! | `end:N` | waits until domain N has ended and everything is taken back from it; then the hypervisor checks itself, in a build that does |
+//! | `shut:N` | waits until domain N has shut down and is kept as it is |
 //! | `build:N` | builds domain N anew |
 //! | `cycle:N:C` | destroys and builds domain N, C times |
 //! | `lives:N:C` | waits until domain N is in its Cth life |
@@ -16,6 +17,7 @@
 //! | `ping:F:L` | sends an event to each `pong` from domain F to L, when all have made their port, and waits for its answer |
 //! | `check` | has the hypervisor check itself, with all CPUs standing |
 //! | `log` | prints a line, and reads the console back until it finds it |
+//! | `log:marked` | reads the console back, and prints the hypervisor's lines without their mark, which nobody else may print |
 //! | `clock` | sets the wall clock, and looks at its own |
 //! | `soak:L:S` | for S seconds, time and again: destroys, builds, pauses or moves one of the domains 1 to L, or leaves them, and checks |
 //! | `ledger:N` | tells domain N, whenever it asks through the first page that it grants, whether its counts are as they were; until it is done |
@@ -131,6 +133,15 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
         "ledger" => ledger::serve(number()?, u16::try_from(times()?).ok().filter(|id| *id > 1).map(DomId)),
         "twice" => twice(number()?.0, times()?),
         "check" => control::self_check().map_err(refused),
+        "shut" => {
+            while control::domain_info(number()?).map_err(refused)?.flags & (flags::SHUTDOWN | flags::DYING)
+                != flags::SHUTDOWN
+            {
+                sleep(1)?;
+            }
+            Ok(())
+        }
+        "log" if object == "marked" => marked_lines(),
         "log" => log(),
         "clock" => clock(),
         "soak" => soak(number()?.0, times()?),
@@ -218,6 +229,22 @@ fn soak(last: u16, seconds: u32) -> Result<(), String> {
 fn log() -> Result<(), String> {
     const LINE: &str = "control: a line that is read back";
     println!("{LINE}");
+    let all = read_back()?;
+    let found = String::from_utf8_lossy(&all).lines().any(|line| line.ends_with(LINE));
+    if found { Ok(()) } else { Err(format!("not in {} bytes", all.len())) }
+}
+
+/// Prints the hypervisor's lines, as far back as they are kept.
+fn marked_lines() -> Result<(), String> {
+    let all = read_back()?;
+    for line in all.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix("§".as_bytes())) {
+        println!("control: log {}", String::from_utf8_lossy(line));
+    }
+    Ok(())
+}
+
+/// What was on the console.
+fn read_back() -> Result<Vec<u8>, String> {
     let (mut all, mut index) = (Vec::new(), 0);
     loop {
         let mut part = [0; 3000];
@@ -225,11 +252,9 @@ fn log() -> Result<(), String> {
         index = next;
         match part.get(..count) {
             Some(bytes) if count > 0 => all.extend_from_slice(bytes),
-            _ => break,
+            _ => return Ok(all),
         }
     }
-    let found = String::from_utf8_lossy(&all).lines().any(|line| line.ends_with(LINE));
-    if found { Ok(()) } else { Err(format!("not in {} bytes", all.len())) }
 }
 
 /// Says that it is a moment in 2026, and looks.

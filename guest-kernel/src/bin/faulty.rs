@@ -1,6 +1,6 @@
 //! Ends in the way that the command line asks for, so that what a hypervisor makes of each can be tested:
-//! `how=` `poweroff`, `reboot`, `crash`, `error`, `panic`, `overflow` (of the stack), `exhaust` (the heap), `hang` or `spin`; or by
-//! leaving itself no way on: `vectors`, `tables` or `roots` in nowhere, the `mmu` off, no legal `state`, no `stack`, garbage in its
+//! `how=` `poweroff`, `reboot`, `crash`, `error`, `panic`, `overflow` (of the stack), `exhaust` (the heap), `hang` or `spin`, or, until its watchdog
+//! bites a second later, `watchdog` and `watchdog-blocked`; or by leaving itself no way on: `vectors`, `tables` or `roots` in nowhere, the `mmu` off, no legal `state`, no `stack`, garbage in its
 //! `registers`, a `storm` of interrupts that it never ends, a `timer` that fires for ever.
 #![no_std]
 #![no_main]
@@ -9,7 +9,7 @@ extern crate alloc;
 use core::arch::asm;
 use core::hint::black_box;
 
-use guest_kernel::{Guest, interrupt, power, println};
+use guest_kernel::{Guest, hypercall, interrupt, power, println};
 
 guest_kernel::main!(main);
 
@@ -19,7 +19,7 @@ fn main(guest: &Guest) -> Result<(), &'static str> {
     match how {
         "poweroff" => power::power_off(),
         "reboot" => power::reboot(),
-        "crash" => power::crash(),
+        "crash" => Err(if outer(black_box(1)) == 0 { "0" } else { "it did not crash" }),
         "error" => Err("as asked"),
         "panic" => panics(black_box(1)),
         "overflow" => Err(if dive(black_box(1)) == 0 { "0" } else { "the stack has no end" }),
@@ -30,9 +30,15 @@ fn main(guest: &Guest) -> Result<(), &'static str> {
             interrupt::wait_until(|| false);
             Ok(())
         }
-        "spin" => loop {
-            core::hint::spin_loop();
-        },
+        "spin" => spin(),
+        "watchdog" | "watchdog-blocked" => {
+            hypercall::watchdog(0, 1).map_err(|_| "no watchdog")?;
+            if how == "watchdog" {
+                spin();
+            }
+            interrupt::wait_until(|| false);
+            Ok(())
+        }
         "vectors" | "tables" | "roots" | "mmu" | "state" | "stack" | "registers" | "storm" | "timer" => {
             // Its console is a hypercall away, and the line must be out.
             lost(how);
@@ -40,6 +46,24 @@ fn main(guest: &Guest) -> Result<(), &'static str> {
         }
         _ => Err("how= is not known"),
     }
+}
+
+#[inline(never)]
+fn spin() -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Crashes two calls deep. Both look as if they came back: a function that never does keeps no frame (LLVM saves nothing for whom it does not return to).
+#[inline(never)]
+fn outer(number: u32) -> u32 {
+    inner(black_box(number + 1)) + 1
+}
+
+#[inline(never)]
+fn inner(number: u32) -> u32 {
+    if black_box(number) == 0 { number } else { power::crash() }
 }
 
 /// An address of stage 1 and 2 alike where nothing is.

@@ -127,6 +127,36 @@ struct Saved {
     cntv_ctl: u64,
 }
 
+/// Where a vCPU is, and why it came there: what a crash is told with.
+pub struct Place {
+    /// The next instruction.
+    pub pc: u64,
+    /// The process state.
+    pub pstate: u64,
+    /// `SP_EL1`.
+    pub sp: u64,
+    /// `ESR_EL1`.
+    pub esr: u64,
+    /// `FAR_EL1`.
+    pub far: u64,
+    /// `ELR_EL1`.
+    pub elr: u64,
+}
+
+impl Place {
+    /// The loaded vCPU's.
+    pub fn here() -> Self {
+        Self {
+            pc: regs::elr_el2::read(),
+            pstate: regs::spsr_el2::read(),
+            sp: regs::sp_el1::read(),
+            esr: regs::esr_el1::read(),
+            far: regs::far_el1::read(),
+            elr: regs::elr_el1::read(),
+        }
+    }
+}
+
 /// One vCPU's registers.
 pub struct ArchVcpu {
     /// Its domain.
@@ -210,6 +240,22 @@ impl ArchVcpu {
         self.fp_cpu.set(None);
         // SAFETY: as above; what a CPU still has of its floating-point registers is out of date now.
         unsafe { *self.fp.get() = Fp { v: [0; 32], fpcr: 0, fpsr: 0 } };
+    }
+
+    /// Where it waits, and its last hypercalls. It is in no CPU, and its domain has ended: nobody loads it any more (invariant 1).
+    pub fn place(&self) -> (Place, u64) {
+        // SAFETY: invariant 1: who would load it sees that its domain has ended.
+        let saved = unsafe { &*self.saved.get() };
+        let (el1, frame) = (&saved.el1, &saved.frame);
+        let place = Place {
+            pc: saved.elr,
+            pstate: saved.spsr,
+            sp: el1.sp_el1,
+            esr: el1.esr_el1,
+            far: el1.far_el1,
+            elr: el1.elr_el1,
+        };
+        (place, frame.calls)
     }
 
     /// Whether its registers are in no CPU.

@@ -16,7 +16,7 @@ use hypervisor::log::Event;
 use hypervisor::selfcheck;
 use pv_abi::sched::ShutdownReason;
 
-use super::{console, timer};
+use super::{console, report, timer};
 
 const MARK: [u8; 2] = [0xC2, 0xA7];
 const FRAME: usize = 240;
@@ -117,6 +117,13 @@ defmt::timestamp!("{=u64:us}", timer::microseconds());
 
 /// Says an event of the portable half.
 pub fn event(event: Event) {
+    say(event);
+    if let Event::Ended(domain, end) = event {
+        report::waiting(domain, end);
+    }
+}
+
+fn say(event: Event) {
     match event {
         Event::Ended(domain, Life::Running) => defmt::info!("d{=u16}: runs", domain.0),
         Event::Ended(domain, Life::Shutdown(reason)) => match reason {

@@ -1,18 +1,19 @@
 //! What the log tells of a vCPU whose domain has crashed: its registers, its last hypercalls, and the calls that led there, from the frame pointers
 //! on its stack (AAPCS64: x29 points to a pair, the caller's x29 and the return address).
 //!
-//! The guest's stack is read as a handle is: what is not there ends the walk.
+//! The guest's stack is read as a handle is: what is not there ends the walk. So only a vCPU that is in a CPU is told of in full, by that CPU; of one that
+//! waits elsewhere its registers in memory are told, of those that say where it is.
 
 use hypervisor::domain::{Fault, Life};
 use hypervisor::guest_memory;
 use hypervisor::machine::Machine;
-use pv_abi::GuestHandle;
+use hypervisor::vcpu::Run;
 use pv_abi::sched::ShutdownReason;
+use pv_abi::{DomId, GuestHandle};
 
 use super::arm::Arm;
-use super::context::{ArchVcpu, Frame};
+use super::context::{ArchVcpu, Frame, Place};
 use super::percpu::PerCpu;
-use super::regs;
 
 /// Callers that are told of at most.
 const DEPTH: u32 = 16;
@@ -20,29 +21,78 @@ const FRAME_POINTER: u64 = 29;
 
 /// Tells of the loaded vCPU if its domain has crashed. `frame` has its general registers, the CPU all others.
 pub fn tell(machine: &Machine<Arm>, cpu: &PerCpu, arch: &ArchVcpu, frame: &Frame) {
-    match arch.domain.life.get() {
-        Life::Shutdown(ShutdownReason::Crash | ShutdownReason::Watchdog)
-        | Life::Destroyed(Fault::WordContended | Fault::SystemError | Fault::UnknownException) => {}
-        Life::Running | Life::Shutdown(_) | Life::Destroyed(Fault::ByControl) => return,
+    if is_crash(arch.domain.life.get()) {
+        registers(machine, cpu, arch, frame);
     }
-    registers(machine, cpu, arch, frame);
+}
+
+fn is_crash(end: Life) -> bool {
+    match end {
+        Life::Shutdown(ShutdownReason::Crash | ShutdownReason::Watchdog)
+        | Life::Destroyed(Fault::WordContended | Fault::SystemError | Fault::UnknownException) => true,
+        Life::Running | Life::Shutdown(_) | Life::Destroyed(Fault::ByControl) => false,
+    }
+}
+
+/// Tells of the vCPUs that are on and in no CPU, if that end was a crash. It is published already: whoever chooses one of them from here on sees it and
+/// loads nothing, and nothing is taken back before this CPU has passed, so what is in memory stays as it is. At most eight turns.
+#[cold]
+#[inline(never)]
+pub fn waiting(domain: DomId, end: Life) {
+    let machine = super::percpu::this().machine.get();
+    let Some(domain) = machine.and_then(|machine| machine.domain(domain)).filter(|_| is_crash(end)) else {
+        return;
+    };
+    for vcpu in domain.vcpus {
+        match vcpu.run.get() {
+            Run::Running | Run::Offline => continue,
+            Run::Runnable | Run::Blocked | Run::Paused => {}
+        }
+        if let Some(arch) = super::arch_vcpu(vcpu.index).filter(|arch| arch.is_out()) {
+            let (place, calls) = arch.place();
+            told(arch, &place);
+            last_calls(arch, calls);
+        }
+    }
+}
+
+fn told(arch: &ArchVcpu, at: &Place) {
+    defmt::warn!(
+        "d{=u16} vCPU {=u32}: pc {=u64:#x}, pstate {=u64:#x}, sp {=u64:#x}, ESR_EL1 {=u64:#x}, FAR_EL1 {=u64:#x}, ELR_EL1 {=u64:#x}",
+        arch.domain.id.0,
+        arch.vcpu.number,
+        at.pc,
+        at.pstate,
+        at.sp,
+        at.esr,
+        at.far,
+        at.elr
+    );
+}
+
+fn last_calls(arch: &ArchVcpu, calls: u64) {
+    // Fewer have been zeros at first: number 0 is no call of the table.
+    let [n8, n7, n6, n5, n4, n3, n2, n1] = calls.to_le_bytes();
+    defmt::warn!(
+        "d{=u16} vCPU {=u32}: last hypercalls, the latest first: {=u8} {=u8} {=u8} {=u8} {=u8} {=u8} {=u8} {=u8}",
+        arch.domain.id.0,
+        arch.vcpu.number,
+        n1,
+        n2,
+        n3,
+        n4,
+        n5,
+        n6,
+        n7,
+        n8
+    );
 }
 
 #[cold]
 #[inline(never)]
 fn registers(machine: &Machine<Arm>, cpu: &PerCpu, arch: &ArchVcpu, frame: &Frame) {
     let (domain, vcpu) = (arch.domain.id.0, arch.vcpu.number);
-    defmt::warn!(
-        "d{=u16} vCPU {=u32}: pc {=u64:#x}, pstate {=u64:#x}, sp {=u64:#x}, ESR_EL1 {=u64:#x}, FAR_EL1 {=u64:#x}, ELR_EL1 {=u64:#x}",
-        domain,
-        vcpu,
-        regs::elr_el2::read(),
-        regs::spsr_el2::read(),
-        regs::sp_el1::read(),
-        regs::esr_el1::read(),
-        regs::far_el1::read(),
-        regs::elr_el1::read()
-    );
+    told(arch, &Place::here());
     for first in (0..31_u64).step_by(4) {
         let x = |offset: u64| frame.get(first.wrapping_add(offset));
         defmt::warn!(
@@ -56,21 +106,7 @@ fn registers(machine: &Machine<Arm>, cpu: &PerCpu, arch: &ArchVcpu, frame: &Fram
             x(3)
         );
     }
-    // Fewer have been zeros at first: number 0 is no call of the table.
-    let [n8, n7, n6, n5, n4, n3, n2, n1] = frame.calls.to_le_bytes();
-    defmt::warn!(
-        "d{=u16} vCPU {=u32}: last hypercalls, the latest first: {=u8} {=u8} {=u8} {=u8} {=u8} {=u8} {=u8} {=u8}",
-        domain,
-        vcpu,
-        n1,
-        n2,
-        n3,
-        n4,
-        n5,
-        n6,
-        n7,
-        n8
-    );
+    last_calls(arch, frame.calls);
     let Some(current) = cpu.current.get() else { return };
     let mut pointer = frame.get(FRAME_POINTER);
     for _ in 0..DEPTH {

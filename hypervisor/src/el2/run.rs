@@ -34,9 +34,13 @@ extern "C" fn switch_entry(frame: &mut Frame) {
         let now = timer::now();
         sched::pass(machine, cpu.id, now);
         let soon = life::work(machine, cpu.id, now);
-        if let Some(arch) = cpu.loaded().filter(|_| first)
+        if let Some(arch) = cpu.loaded()
             && !arch.domain.life.is_running()
         {
+            if !first {
+                // It was idling with this one: its general registers are in memory.
+                context::recall(arch, frame);
+            }
             report::tell(machine, cpu, arch, frame);
         }
         let running = cpu.loaded().and_then(|arch| settle(machine, cpu, arch, frame, &mut first));

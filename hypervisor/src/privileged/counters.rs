@@ -10,6 +10,7 @@ use crate::domain::{Domain, Stage};
 use crate::evtchn;
 use crate::frame::Role;
 use crate::hardware::Hardware;
+use crate::life::Undo;
 use crate::machine::Machine;
 
 /// What is counted for a domain, or with [`DomId::XEN`] for the hypervisor and for nobody; `None` for a domain that does not exist. Linear in
@@ -26,9 +27,14 @@ pub(super) fn of<H: Hardware>(machine: &Machine<H>, id: DomId) -> Option<Counter
     let state = domain.state.lock();
     counted.grants_mapped = state.grants.mapped();
     counted.grant_frames = state.grants.frames();
+    // A name is in use while a TLB may know something by it: until all CPUs have forgotten that (`life::Undo`).
+    counted.vmids = u32::from(match domain.life.stage() {
+        Stage::Running | Stage::Ended => true,
+        Stage::Dying => state.undo == Undo::Stop,
+        Stage::Dead | Stage::Building => false,
+    });
     drop(state);
     counted.ports = evtchn::in_use(domain);
-    counted.vmids = u32::from(domain.life.stage() != Stage::Dead);
     counted.timers = timers(domain);
     counted.generation = domain.fate.generation();
     Some(counted)

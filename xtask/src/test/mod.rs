@@ -8,6 +8,7 @@ mod calls;
 mod card;
 mod conformance;
 mod devices;
+mod ends;
 mod faults;
 mod figures;
 mod keyboard;
@@ -106,6 +107,7 @@ fn all() -> Vec<Step> {
         systems::all(),
         refusals::hypervisor(),
         faults::all(),
+        ends::all(),
         attacks::all(),
         conformance::all(),
         matrix::all(),

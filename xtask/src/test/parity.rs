@@ -6,7 +6,7 @@ use super::step::{Level, Needs};
 use crate::workspace;
 
 /// Steps by a pattern of their names, and the step on the Raspberry Pi that shows the same there. A name may be made of parts of the other.
-const ALIKE: [(&str, &str); 23] = [
+const ALIKE: [(&str, &str); 24] = [
     ("^system: (hello|two-guests|smp|control|lives) on ", "$1"),
     ("^system: (two-guests send .*|ballooning .*|soak .*|[0-9]+ domains .*|counting .*)$", "$1"),
     ("^system: (the control domain's .*)$", "$1"),
@@ -14,6 +14,7 @@ const ALIKE: [(&str, &str); 23] = [
     ("^refused by the hypervisor: ", "refused by the hypervisor, all at once"),
     ("^a guest's bad end: ", "guests' bad ends, and guests without an end"),
     ("^a guest without an end: ", "guests' bad ends, and guests without an end"),
+    ("^(ends: [a-z, ]+?)(?:, on [12] CPUs)?$", "$1"),
     ("^a hostile guest, seed ", "a hostile guest, seed 5"),
     ("^(hostile: what nobody survives), on ", "$1"),
     ("^(hostile: [a-z]+) on ", "$1"),

@@ -90,6 +90,34 @@ fn outcome(fill: Fill<'_>) -> Option<Refusal> {
 }
 
 #[test]
+fn what_becomes_of_a_domain_is_read_word_by_word() {
+    use crate::life::{Action, Policy};
+    let read = |on_reboot: Option<&str>, on_crash: Option<&str>, most: Option<u32>| {
+        let blob = board(&|w| {
+            domain(w, "one", &|w| {
+                let _ = on_reboot.map(|word| w.property_string("pavo,on-reboot", word).unwrap());
+                let _ = on_crash.map(|word| w.property_string("pavo,on-crash", word).unwrap());
+                let _ = most.map(|most| w.property_u32("pavo,max-restarts", most).unwrap());
+            });
+        });
+        let tree = blob.tree();
+        let policy = Domains::new(&tree).unwrap().next().unwrap().map(|config| config.policy);
+        policy.map_err(|refused| refused.reason)
+    };
+    let words = [("destroy", Action::Destroy), ("restart", Action::Restart), ("preserve", Action::Preserve)];
+    for (word, action) in words {
+        let crash = Policy { on_crash: action, on_reboot: Action::Destroy, max_restarts: 5 };
+        assert_eq!(read(None, Some(word), None), Ok(crash));
+        let reboot = Policy { on_reboot: action, on_crash: Action::Destroy, max_restarts: 9 };
+        assert_eq!(read(Some(word), None, Some(9)), Ok(reboot));
+    }
+    let both = Policy { on_reboot: Action::Preserve, on_crash: Action::Restart, max_restarts: 0 };
+    assert_eq!(read(Some("preserve"), Some("restart"), Some(0)), Ok(both));
+    assert_eq!(read(None, Some("Restart"), None), Err(Refusal::UnknownAction));
+    assert_eq!(read(Some(""), None, None), Err(Refusal::UnknownAction));
+}
+
+#[test]
 fn a_domain_with_everything_is_read() {
     let blob = two_domains();
     let tree = blob.tree();
