@@ -142,8 +142,13 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     workspace::write(file, format!("{value:#}\n").as_bytes())
 }
 
+/// What operations take among so many domains, all of which live.
+pub(crate) fn among(domains: u32) -> Outcome<BTreeMap<String, u64>> {
+    measure_among(&Hypervisor::pavo(), domains).map(|figures| figures.operations.into_iter().collect())
+}
+
 /// Numbers of domains, the two that measure among them.
-const DOMAINS: [u32; 4] = [2, 16, 64, 256];
+pub(crate) const DOMAINS: [u32; 4] = [2, 16, 64, 256];
 
 /// One row an operation, one column a number of domains.
 fn among_others() -> Outcome<()> {

@@ -10,7 +10,13 @@ use crate::stretch;
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
-    vec![
+    // Among two they are measured by `compare`.
+    let among = bench::DOMAINS.into_iter().filter(|domains| *domains > 2).map(|domains| {
+        let level = if domains == 16 { Level::Default } else { Level::Full };
+        let title = format!("bench: operations take as long among {domains} domains");
+        Step::new(title, level, move || among(domains)).shared()
+    });
+    let mut steps = vec![
         Step::new("bench: no operation takes more instructions than before", Level::Default, compare)
             .shared(),
         Step::new("bench: interrupts are masked no longer than before", Level::Default, || {
@@ -25,8 +31,30 @@ pub(super) fn all() -> Vec<Step> {
             Err(Failure::failed(format!("{length} instructions, not {:?}: {cause}", baseline.stretch())))
         })
         .shared(),
-    ]
+    ];
+    steps.extend(among);
+    steps
 }
+
+/// All that two domains take, among more of them. What is kept is of an operation, whatever the number of domains.
+fn among(domains: u32) -> Outcome<Found> {
+    let (baseline, measured) = (Baseline::load()?, bench::among(domains)?);
+    let grown: Vec<_> =
+        baseline.compare(&measured).into_iter().filter(|change| matches!(change, Change::Grew(..))).collect();
+    if let Some(change) = grown.first() {
+        return Err(Failure::failed(format!("among {domains} domains {change}, and {} in all", grown.len())));
+    }
+    let line = |name: &str| measured.get(name).map_or(String::new(), |number| format!("{name} {number}"));
+    let shown = ["null_hypercall", "event_send_vector", "grant_map", "two_switches"].map(line).join(", ");
+    if measured.len() < LEAST {
+        Err(Failure::failed(format!("{} figures", measured.len())))
+    } else {
+        Ok(Found::Good(shown))
+    }
+}
+
+/// Figures that a run on one CPU shows at least.
+const LEAST: usize = 15;
 
 fn compare() -> Outcome<Found> {
     let measured = bench::measure(&Hypervisor::pavo())?.counts();
