@@ -10,9 +10,11 @@ use crate::drive::{Failure, Run, STEP, Sequence, Setup};
 use crate::spec::{Place, Spec};
 
 mod calls;
+mod roots;
 mod tables;
 
 pub use calls::calls;
+pub use roots::roots;
 pub use tables::tables;
 
 /// A machine, and what can be done on it.
@@ -61,7 +63,8 @@ fn name(spec: &Spec, pages: &[u64]) -> String {
                 other => write!(text, "{other:?} "),
             };
         }
-        if domain.paging.is_some() {
+        if let Some(paging) = &domain.paging {
+            let _ = write!(text, "{:?} {:?} ", paging.roots, paging.on);
             for frame in pages.iter().filter_map(|gfn| spec.own(*id, *gfn)) {
                 let held = spec.bytes.get(&frame).map(|bytes| &bytes[..16]);
                 let _ = write!(text, "{:?} {held:?} ", spec.role(*id, frame));

@@ -36,7 +36,8 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     }
     if let Some(depth) = options.tiny {
         show(&["tiny", "calls", &depth.to_string(), "100000000"])?;
-        return show(&["tiny", "tables", &depth.to_string(), "100000000"]);
+        show(&["tiny", "tables", &depth.to_string(), "100000000"])?;
+        return show(&["tiny", "roots", &depth.to_string(), "100000000"]);
     }
     match options.seed.as_deref() {
         Some(seed) if seed.parse::<u64>().is_err() => show(&["replay", seed]),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pavo_tests::drive::{Failure, Run, Sequence, Setup, shrink};
-use pavo_tests::tiny::{Tiny, calls, explore, tables};
+use pavo_tests::tiny::{Tiny, calls, explore, roots, tables};
 
 /// Steps of a sequence: long enough to fill tables, short enough that what fails is shrunk quickly.
 const STEPS: usize = 2000;
@@ -38,7 +38,11 @@ fn main() -> ExitCode {
             }
         }
         ["tiny", which, depth, most] => tiny(
-            &if which == "tables" { tables() } else { calls() },
+            &match which as &str {
+                "tables" => tables(),
+                "roots" => roots(),
+                _ => calls(),
+            },
             u32::try_from(number(depth)).expect("a depth"),
             usize::try_from(number(most)).expect("a number of calls"),
         ),
@@ -53,7 +57,7 @@ fn main() -> ExitCode {
         ["plant", name, seconds] => plant(name, Duration::from_secs(number(seconds))),
         _ => {
             eprintln!(
-                "fuzz random SECONDS SEED | replay [DOMAINS[pv][tCOUNT]:]SEQUENCE | tiny calls|tables DEPTH CALLS"
+                "fuzz random SECONDS SEED | replay [DOMAINS[pv][tCOUNT]:]SEQUENCE | tiny calls|tables|roots DEPTH CALLS"
             );
             ExitCode::from(2)
         }

@@ -24,6 +24,11 @@ pub(super) fn all() -> Vec<Step> {
             Level::Default,
             said(&["tiny", "tables", "3", "2000000"]),
         ),
+        Step::new(
+            "tiny machine: roots of page tables, all of it",
+            Level::Default,
+            said(&["tiny", "roots", "40", "2000000"]),
+        ),
         Step::new("known bugs are caught, a sample", Level::Default, || {
             fuzz::teeth(4, &mut |_| {}).map(Found::Good)
         }),
