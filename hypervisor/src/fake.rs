@@ -24,7 +24,7 @@ mod world;
 
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use std::boxed::Box;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
@@ -36,6 +36,7 @@ use crate::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
 use crate::log::Event;
 use crate::pagetable::Half;
 use crate::pagetable::control::Controls;
+use crate::vcpu::VcpuIndex;
 use crate::vgic::PrivateIntid;
 use caches::Caches;
 use memory::Ram as Memory;
@@ -115,6 +116,13 @@ struct Inner {
     /// Bytes that the console holds; without a number all.
     console_room: Option<usize>,
     events: Vec<Event>,
+    /// CPUs that were kicked and have not been asked about since, as bits.
+    kicked: u32,
+    /// File and line of every call that kicks; and of the one whose kicks are lost.
+    kicks: BTreeSet<(&'static str, u32)>,
+    deaf: Option<(&'static str, u32)>,
+    /// vCPUs whose registers are in a CPU.
+    loaded: BTreeSet<u16>,
 }
 
 impl Inner {
@@ -180,6 +188,34 @@ impl FakeHardware {
     /// Everything done so far, oldest first; starts anew.
     pub fn take_ops(&self) -> Vec<Op> {
         core::mem::take(&mut self.inner().ops)
+    }
+
+    /// Whether a CPU was kicked since the last time.
+    pub fn take_kick(&self, cpu: CpuId) -> bool {
+        let mut inner = self.inner();
+        let kicked = inner.kicked & 1 << cpu.0 != 0;
+        inner.kicked &= !(1 << cpu.0);
+        kicked
+    }
+
+    /// File and line of every call that has kicked a CPU.
+    pub fn kicks(&self) -> Vec<(&'static str, u32)> {
+        self.inner().kicks.iter().copied().collect()
+    }
+
+    /// From here on the kicks of this place are lost; a file by the end of its name.
+    pub fn lose_kicks_of(&self, file: &'static str, line: u32) {
+        self.inner().deaf = Some((file, line));
+    }
+
+    /// A CPU has a vCPU's registers, or has them no more.
+    pub fn set_loaded(&self, vcpu: VcpuIndex, loaded: bool) {
+        let mut inner = self.inner();
+        if loaded {
+            inner.loaded.insert(vcpu.0);
+        } else {
+            inner.loaded.remove(&vcpu.0);
+        }
     }
 
     /// Every event logged so far; starts anew.
@@ -573,8 +609,20 @@ impl Hardware for FakeHardware {
         COUNTER_FREQUENCY
     }
 
+    #[track_caller]
     fn kick(&self, cpu: CpuId) {
-        drop(self.record(Op::Kick(cpu)));
+        let at = core::panic::Location::caller();
+        // As the image's barrier: what was written before is seen by who is kicked.
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+        let mut inner = self.record(Op::Kick(cpu));
+        inner.kicks.insert((at.file(), at.line()));
+        if inner.deaf.is_none_or(|(file, line)| line != at.line() || !at.file().ends_with(file)) {
+            inner.kicked |= 1 << cpu.0;
+        }
+    }
+
+    fn is_out(&self, vcpu: VcpuIndex) -> bool {
+        !self.inner().loaded.contains(&vcpu.0)
     }
 
     fn raise_current(&self, irq: PrivateIntid) {

@@ -114,6 +114,13 @@ impl RunState {
         running
     }
 
+    /// Ticks in all states together until a moment.
+    #[cfg(any(test, feature = "fake"))]
+    pub(crate) fn total(&self, now: u64) -> u64 {
+        let lasting = now.saturating_sub(self.since.load(Ordering::Acquire) & MOMENT);
+        self.ticks.iter().fold(lasting, |all, ticks| all.saturating_add(ticks.load(Ordering::Relaxed)))
+    }
+
     /// What is told, in nanoseconds. The state that lasts is counted until `until`, or, as in Xen when a vCPU is told of itself,
     /// not at all.
     fn info(&self, frequency: u64, until: Option<u64>) -> RunstateInfo {

@@ -7,7 +7,8 @@
 //!    (queue lock, rank 40; one at a time). In between two queues it is with the one CPU that took it out.
 //! 2. No wake-up is lost: a vCPU that blocks publishes `Blocked` first and looks at its pending events after; a waker publishes
 //!    the event first and looks at `run` after. Both sides have a full barrier between, so one of them sees the other. In the same way
-//!    a CPU without work says so in `idle` first and looks at the others' queues after; who queues looks at `idle` after.
+//!    a CPU without work says so in `idle` first and looks at the others' queues after; who queues looks at `idle` after. A CPU that stops being idle, or has
+//!    taken a vCPU over, looks at `idle` once more: it may have been told of another vCPU than the one that it runs.
 //! 3. `home` is the CPU whose queue a vCPU uses. It changes while the vCPU is `Runnable` and its registers are in no CPU (`on`), by who
 //!    takes it out of a queue or wakes it. A vCPU whose registers are in a CPU runs nowhere else: the CPU saves them first.
 //! 4. A wake-up takes a CPU only from a vCPU whose request is served later, and only when that one has run for a grain since it got the
@@ -16,6 +17,8 @@
 //! 6. Watchdogs are looked at by [`WATCHER`]; another CPU that sets an earlier one kicks it.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+#[cfg(any(test, feature = "fake"))]
+pub mod check;
 mod heap;
 pub mod plan;
 pub mod pool;
@@ -238,11 +241,14 @@ impl Scheduler {
             None
         };
         let mut queue = cpu.queue.lock();
+        // Who tells this CPU to look may mean another vCPU than that which it then runs.
+        let mut passes_on = self.cpus.len() > 1 && (queue.served == u64::MAX || stolen.is_some());
         let (expired, stray) = if queue.timers.first_key() > now {
             (false, None)
         } else {
             self.expire_timers(machine, id, &mut queue, now)
         };
+        passes_on |= expired;
         if let Some(vcpu) = stolen {
             Self::take_in(&mut queue, id, vcpu);
         }
@@ -264,16 +270,21 @@ impl Scheduler {
                 Self::take_in(&mut queue, id, vcpu);
                 choice = self.decide(machine, id, &mut queue, now, false, None);
                 cpu.publish(&queue);
+                self.pass_on(machine, id, &queue);
             }
         } else {
             cpu.publish(&queue);
-            if expired && self.cpus.len() > 1 {
-                self.offer_all(machine, &queue);
+            if passes_on {
+                self.pass_on(machine, id, &queue);
             }
             drop(queue);
         }
         if let Some(vcpu) = stray {
             join(machine, None, vcpu, Joins::Wakes);
+        }
+        // It may have lost this CPU since it was queued: the CPU looks again at once, and puts it out.
+        if choice.next.is_some_and(|vcpu| !self.allows(vcpu, id)) {
+            choice.look = now;
         }
         // Its registers are here, so it is still this CPU's.
         if let Some(vcpu) = running.filter(|vcpu| vcpu.run.get() == Run::Runnable) {
@@ -539,7 +550,8 @@ impl Scheduler {
                 }
             }
             Some(_) | None => {
-                if tell {
+                // It may have gone idle since the lock was given back: whoever takes the bit tells it.
+                if tell || idles {
                     machine.hw.kick(to);
                 }
             }
@@ -550,11 +562,21 @@ impl Scheduler {
         }
     }
 
-    /// Tells CPUs without work of the vCPUs that wait here: one turn each, as long as there are such CPUs.
-    #[cold]
-    fn offer_all<H: Hardware>(&self, machine: &Machine<H>, queue: &Queue) {
+    /// Tells CPUs without work, if there are any, of vCPUs that wait.
+    #[inline]
+    fn pass_on<H: Hardware>(&self, machine: &Machine<H>, id: CpuId, queue: &Queue) {
         // Invariant 2: what waits was published before.
         fence(SeqCst);
+        let waits = queue.ready.first_key() != u64::MAX;
+        // Of two CPUs neither is a third that has somebody waiting.
+        if self.idle.load(Relaxed) != 0 && (waits || self.cpus.len() > 2) {
+            self.offer_all(machine, id, queue);
+        }
+    }
+
+    /// Tells CPUs without work of the vCPUs that wait here, one turn each as long as there are such CPUs; and one of them if any wait elsewhere.
+    #[cold]
+    fn offer_all<H: Hardware>(&self, machine: &Machine<H>, id: CpuId, queue: &Queue) {
         for entry in queue.ready.entries() {
             if self.idle.load(Relaxed) == 0 {
                 return;
@@ -562,6 +584,14 @@ impl Scheduler {
             if let Some((_, vcpu)) = machine.vcpu(entry.vcpu) {
                 self.offer(machine, vcpu);
             }
+        }
+        let Some(pool) = self.cpu(id).and_then(|cpu| self.pool(cpu.pool)) else { return };
+        let idle = self.idle.load(Relaxed) & pool.cpus;
+        let waits = |(number, cpu): (u8, &Cpu)| {
+            pool.cpus & !bit(id) & bit(CpuId(number)) != 0 && cpu.first.load(Relaxed) != u64::MAX
+        };
+        if idle != 0 && (0_u8..).zip(self.cpus).any(waits) {
+            self.tell_idle(machine, first_of(idle));
         }
     }
 
@@ -572,7 +602,12 @@ impl Scheduler {
         if idle == 0 || vcpu.run.get() != Run::Runnable || vcpu.on.get().is_some() {
             return;
         }
-        let cpu = first_of(idle);
+        self.tell_idle(machine, first_of(idle));
+    }
+
+    /// Makes a CPU look that has nothing to do, if nobody else has.
+    #[inline]
+    fn tell_idle<H: Hardware>(&self, machine: &Machine<H>, cpu: CpuId) {
         if self.idle.fetch_and(!bit(cpu), AcqRel) & bit(cpu) != 0 {
             machine.hw.kick(cpu);
         }

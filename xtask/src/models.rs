@@ -15,9 +15,24 @@ pub(crate) enum Orderings {
     All,
 }
 
-/// Explores every protocol of `tests/models`, and takes the orderings away one by one. A package of its own: what it needs and cannot be had is
-/// told, what does not build or does not hold is a failure.
+/// Explores every protocol of `tests/models`, and takes the orderings away one by one.
 pub(crate) fn explore(orderings: Orderings) -> Outcome<Found> {
+    let words = match orderings {
+        Orderings::Needed => &["needed"][..],
+        Orderings::All => &[],
+    };
+    run("loom", "pavo-models", words, "a protocol does not hold, or its model misses nothing")
+}
+
+/// Plays the scheduler with everything around it under so many random schedules of each scenario, and takes away what it needs, line by line.
+pub(crate) fn schedules(each: u32) -> Outcome<Found> {
+    let words = [&*each.to_string()];
+    run("shuttle", "pavo-schedules", &words, "the scheduler does not hold, or its model misses nothing")
+}
+
+/// Builds and runs a program of `tests/models` with a model checker, the crate of this name. A package of its own: what it needs and cannot be had is
+/// told, what does not build or does not hold is a failure.
+fn run(checker: &str, program: &str, words: &[&str], wrong: &str) -> Outcome<Found> {
     let folder = workspace::root().join("tests/models");
     let target = workspace::target().join("models");
     // What is wrong with the packages themselves is no reason to skip.
@@ -25,24 +40,22 @@ pub(crate) fn explore(orderings: Orderings) -> Outcome<Found> {
     process::quiet(known.current_dir(&folder).args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let mut fetch = Command::new("cargo");
     if process::quiet(fetch.current_dir(&folder).args(["fetch", "--quiet"])).is_err() {
-        return Ok(Found::Skipped("the model checker (crate `loom`) cannot be fetched".into()));
+        return Ok(Found::Skipped("the model checkers (crates `loom`, `shuttle`) cannot be fetched".into()));
     }
     let mut build = Command::new("cargo");
-    build.current_dir(&folder).args(["build", "--quiet", "--target-dir"]).arg(&target);
-    process::run(&mut build, "building the models")?;
-    let output = process::output(Command::new(target.join("debug/pavo-models")).args(match orderings {
-        Orderings::Needed => &["needed"][..],
-        Orderings::All => &[],
-    }))?;
+    build.current_dir(&folder).args(["build", "--quiet", "--no-default-features", "--features", checker]);
+    process::run(build.args(["--bin", program, "--target-dir"]).arg(&target), "building the models")?;
+    let output = process::output(
+        Command::new(target.join("debug").join(program)).args(words).env("RUST_BACKTRACE", "0"),
+    )?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
         return Ok(Found::Good(text.lines().last().unwrap_or_default().to_owned()));
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let wrong = text.lines().filter(|line| line.contains("FAILED") || line.contains("NOT "));
-    let lines =
-        wrong.chain(said.lines().filter(|line| line.contains("panicked"))).map(str::to_owned).collect();
-    Err(Failure::Shown { text: "a protocol does not hold, or its model misses nothing".into(), lines })
+    let bad = text.lines().filter(|line| line.contains("FAILED") || line.contains("NOT "));
+    let lines = bad.chain(said.lines().filter(|line| line.contains("panicked"))).map(str::to_owned).collect();
+    Err(Failure::Shown { text: wrong.into(), lines })
 }
 
 /// Tests of the library that Miri is through with in minutes: those that build no whole machine.

@@ -47,6 +47,14 @@ impl World {
         Self::numbered(1, domains, u64::from(domains) * 1100 + 400, None)
     }
 
+    /// [`World::tight`] with so many CPUs, at most eight.
+    ///
+    /// # Panics
+    /// There are too many domains.
+    pub fn with_cpus(domains: u16, cpus: u8) -> Self {
+        Self::built(1, domains, u64::from(domains) * 1100 + 400, &Made { cpus, ..PLAIN })
+    }
+
     /// [`World::tight`], with the first domain's page tables of this kind.
     ///
     /// # Panics
@@ -108,7 +116,7 @@ impl World {
     }
 
     fn built(first: u16, domains: u16, free: u64, made: &Made) -> Self {
-        let Made { isolated, paging, console, one_name, policy } = *made;
+        let Made { isolated, paging, console, one_name, cpus, policy } = *made;
         let image_base = Mfn::new(0x4_0000).unwrap();
         let free_base = Mfn::new(0x4_0001).unwrap();
         let hw = FakeHardware::new(image_base, free + 1);
@@ -137,7 +145,7 @@ impl World {
                 vmid: if one_name { Vmid(1) } else { Vmid(id + 1) },
                 first_vcpu: VcpuIndex((id - first) * 2),
                 first_cpu: CpuId(0),
-                cpus: 2,
+                cpus,
                 spis: 32,
             };
             builder.build(&config(id), &shape, &mut [0; 8192]).expect("a small domain").domain
@@ -152,7 +160,8 @@ impl World {
             reaper: Reaper::new(usize::from(count)),
             plans: Plans::new(Box::leak(configs), host, 32),
             vcpus: Box::leak(vcpus.collect::<Box<[_]>>()),
-            sched: Scheduler::new(&LeakedStorage, 2, 16, COUNTER_FREQUENCY, pools()).expect("storage"),
+            sched: Scheduler::new(&LeakedStorage, usize::from(cpus), 16, COUNTER_FREQUENCY, pools(cpus))
+                .expect("storage"),
             keyboard: crate::console::keyboard::Keyboard::default(),
             wall_clock: crate::wallclock::WallClock::default(),
             hw,
@@ -225,17 +234,19 @@ struct Made {
     console: bool,
     /// All have one VMID.
     one_name: bool,
+    /// CPUs, at most eight.
+    cpus: u8,
     /// What becomes of all of them.
     policy: Policy,
 }
 
 const PLAIN: Made =
-    Made { isolated: None, paging: Paging::Nested, console: false, one_name: false, policy: POLICY };
+    Made { isolated: None, paging: Paging::Nested, console: false, one_name: false, cpus: 2, policy: POLICY };
 const POLICY: Policy = Policy { on_reboot: Action::Restart, max_restarts: u32::MAX, ..Policy::NONE };
 
-/// One pool of both CPUs.
-fn pools() -> [Pool; MAX_POOLS] {
-    let mut cpus = 0b11;
+/// One pool of all CPUs.
+fn pools(cpus: u8) -> [Pool; MAX_POOLS] {
+    let mut cpus = (1 << cpus) - 1;
     [(); MAX_POOLS].map(|()| Pool::new(Kind::Fair, std::mem::take(&mut cpus)))
 }
 

@@ -97,6 +97,21 @@ impl Heap {
         first
     }
 
+    /// What is wrong with it, if something is.
+    #[cfg(any(test, feature = "fake"))]
+    pub(super) fn check(&self) -> Result<(), &'static str> {
+        for (at, entry) in self.entries().iter().enumerate() {
+            if self.place(entry.vcpu) != Some(at) {
+                return Err("a place is not where its entry is");
+            }
+            if self.above(at).is_some_and(|(_, above)| above.key > entry.key) {
+                return Err("a key is smaller than the one above");
+            }
+        }
+        let placed = self.places.iter().filter(|place| **place != NOWHERE).count();
+        if placed == self.len { Ok(()) } else { Err("there are more places than entries") }
+    }
+
     fn place(&self, vcpu: VcpuIndex) -> Option<usize> {
         self.places
             .get(usize::from(vcpu.0))

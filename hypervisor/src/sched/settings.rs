@@ -1,5 +1,6 @@
 //! What a toolstack may change: weights, caps, affinities. Each takes effect at the next look of the CPUs that it concerns.
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::fence;
 
 use super::pool::{CpuMask, Joins, Kind};
 use super::{Scheduler, bit};
@@ -32,6 +33,8 @@ pub fn set_affinity<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, cpus: CpuMas
         return false;
     }
     vcpu.allowed.store(allowed, Relaxed);
+    // A CPU that is just choosing it publishes so before it looks where it may run (`Scheduler::decide`).
+    fence(SeqCst);
     let home = vcpu.home.get();
     if allowed & bit(home) == 0 {
         sched.move_on(machine, vcpu);

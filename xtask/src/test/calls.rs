@@ -35,8 +35,10 @@ pub(super) fn all() -> Vec<Step> {
         Step::new("models: what is done without a lock", Level::Default, || {
             models::explore(Orderings::Needed)
         }),
+        Step::new("models: CPUs and vCPUs under random schedules", Level::Default, || models::schedules(250)),
         Step::new("the library under Miri", Level::Full, models::miri),
         Step::new("models: each ordering taken away", Level::Full, || models::explore(Orderings::All)),
+        Step::new("models: CPUs and vCPUs under more schedules", Level::Full, || models::schedules(10_000)),
         Step::new("random calls, ten minutes", Level::Full, said(&["random", "600", "1000000"])),
         Step::new("tiny machine, deeper", Level::Full, said(&["tiny", "calls", "6", "20000000"])),
         Step::new(

@@ -1,4 +1,4 @@
-//! `spin`'s ticket lock, as far as the hypervisor uses it: Loom knows who waits for it.
+//! `spin`'s ticket lock, as far as the hypervisor uses it: the model checker knows who waits for it.
 #![allow(missing_docs)]
 
 pub mod mutex {
@@ -7,7 +7,11 @@ pub mod mutex {
     use std::ops::{Deref, DerefMut};
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use model_core::sync::atomic::model;
+    #[cfg(feature = "loom")]
+    use loom::sync as known;
+    use model_core::model;
+    #[cfg(feature = "shuttle")]
+    use shuttle::sync as known;
 
     /// A lock that waits in turns.
     #[derive(Default)]
@@ -21,7 +25,9 @@ pub mod mutex {
 
     pub struct TicketMutexGuard<'a, T> {
         lock: &'a TicketMutex<T>,
-        modelled: Option<loom::sync::MutexGuard<'a, ()>>,
+        modelled: Option<known::MutexGuard<'a, ()>>,
+        /// False where a model has taken the lock away.
+        holds: bool,
     }
 
     impl<T> TicketMutex<T> {
@@ -29,11 +35,11 @@ pub mod mutex {
             Self { held: AtomicBool::new(false), value: UnsafeCell::new(value) }
         }
 
-        /// What Loom knows it by, in a model.
-        fn known(&self) -> Option<&'static loom::sync::Mutex<()>> {
+        /// What the model checker knows it by, in a model.
+        fn known(&self) -> Option<&'static known::Mutex<()>> {
             model::is_on().then(|| {
                 *model::object(std::ptr::from_ref(self).addr(), || {
-                    &*Box::leak(Box::new(loom::sync::Mutex::new(())))
+                    &*Box::leak(Box::new(known::Mutex::new(())))
                 })
             })
         }
@@ -45,14 +51,20 @@ pub mod mutex {
                 None => None,
             };
             let free = !self.held.swap(true, Ordering::Acquire);
-            free.then(|| TicketMutexGuard { lock: self, modelled })
+            free.then(|| TicketMutexGuard { lock: self, modelled, holds: true })
         }
 
+        #[track_caller]
         pub fn lock(&self) -> TicketMutexGuard<'_, T> {
+            #[cfg(feature = "shuttle")]
+            if model::is_on() && model::is_away(std::panic::Location::caller()) {
+                model_core::step();
+                return TicketMutexGuard { lock: self, modelled: None, holds: false };
+            }
             let modelled = self.known().map(|lock| lock.lock().expect("no thread panics and goes on"));
             let before = self.held.swap(true, Ordering::Acquire);
             assert!(!before, "a lock is taken twice by one thread");
-            TicketMutexGuard { lock: self, modelled }
+            TicketMutexGuard { lock: self, modelled, holds: true }
         }
 
         pub fn get_mut(&mut self) -> &mut T {
@@ -78,22 +90,29 @@ pub mod mutex {
         type Target = T;
 
         fn deref(&self) -> &T {
-            // SAFETY: this guard is the only one.
+            // SAFETY: this guard is the only one, but where a model has taken the lock away to see what happens.
             unsafe { &*self.lock.value.get() }
         }
     }
 
     impl<T> DerefMut for TicketMutexGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
-            // SAFETY: this guard is the only one.
+            // SAFETY: as above.
             unsafe { &mut *self.lock.value.get() }
         }
     }
 
     impl<T> Drop for TicketMutexGuard<'_, T> {
         fn drop(&mut self) {
-            self.lock.held.store(false, Ordering::Release);
-            self.modelled.take();
+            // Who takes it next sees what was written under it.
+            #[cfg(feature = "shuttle")]
+            if model::is_on() {
+                model_core::drain();
+            }
+            if self.holds {
+                self.lock.held.store(false, Ordering::Release);
+                self.modelled.take();
+            }
         }
     }
 }
