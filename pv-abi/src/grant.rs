@@ -6,7 +6,7 @@ sub_calls! {
     /// What `grant_table_op` does.
     GrantOp {
         /// Maps a granted frame ([`MapGrantRef`]).
-        0 MapGrantRef map_grant_ref("array of MapGrantRef") Restartable ok [Efault, Einval] {Okay, GeneralError, BadDomain, BadGntref, PermissionDenied, BadPage};
+        0 MapGrantRef map_grant_ref("array of MapGrantRef") Restartable ok [Efault, Einval] {Okay, GeneralError, BadDomain, BadGntref, PermissionDenied, BadPage, NoSpace};
         /// Undoes a mapping ([`UnmapGrantRef`]).
         1 UnmapGrantRef unmap_grant_ref("array of UnmapGrantRef") Restartable ok [Efault, Einval] {Okay, GeneralError, BadHandle};
         /// Sizes one's own table and lists its frames ([`SetupTable`]).
@@ -19,8 +19,8 @@ sub_calls! {
         5 Copy copy("array of GrantCopy") Restartable ok [Efault, Einval] {Okay, GeneralError, BadDomain, BadGntref, PermissionDenied, BadPage, BadCopyArg};
         /// Tells the size of a table ([`QuerySize`]).
         6 QuerySize query_size("QuerySize") Constant ok [Efault, Einval] {Okay, BadDomain, PermissionDenied};
-        /// Undoes a mapping; nothing can be put in its place on ARM ([`UnmapAndReplace`]).
-        7 UnmapAndReplace unmap_and_replace("array of UnmapAndReplace") Restartable ok [Efault, Einval] {Okay, GeneralError, BadHandle};
+        /// Replaces a mapping: not on ARM ([`UnmapAndReplace`]).
+        7 UnmapAndReplace unmap_and_replace("array of UnmapAndReplace") Restartable ok [Efault, Einval] {BadHandle};
         /// Chooses the table's version ([`SetVersion`]).
         8 SetVersion set_version("SetVersion") Constant ok [Efault, Einval, Enosys];
         /// Version 2 only ([`GetStatusFrames`]).

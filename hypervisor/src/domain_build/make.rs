@@ -30,8 +30,13 @@ use crate::watchdog::Watchdogs;
 
 /// Mappings of others' grants that Xen tracks in one frame of maptrack.
 const XEN_TRACKS_PER_FRAME: u32 = 256;
-/// Mappings that a domain may hold at once whatever its configuration says.
+/// Mappings that a domain may hold at once whatever its configuration says: who asks whether it has a frame mapped looks at all of them.
 const MAX_TRACKS: u32 = 16384;
+
+/// Mappings that a domain may hold at once. Of its last handle Xen makes no use: its list of free ones never becomes empty.
+fn max_tracks(maptrack_frames: u32) -> u32 {
+    maptrack_frames.saturating_mul(XEN_TRACKS_PER_FRAME).saturating_sub(1).min(MAX_TRACKS)
+}
 /// Frames of a grant table whatever the configuration says.
 const MAX_GRANT_FRAMES: u32 = 64;
 const _: () = assert!(MAX_GRANT_FRAMES * ENTRIES_PER_FRAME <= GREF_LIMIT);
@@ -54,7 +59,7 @@ pub fn storage_of(config: &DomainConfig<'_>) -> u64 {
         u64::from(count).saturating_mul(size).checked_next_power_of_two().unwrap_or(u64::MAX)
     }
     let Quotas { max_ports, grant_frames, maptrack_frames, .. } = config.quotas;
-    let tracks = maptrack_frames.saturating_mul(XEN_TRACKS_PER_FRAME).min(MAX_TRACKS);
+    let tracks = max_tracks(maptrack_frames);
     [
         bytes::<AtomicU64>(max_ports.min(NR_CHANNELS_2L)),
         bytes::<Vcpu>(config.vcpus),
@@ -171,7 +176,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
 
     fn grant_tables(&self, config: &DomainConfig<'_>) -> Result<GrantTables, Refusal> {
         let count = |number: u32| usize::try_from(number).map_err(|_| Refusal::NoStorage);
-        let max_tracks = config.quotas.maptrack_frames.saturating_mul(XEN_TRACKS_PER_FRAME).min(MAX_TRACKS);
+        let max_tracks = max_tracks(config.quotas.maptrack_frames);
         Ok(GrantTables {
             frames: self.carve(count(config.quotas.grant_frames.min(MAX_GRANT_FRAMES))?, |_| None)?,
             tracks: self.carve(count(max_tracks.div_ceil(TRACKS_PER_FRAME))?, |_| None)?,

@@ -6,7 +6,8 @@
 //! that were done, as in Xen. Neither is counted.
 //!
 //! Differences from Xen: a page that somebody refers to (grants in use, registered areas) is not taken from its domain; frames of an extent
-//! need not be neighbours in the machine; address limits are not kept, since domains do not see machine addresses.
+//! need not be neighbours in the machine; address limits are not kept, since domains do not see machine addresses; what cannot be placed is not
+//! kept.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use pv_abi::memory::{
     MAX_ORDER, MEMF_POPULATE_ON_DEMAND, MEMF_VNODE, MEMOP_CMD_MASK, MEMOP_EXTENT_SHIFT, Reservation,
@@ -22,7 +23,7 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
-use crate::stage2::Kind;
+use crate::stage2::{Kind, Mapping};
 
 /// Which way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -250,9 +251,13 @@ fn decrease<H: Hardware>(
     state: &mut DomainState,
     gfn: Gfn,
 ) -> Result<(), Failure> {
-    let taken = |kind: Kind| kind.is_own_data() || (crate::seeded!("decrease-table") && kind == Kind::Table);
+    let taken = |kind: Kind| {
+        kind.is_own_data()
+            || kind == Kind::Shared
+            || (crate::seeded!("decrease-table") && kind == Kind::Table)
+    };
     let there = state.stage2.lookup(&machine.hw, gfn).filter(|there| taken(there.kind));
-    let mfn = there.ok_or(Failure::Refused)?.mfn;
+    let Mapping { mfn, kind } = there.ok_or(Failure::Refused)?;
     // References are taken under the domain's lock: none comes from here on.
     let in_use = machine.frames.table.state(mfn).is_none_or(|frame| frame.count != 0);
     if in_use && !crate::seeded!("xsa-252") {
@@ -260,7 +265,10 @@ fn decrease<H: Hardware>(
     }
     let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn).map_err(Errno::from)?;
     let _ = slot.clear(&machine.hw);
-    if machine.frames.retire(mfn, domain.id).is_ok() {
+    if kind == Kind::Shared {
+        // A page of the hypervisor's leaves its place, as in Xen: it was never counted as the domain's.
+        machine.frames.table.set_home(mfn, None);
+    } else if machine.frames.retire(mfn, domain.id).is_ok() {
         state.memory.discharge(1);
     }
     Ok(())

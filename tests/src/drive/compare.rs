@@ -21,7 +21,7 @@ use crate::spec::{
 };
 
 /// Mappings that a domain of a [`World`] may hold: one frame of 16-byte entries, as Xen counts.
-const HANDLES: u32 = 256;
+const HANDLES: u32 = 255;
 /// Ports that can be named before any is in use.
 const FIRST_PORTS: u32 = 64;
 

@@ -85,8 +85,13 @@ impl Spec {
         Ok(())
     }
 
-    /// A page of `XENMEM_decrease_reservation`: RAM that nobody refers to (ours; Xen takes it all the same).
+    /// A page of `XENMEM_decrease_reservation`: RAM that nobody refers to (ours; Xen takes it all the same); a page of the hypervisor's leaves its
+    /// place.
     pub fn lose(&mut self, who: Dom, gfn: Gfn) -> bool {
+        if matches!(self.of(who).places.get(&gfn), Some(Place::Shared(_))) {
+            self.of_mut(who).places.remove(&gfn);
+            return true;
+        }
         let Some(frame) = self.ram_at(who, gfn) else { return false };
         if self.references(who, frame) != 0 {
             return false;
