@@ -19,8 +19,8 @@ sub_calls! {
         5 Copy copy("array of GrantCopy") Restartable ok [Efault, Einval] {Okay, GeneralError, BadDomain, BadGntref, PermissionDenied, BadPage, BadCopyArg};
         /// Tells the size of a table ([`QuerySize`]).
         6 QuerySize query_size("QuerySize") Constant ok [Efault, Einval] {Okay, BadDomain, PermissionDenied};
-        /// Replaces a mapping: not on ARM ([`UnmapAndReplace`]).
-        7 UnmapAndReplace unmap_and_replace("array of UnmapAndReplace") Restartable ok [Efault, Einval] {BadHandle};
+        /// Undoes a mapping; nothing can be put in its place on ARM ([`UnmapAndReplace`]).
+        7 UnmapAndReplace unmap_and_replace("array of UnmapAndReplace") Restartable ok [Efault, Einval] {Okay, GeneralError, BadHandle};
         /// Chooses the table's version ([`SetVersion`]).
         8 SetVersion set_version("SetVersion") Constant ok [Efault, Einval, Enosys];
         /// Version 2 only ([`GetStatusFrames`]).

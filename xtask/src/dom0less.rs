@@ -75,6 +75,9 @@ fn domain_node(index: usize, domain: &Domain, modules: Option<&Modules>, ends: &
     if domain.max_memory != domain.memory {
         node.set_u64s("pavo,max-memory", &[domain.max_memory >> 10]);
     }
+    if let Some(frames) = domain.maptrack_frames {
+        node.set_cells("max_maptrack_frames", &[frames]);
+    }
     node.set_strings("xen,enhanced", &["no-xenstore"]);
     node.set_strings("pavo,name", &[&domain.name]);
     if domain.vuart {

@@ -10,9 +10,13 @@
 extern crate alloc;
 
 mod abicheck {
+    pub(crate) mod aide;
+    pub(crate) mod batches;
     pub(crate) mod console;
     pub(crate) mod control;
+    pub(crate) mod deliberate;
     pub(crate) mod domains;
+    pub(crate) mod effects;
     pub(crate) mod event;
     pub(crate) mod event_errors;
     pub(crate) mod fault;
@@ -28,6 +32,8 @@ mod abicheck {
     pub(crate) mod lines;
     pub(crate) mod memory;
     pub(crate) mod multicall;
+    pub(crate) mod orders;
+    pub(crate) mod own_pages;
     pub(crate) mod partner;
     pub(crate) mod peer;
     pub(crate) mod psci;
@@ -39,6 +45,7 @@ mod abicheck {
     pub(crate) mod sweep_table;
     pub(crate) mod sweep_world;
     pub(crate) mod tap;
+    pub(crate) mod trio;
     pub(crate) mod unknown;
     pub(crate) mod vcpu;
     pub(crate) mod vcpus;
@@ -47,9 +54,9 @@ mod abicheck {
 
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
-    console, control, domains, event, event_errors, fault, fifo, four, grant, grant_copy, hvm, limits_event,
-    limits_grant, limits_memory, limits_others, lines, memory, multicall, partner, peer, psci, restart,
-    sched, sweep, unknown, vcpu, vcpus, version,
+    batches, console, control, deliberate, domains, effects, event, event_errors, fault, fifo, four, grant,
+    grant_copy, hvm, limits_event, limits_grant, limits_memory, limits_others, lines, memory, multicall,
+    orders, own_pages, partner, peer, psci, restart, sched, sweep, unknown, vcpu, vcpus, version,
 };
 use guest_kernel::{Guest, power};
 use pv_abi::DomId;
@@ -94,6 +101,8 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         limits_others::check(tap);
     });
     tap.family("lines", lines::check);
+    tap.family("batches", batches::check);
+    tap.family("deliberate", deliberate::check);
     tap.family("restart", |tap| restart::check(tap, guest));
     tap.family("vcpus", |tap| vcpus::check(tap, guest));
     tap.family("four", |tap| four::check(tap, guest));
@@ -101,6 +110,10 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     tap.family("limits", fifo::limits);
     tap.family("restart", fifo::restart);
     tap.family("vcpu", vcpu::check);
+    tap.family("effects", |tap| effects::assist(tap, guest));
+    tap.family("own_pages", own_pages::check);
+    // Not all of the memory is reached after it.
+    tap.family("orders", orders::check);
     // Last: it needs domain ids, and leaves the ports closed.
     tap.family("sweep", sweep::check);
     tap.end()

@@ -39,6 +39,7 @@ const DOMAIN: Keys = Keys {
         "cmdline",
         "memory",
         "max_memory",
+        "maptrack_frames",
         "vcpus",
         "paging",
         "vuart",
@@ -128,6 +129,8 @@ pub(crate) struct Domain {
     pub(crate) memory: u64,
     /// Bytes that it may ask for at run time, `memory` included.
     pub(crate) max_memory: u64,
+    /// Frames for handles of mappings, 256 each; absent is the hypervisor's default.
+    pub(crate) maptrack_frames: Option<u32>,
     /// Virtual CPUs.
     pub(crate) vcpus: u32,
     /// Who owns the stage-1 tables.
@@ -512,6 +515,7 @@ fn read_domain(
     if max_memory < memory && checking == Checking::Full {
         return Err(reader.error("max_memory", "less than memory"));
     }
+    let maptrack_frames = reader.number("maptrack_frames", 0, 1024)?;
     let least = u32::from(checking == Checking::Full);
     let most = if checking == Checking::Full { MOST_VCPUS } else { u32::MAX };
     let vcpus = reader.number("vcpus", least, most)?.unwrap_or(1);
@@ -538,6 +542,7 @@ fn read_domain(
         cmdline,
         memory,
         max_memory,
+        maptrack_frames,
         vcpus,
         paging,
         vuart,

@@ -1,4 +1,6 @@
 //! Two domains: what one sees of the other's ports and pages while it binds, closes, unmaps and ends. The other one is `partner.rs`.
+extern crate alloc;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
@@ -12,10 +14,12 @@ use pv_abi::grant::{
 };
 use pv_abi::{DomId, Errno, GrantHandle, GrantRef, Port};
 
+use super::aide::Aid;
 use super::event::{close, status};
 use super::partner::{ASKED, COMMAND, Command, DONE, RESULT};
 use super::raw::{self, FREE, gfn};
 use super::tap::Tap;
+use super::{effects, own_pages, trio};
 
 /// Where grants of the partner's are mapped: known to stage 1, and nothing is there.
 const AT: u64 = (FREE - 8) << 12;
@@ -28,16 +32,17 @@ const READING: u32 = 8;
 const WRITING: u32 = 16;
 
 /// The partner and the page with what it is asked for.
-struct Partner {
-    id: DomId,
-    own: DomId,
-    channel: Channel,
+pub(super) struct Partner {
+    pub(super) id: DomId,
+    pub(super) own: DomId,
+    pub(super) channel: Channel,
     page: Grant,
 }
 
 impl Partner {
-    fn new(guest: &Guest) -> Option<Self> {
-        let number = |key| guest.args().number(key).and_then(|value| u32::try_from(value).ok());
+    /// The partner at the other end of a configured channel. References are told in order: the first is made first.
+    pub(super) fn nth(guest: &Guest, index: usize) -> Option<Self> {
+        let number = |key| guest.args().text(key)?.split(',').nth(index)?.parse::<u32>().ok();
         let id = DomId(u16::try_from(number("peer")?).ok()?);
         let (channel, own) = (Channel::fixed(Port(number("port")?)).ok()?, own_id().ok()?);
         let page = Grant::new(Frame::boxed(), id, Access::ReadWrite).ok()?;
@@ -45,13 +50,27 @@ impl Partner {
         (page.reference().0 == number("ref")?).then_some(Self { id, own, channel, page })
     }
 
+    /// All of them.
+    pub(super) fn all(guest: &Guest) -> Vec<Self> {
+        (0..).map_while(|index| Self::nth(guest, index)).collect()
+    }
+
     /// Lets the partner begin.
     fn begin(&self, command: Command, args: &[u32]) -> u32 {
+        self.begin_number(command as u32, args)
+    }
+
+    /// The same of what `aide.rs` has.
+    pub(super) fn begin_aid(&self, aid: Aid, args: &[u32]) -> u32 {
+        self.begin_number(aid as u32, args)
+    }
+
+    fn begin_number(&self, command: u32, args: &[u32]) -> u32 {
         let words = self.page.frame().words();
         for (index, word) in words[COMMAND + 1..COMMAND + 5].iter().enumerate() {
             word.store(args.get(index).copied().unwrap_or(0), Ordering::Relaxed);
         }
-        words[COMMAND].store(command as u32, Ordering::Relaxed);
+        words[COMMAND].store(command, Ordering::Relaxed);
         let asked = words[ASKED].load(Ordering::Relaxed) + 1;
         words[ASKED].store(asked, Ordering::Release);
         let _ = self.channel.notify();
@@ -59,18 +78,33 @@ impl Partner {
     }
 
     /// What came; all ones when nothing does for ten seconds.
-    fn end(&self, asked: u32) -> [u32; 4] {
+    pub(super) fn end(&self, asked: u32) -> [u32; 4] {
+        self.end_in(asked, Duration::from_secs(10)).unwrap_or([u32::MAX; 4])
+    }
+
+    fn end_in(&self, asked: u32, patience: Duration) -> Option<[u32; 4]> {
         let words = self.page.frame().words();
-        for _ in 0..100 {
+        for _ in 0..patience.as_millis() / 100 {
             if words[DONE].load(Ordering::Acquire) == asked {
-                return [0, 1, 2, 3].map(|index| words[RESULT + index].load(Ordering::Relaxed));
+                return Some([0, 1, 2, 3].map(|index| words[RESULT + index].load(Ordering::Relaxed)));
             }
             let _ = self.channel.wait_for(Duration::from_millis(100));
         }
-        [u32::MAX; 4]
+        None
     }
 
-    fn ask(&self, command: Command, args: &[u32]) -> [u32; 4] {
+    /// What came in a time.
+    pub(super) fn ask_for(&self, command: Command, args: &[u32], patience: Duration) -> Option<[u32; 4]> {
+        let asked = self.begin(command, args);
+        self.end_in(asked, patience)
+    }
+
+    pub(super) fn ask_aid(&self, aid: Aid, args: &[u32]) -> [u32; 4] {
+        let asked = self.begin_aid(aid, args);
+        self.end(asked)
+    }
+
+    pub(super) fn ask(&self, command: Command, args: &[u32]) -> [u32; 4] {
         let asked = self.begin(command, args);
         self.end(asked)
     }
@@ -81,12 +115,12 @@ impl Partner {
     }
 
     /// A page of the partner's: its number there and its reference.
-    fn grant(&self, to: DomId, read_only: u32) -> (u32, GrantRef) {
+    pub(super) fn grant(&self, to: DomId, read_only: u32) -> (u32, GrantRef) {
         let [index, reference, ..] = self.ask(Command::Grant, &[u32::from(to.0), read_only]);
         (index, GrantRef(reference))
     }
 
-    fn flags(&self, index: u32) -> u32 {
+    pub(super) fn flags(&self, index: u32) -> u32 {
         self.ask(Command::Look, &[index, 0])[0]
     }
 
@@ -109,7 +143,8 @@ fn unmap(handle: GrantHandle) -> GrantStatus {
 }
 
 pub(crate) fn check(tap: &mut Tap, guest: &Guest) {
-    let Some(partner) = Partner::new(guest) else { return };
+    let partners = Partner::all(guest);
+    let Some(partner) = partners.first() else { return };
     let fixed = partner.channel.port();
     let bound = PortStatus::Interdomain.number();
     let own = u32::from(partner.own.0);
@@ -119,11 +154,18 @@ pub(crate) fn check(tap: &mut Tap, guest: &Guest) {
         [0, bound, own, fixed.0],
     );
     tap.is("and this one the partner's", status(fixed), Ok((bound, 0, u32::from(partner.id.0), 1)));
-    channels(tap, &partner);
-    pages(tap, &partner);
-    copies(tap, &partner);
-    handles(tap, &partner);
-    ending(tap, &partner);
+    channels(tap, partner);
+    pages(tap, partner);
+    copies(tap, partner);
+    handles(tap, partner);
+    if let Some(third) = partners.get(1) {
+        trio::check(tap, guest, partner, third);
+        own_pages::of_another(tap, third);
+    }
+    ending(tap, partner);
+    for (index, partner) in partners.iter().enumerate() {
+        effects::end_of(tap, index, partner);
+    }
 }
 
 fn channels(tap: &mut Tap, partner: &Partner) {

@@ -17,6 +17,7 @@ use pv_abi::grant::{GrantOp, MapFlags, MapGrantRef, UnmapGrantRef};
 use pv_abi::memory::{MemoryOp, Reservation};
 use pv_abi::{DomId, Errno, GrantHandle, GrantRef, GuestHandle, Hypercall, Port};
 
+use super::aide;
 use super::raw::{self, FREE, address, gfn};
 
 /// Words of the page.
@@ -85,7 +86,8 @@ pub(crate) fn serve(guest: &Guest) -> Result<(), Errno> {
         |key| guest.args().number(key).and_then(|value| u32::try_from(value).ok()).ok_or(Errno::Einval);
     let master = DomId(u16::try_from(number("peer")?).map_err(|_| Errno::Einval)?);
     let channel = Channel::fixed(Port(number("port")?))?;
-    let reference = GrantRef(number("ref")?);
+    // The channel's, unless the page is another's.
+    let reference = GrantRef(number("page").or_else(|_| number("ref"))?);
     let page = loop {
         match MappedGrant::map(master, reference, Access::ReadWrite) {
             Ok(page) => break page,
@@ -102,14 +104,20 @@ pub(crate) fn serve(guest: &Guest) -> Result<(), Errno> {
             continue;
         }
         let word = |index: usize| words[COMMAND + index].load(Ordering::Relaxed);
-        let command = Command::ALL.get(word(0) as usize).copied().ok_or(Errno::Einval)?;
-        let came = perform(command, [word(1), word(2), word(3), word(4)], &mut granted);
+        let args = [word(1), word(2), word(3), word(4)];
+        let came = match (aide::perform(guest, word(0), args), Command::ALL.get(word(0) as usize)) {
+            (Some(came), _) => came,
+            (None, Some(command)) => perform(*command, args, &mut granted),
+            (None, None) => return Err(Errno::Einval),
+        };
+        let asked_for = word(0);
         for (to, value) in words[RESULT..].iter().zip(came) {
             to.store(value, Ordering::Relaxed);
         }
         words[DONE].store(asked, Ordering::Release);
         channel.notify()?;
-        if matches!(command, Command::ShutDown) {
+        aide::after(asked_for, args[0]);
+        if asked_for == Command::ShutDown as u32 {
             power::power_off();
         }
     }
