@@ -13,6 +13,7 @@
 //! 2. Every number appears once, in [`call`] and in the operation tables of each module.
 #![no_std]
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 pub mod call;
