@@ -24,6 +24,7 @@ use super::tap::Tap;
 const LINE: usize = 120;
 
 /// How a sub-call is made, and what it is given.
+#[derive(Clone, Copy)]
 pub(crate) struct Op {
     /// As in `pv-abi`'s table, with what is special about it.
     pub(crate) name: &'static str,
@@ -52,6 +53,8 @@ pub(crate) enum State {
     Nothing,
     /// Ports of each kind.
     Ports,
+    /// Those, and queues of events.
+    Queues,
     /// A grant that is mapped.
     Mapped,
     /// Granted pages.
@@ -135,6 +138,11 @@ pub(crate) fn check(tap: &mut Tap) {
         addresses(op, &mut world);
         one(op, &mut world);
         two(op, &mut world);
+    }
+    for op in EVENTS {
+        let op = Op { state: State::Queues, ..*op };
+        one(&op, &mut world);
+        two(&op, &mut world);
     }
     tap.that("everything is as it was", world.end());
 }
@@ -274,10 +282,15 @@ fn tagged(world: &mut World) {
     }
 }
 
+/// What is special about what the call finds.
+fn state(op: &Op) -> &'static str {
+    if op.state == State::Queues { ", with queues" } else { "" }
+}
+
 /// Each field at its edges.
 fn one(op: &Op, world: &mut World) {
     for (index, field) in op.fields.iter().enumerate() {
-        let name = format!("{} {}", op.name, field.name);
+        let name = format!("{} {}{}", op.name, field.name, state(op));
         let mut line = Line::of(&name);
         for value in world.edges(field) {
             line.put(world.make(op, &[(index, value)], GOOD));
@@ -293,7 +306,7 @@ fn two(op: &Op, world: &mut World) {
             if bad.is_empty() || worse.is_empty() {
                 continue;
             }
-            let name = format!("{} {} with {}", op.name, first.name, second.name);
+            let name = format!("{} {} with {}{}", op.name, first.name, second.name, state(op));
             let mut line = Line::of(&name);
             for value in &bad {
                 for other in &worse {

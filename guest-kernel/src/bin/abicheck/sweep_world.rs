@@ -15,7 +15,7 @@ use guest_kernel::event::own_id;
 use guest_kernel::frame::Frame;
 use guest_kernel::grant::{Access, Grant};
 use guest_kernel::{hypercall, record};
-use pv_abi::event::{AllocUnbound, BindInterdomain, BindIpi, BindVirq, Reset};
+use pv_abi::event::{AllocUnbound, BindInterdomain, BindIpi, BindVirq, EventOp, InitControl, Reset};
 use pv_abi::grant::{GrantOp, MapFlags, MapGrantRef, UnmapGrantRef};
 use pv_abi::memory::{AddToPhysmap, MEMOP_EXTENT_SHIFT, MapSpace, MemoryOp, RemoveFromPhysmap, Reservation};
 use pv_abi::sched::{SchedOp, Shutdown, Watchdog};
@@ -95,6 +95,8 @@ const INDEX: u64 = 20;
 pub(crate) struct World {
     /// Guest frame of the first of the pages.
     pages: u64,
+    /// The first two: a control block and an array of event words.
+    queues: &'static [Frame],
     handle: u32,
     whole: u64,
 }
@@ -187,6 +189,7 @@ impl World {
         let whole = reservation();
         (mapped && granted && latched.is_ok() && own_id() == Ok(DomId(1))).then(|| Self {
             pages: pages.first().map_or(0, gfn),
+            queues: &pages[..2],
             handle: 0,
             whole,
         })
@@ -235,7 +238,22 @@ impl World {
         }
         match state {
             State::Nothing | State::Watchdogs | State::Had => {}
-            State::Ports => ports(),
+            State::Ports => {
+                let _ = hypercall::event_reset(&mut Reset { dom: DomId::SELF });
+                ports();
+            }
+            State::Queues => {
+                let _ = hypercall::event_reset(&mut Reset { dom: DomId::SELF });
+                let mut control = InitControl { control_gfn: self.pages, ..Default::default() };
+                let mut array = [self.pages + 1];
+                let event = Hypercall::EventChannelOp;
+                let _ = raw::with(event, u64::from(EventOp::InitControl.number()), &mut control);
+                let _ = raw::with(event, u64::from(EventOp::ExpandArray.number()), &mut array);
+                // Xen raises what was kept for an array at each further one, and its ports are then not to be had.
+                let words = self.queues.iter().flat_map(Frame::words);
+                words.for_each(|word| word.store(0, Ordering::Relaxed));
+                ports();
+            }
             State::Granted => self.granted(),
             State::Mapped => {
                 self.granted();
@@ -344,7 +362,7 @@ impl World {
             op.fields.iter().zip(values).find(|(field, _)| field.name == name).map(|(_, value)| *value)
         };
         match op.state {
-            State::Nothing | State::Ports => {}
+            State::Nothing | State::Ports | State::Queues => {}
             State::Granted | State::Placed => {
                 let there = |name: &str| {
                     let field = op.fields.iter().find(|field| field.name == name)?;
@@ -506,7 +524,6 @@ fn unmap(host_addr: u64, handle: u32) -> bool {
 /// Port 1 is unbound, 2 and 3 are a channel of this domain's to itself, 4 is an IPI's, 5 a virtual interrupt's, 6 offered to another domain.
 fn ports() {
     let port = Port(0);
-    let _ = hypercall::event_reset(&mut Reset { dom: DomId::SELF });
     let unbound = |remote_dom| {
         let _ = hypercall::event_alloc_unbound(&mut AllocUnbound { dom: DomId::SELF, remote_dom, port });
     };
