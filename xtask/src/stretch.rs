@@ -113,6 +113,12 @@ pub(crate) fn worst(longest: &BTreeMap<String, u64>) -> Option<(&str, u64)> {
     longest.iter().max_by_key(|(_, length)| **length).map(|(cause, length)| (cause.as_str(), *length))
 }
 
+/// Instructions at most, waiting for a lock included, where so many CPUs do the same to one domain at once: each waits for all others (locks are fair), and
+/// none holds a lock for longer than its own stretch.
+fn together(length: u64, cpus: u64) -> u64 {
+    length.saturating_mul(cpus)
+}
+
 /// Prints the longest ones, and keeps the longest of all when that is asked for.
 pub(crate) fn print(update_baseline: bool) -> Outcome<()> {
     let longest = measure()?;
@@ -121,9 +127,11 @@ pub(crate) fn print(update_baseline: bool) -> Outcome<()> {
     }
     let mut all: Vec<_> = longest.into_iter().collect();
     all.sort_by_key(|(_, length)| std::cmp::Reverse(*length));
-    println!("instructions with interrupts masked");
+    println!(
+        "instructions with interrupts masked: alone; at most where 4 or 8 CPUs do the same to one domain and wait for each other"
+    );
     for (cause, length) in all.iter().take(SHOWN) {
-        println!("{length:>8} {cause}");
+        println!("{length:>8} {:>8} {:>8} {cause}", together(*length, 4), together(*length, 8));
     }
     Ok(())
 }
