@@ -112,6 +112,7 @@ pub fn unpause<H: Hardware>(
 ) -> Result<(), Errno> {
     let state = domain.state.lock();
     let count = domain.pauses.0.load(Ordering::Relaxed).checked_sub(1).ok_or(Errno::Einval)?;
+    let count = if crate::seeded!("unpause-all") { 0 } else { count };
     domain.pauses.0.store(count, Ordering::Release);
     drop(state);
     if count != 0 {
@@ -119,6 +120,9 @@ pub fn unpause<H: Hardware>(
     }
     fence(Ordering::SeqCst);
     for vcpu in domain.vcpus {
+        if crate::seeded!("unpause-one") && vcpu.number != 0 {
+            continue;
+        }
         if resume(machine, vcpu) {
             sched::resume(machine, Some(current), vcpu);
         }

@@ -68,6 +68,8 @@ pub const BUGS: &[(&str, &str)] = &[
     ("fifo-link-race", "a link is stored over what the guest does to the word meanwhile"),
     ("fifo-impatient", "an event is lost when the guest changes the word before it as often as it may"),
     ("fifo-busy-kept", "a word that the guest kept changing stays busy"),
+    ("unpause-all", "an unpause ends all pauses"),
+    ("unpause-one", "a vCPU of a domain that goes on is forgotten"),
     ("xsa-148", "a block of data may begin anywhere"),
     ("xsa-182", "an entry may let hardware write its permissions"),
     ("xsa-227", "an entry may begin in the middle of another"),

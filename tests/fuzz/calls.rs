@@ -6,11 +6,13 @@ use pavo_tests::drive::{Run, Sequence, Setup};
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else { return };
-    let setup = match which % 4 {
+    let setup = match which % 6 {
         0 => Setup::from(2),
         1 => Setup::PAGING,
         2 => Setup::TINY,
-        _ => Setup::from(3),
+        3 => Setup::from(3),
+        4 => Setup { control: true, ..Setup::from(2) },
+        _ => Setup { control: true, ..Setup::PAGING },
     };
     let sequence = Sequence::of_bytes(bytes);
     if let Err(failure) = Run::play(setup, &sequence, false) {

@@ -84,13 +84,15 @@ pub struct Setup {
     pub domains: u16,
     /// Whether the first one's page tables are checked.
     pub paging: bool,
+    /// Whether there is a control domain, which pauses the others now and then.
+    pub control: bool,
     /// How many references a frame may have, if not as many as fit.
     pub most: Option<u32>,
 }
 
 impl Setup {
     /// Two domains, the first of which has its page tables checked.
-    pub const PAGING: Self = Self { domains: 2, paging: true, most: None };
+    pub const PAGING: Self = Self { domains: 2, paging: true, control: false, most: None };
     /// The same with counts of two bits.
     pub const TINY: Self = Self { most: Some(3), ..Self::PAGING };
 
@@ -100,22 +102,25 @@ impl Setup {
             Some((rest, most)) => (rest, Some(most.parse().ok()?)),
             None => (text, None),
         };
-        let domains = rest.strip_suffix("pv").unwrap_or(rest);
+        let others = rest.strip_suffix('c').unwrap_or(rest);
+        let domains = others.strip_suffix("pv").unwrap_or(others);
         // As many as the comparison has room for.
         let number = domains.parse().ok().filter(|number| (1..=4).contains(number))?;
-        Some(Self { domains: number, paging: domains != rest, most })
+        Some(Self { domains: number, paging: domains != others, control: others != rest, most })
     }
 }
 
 impl From<u16> for Setup {
     fn from(domains: u16) -> Self {
-        Self { domains, paging: false, most: None }
+        Self { domains, paging: false, control: false, most: None }
     }
 }
 
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.domains, if self.paging { "pv" } else { "" })?;
+        let [paging, control] =
+            [(self.paging, "pv"), (self.control, "c")].map(|(is, text)| if is { text } else { "" });
+        write!(f, "{}{paging}{control}", self.domains)?;
         self.most.map_or(Ok(()), |most| write!(f, "t{most}"))
     }
 }
@@ -166,8 +171,13 @@ impl Run {
     /// A machine of domains of two vCPUs, all running; vCPU 1 of one with checked page tables is off at first.
     pub fn new(setup: impl Into<Setup>) -> Self {
         let setup = setup.into();
-        let world = World::with_paging(setup.domains, if setup.paging { Paging::Pv } else { Paging::Nested });
-        for id in 1..=setup.domains {
+        let paging = if setup.paging { Paging::Pv } else { Paging::Nested };
+        let (world, first) = if setup.control {
+            (World::with_control_beside(setup.domains, paging), 0)
+        } else {
+            (World::with_paging(setup.domains, paging), 1)
+        };
+        for id in first..=setup.domains {
             for vcpu in world
                 .domain(id)
                 .vcpus
@@ -180,7 +190,7 @@ impl Run {
         if let Some(most) = setup.most {
             world.machine.frames.table.count_to(most);
         }
-        let spec = compare::observe(&world, setup.domains);
+        let spec = compare::observe(&world, first..=setup.domains);
         let readers = BTreeMap::new();
         Self {
             setup,

@@ -89,6 +89,8 @@ pub struct Domain {
     pub fifo: Option<Fifo>,
     /// Its vCPUs.
     pub vcpus: Vec<Vcpu>,
+    /// How often the control domain has paused it.
+    pub pauses: u32,
     /// Watchdogs that are set.
     pub watchdogs: [bool; 2],
     /// If its page tables are checked.

@@ -29,6 +29,13 @@ fn two_domains_do_what_is_specified() {
 }
 
 #[test]
+fn domains_that_a_control_domain_pauses_do_what_is_specified() {
+    for paging in [false, true] {
+        plays(Setup { domains: 2, paging, control: true, most: None }, 500..503, 400);
+    }
+}
+
+#[test]
 fn three_domains_do_what_is_specified() {
     plays(3, 100..103, 400);
 }

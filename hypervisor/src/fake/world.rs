@@ -95,6 +95,14 @@ impl World {
         Self::numbered(0, domains + 1, u64::from(domains + 1) * 2048 + 1024, None)
     }
 
+    /// [`World::with_paging`] beside a control domain.
+    ///
+    /// # Panics
+    /// There are too many domains.
+    pub fn with_control_beside(domains: u16, paging: Paging) -> Self {
+        Self::built(0, domains + 1, u64::from(domains + 1) * 1100 + 400, &Made { paging, ..PLAIN })
+    }
+
     /// A machine with a control domain and one other, with page tables of this kind and a PV console.
     ///
     /// # Panics

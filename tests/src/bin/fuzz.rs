@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         ["plant", name, seconds] => plant(name, Duration::from_secs(number(seconds))),
         _ => {
             eprintln!(
-                "fuzz random SECONDS SEED | replay [DOMAINS[pv][tCOUNT]:]SEQUENCE | tiny calls|tables|roots DEPTH CALLS"
+                "fuzz random SECONDS SEED | replay [DOMAINS[pv][c][tCOUNT]:]SEQUENCE | tiny calls|tables|roots DEPTH CALLS"
             );
             ExitCode::from(2)
         }
@@ -88,7 +88,13 @@ fn watch(what: &'static str, code: ExitCode) {
 /// Two domains, every fourth time three; every other time with checked page tables; every fourth with tiny counters.
 fn setup(seed: u64) -> Setup {
     let paging = seed.is_multiple_of(2);
-    Setup { domains: if seed % 4 == 3 { 3 } else { 2 }, paging, most: matches!(seed % 8, 5 | 6).then_some(3) }
+    let control = matches!(seed % 7, 3 | 6);
+    Setup {
+        domains: if seed % 4 == 3 { 3 } else { 2 },
+        paging,
+        control,
+        most: matches!(seed % 8, 5 | 6).then_some(3),
+    }
 }
 
 /// Plays the sequences of seed after seed; hypercalls and sequences, or the first that fails.

@@ -9,6 +9,7 @@ use pv_abi::event::EventOp;
 use pv_abi::grant::GrantOp;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+mod control;
 mod events;
 mod further;
 mod grants;
@@ -71,6 +72,7 @@ impl Run {
                 Outcome::Done(result) => return Ok(result),
                 Outcome::Restart(left) => args = left,
             }
+            self.stop_paused();
             for cpu in 0..2 {
                 self.world.machine.frames.quiescent.pass(CpuId(cpu));
             }
@@ -106,7 +108,7 @@ impl Run {
     pub(super) fn act(&mut self, step: &[u8; STEP]) -> Result<(), String> {
         let mut n = Numbers(step);
         let (kind, from) = (n.next(), n.next());
-        let domains = u8::try_from(self.spec.domains.len()).expect("few");
+        let domains = u8::try_from(self.setup.domains).expect("few");
         let mut who = (u16::from(1 + (from >> 4) % domains), u32::from(from & 1));
         // More than half of the steps are about page tables, where there are checked ones, and few of another domain's.
         let about_tables = self.setup.paging && matches!(from & 0xE, 4..0xE);
@@ -116,9 +118,18 @@ impl Run {
         if self.spec.of(who.0).paging.as_ref().is_some_and(|paging| !paging.on[who.1 as usize]) {
             who.1 = 0;
         }
-        self.awake(who);
         self.spec.upcalls.clear();
         // What guests put into shared words since the last step is not the hypervisor's doing.
+        self.world.machine.hw.take_ops();
+        // Who is paused does nothing; it is the control domain's turn then, and now and then.
+        if self.setup.control && (self.spec.of(who.0).pauses != 0 || kind == 0xF8) {
+            self.control_step(who.0, &mut n)?;
+            self.upcalls(who)?;
+            self.schedule();
+            return Ok(());
+        }
+        self.awake(who);
+        self.spec.upcalls.clear();
         self.world.machine.hw.take_ops();
         if from & 0xE == 0xE {
             if kind & 1 == 0 { self.bad_handle(who, &mut n)? } else { self.result_nowhere(who, &mut n)? }

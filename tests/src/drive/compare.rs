@@ -26,9 +26,9 @@ const HANDLES: u32 = 255;
 const FIRST_PORTS: u32 = 64;
 
 /// The specification of a machine as it was built: what RAM it has, and where.
-pub(super) fn observe(world: &World, domains: u16) -> Spec {
+pub(super) fn observe(world: &World, domains: impl Iterator<Item = u16>) -> Spec {
     let mut spec = Spec { most_references: world.machine.frames.table.most(), ..Spec::default() };
-    for id in 1..=domains {
+    for id in domains {
         let domain = world.domain(id);
         let places = places(world, domain);
         let ram: BTreeSet<u64> = places
@@ -74,6 +74,7 @@ pub(super) fn observe(world: &World, domains: u16) -> Spec {
             masked: BTreeSet::new(),
             vcpus: (0..domain.vcpus.len()).map(vcpu).collect(),
             fifo: None,
+            pauses: 0,
             watchdogs: [false; 2],
             paging: super::paging::observe(world, id),
         };
@@ -275,6 +276,7 @@ impl Run {
     }
 
     fn events(&self, domain: &Domain, wanted: &Wanted) -> Result<(), String> {
+        let wanted_pauses = wanted.pauses != 0;
         let port = |number: u32| {
             let word = find(domain, PortNumber(number)).ok()?;
             let kind = match word.kind {
@@ -334,6 +336,9 @@ impl Run {
                 same(|| format!("selector of {number}"), &selector, &wanted.selector)?;
                 same(|| format!("upcall of {number}"), &upcall, &wanted.upcall)?;
             }
+            let paused = vcpu.run.get() == RunState::Paused;
+            let is_on = !matches!(vcpu.run.get(), RunState::Offline | RunState::Blocked);
+            same(|| format!("{number} is paused"), &paused, &(is_on && wanted_pauses))?;
             same(|| format!("{number} waits"), &(vcpu.run.get() == RunState::Blocked), &wanted.blocked)?;
             let areas = || vcpu.runstate.area().into_iter().flatten().map(|at| at.frame().get());
             if !areas().eq(wanted.runstate.iter().copied()) {

@@ -10,6 +10,9 @@ const VIRQS: u32 = 24;
 /// Virtual interrupts that each vCPU has for itself: timer, debug, xenoprof, xenpmu.
 const PER_VCPU: [u32; 4] = [0, 1, 7, 13];
 
+/// Pauses of a domain on top of each other.
+const MOST_PAUSES: u32 = 255;
+
 /// What a port is for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Port {
@@ -401,6 +404,24 @@ impl Spec {
         let dog = dogs.get_mut(number as usize - 1).filter(|set| **set).ok_or(Errno::Einval)?;
         *dog = seconds != 0;
         Ok(0)
+    }
+
+    /// `XEN_DOMCTL_pausedomain` and `unpausedomain` of the control domain, which is no domain's business but that one's: it keeps what it has, and
+    /// what others do with it goes on.
+    ///
+    /// # Errors
+    /// As the calls.
+    pub fn pause(&mut self, id: Dom, pauses: bool) -> Result<(), Errno> {
+        let domain = self.domains.get_mut(&id).ok_or(Errno::Esrch)?;
+        match (pauses, domain.pauses) {
+            // Itself.
+            (true, _) if id == 0 => return Err(Errno::Einval),
+            (true, MOST_PAUSES) => return Err(Errno::Eoverflow),
+            (false, 0) => return Err(Errno::Einval),
+            (true, _) => domain.pauses += 1,
+            (false, _) => domain.pauses -= 1,
+        }
+        Ok(())
     }
 
     /// `SCHEDOP_block`: waits, unless an upcall is pending.
