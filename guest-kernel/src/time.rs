@@ -12,7 +12,7 @@ use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable};
 use pv_abi::vcpu::{RegisterRunstate, RunstateInfo};
 use spin::Once;
 
-use crate::hypercall;
+use crate::{hypercall, smp};
 
 /// A reading of the virtual counter.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -84,6 +84,8 @@ const RUNNING: usize = 0;
 const RUNNABLE: usize = 1;
 /// Index of `RUNSTATE_blocked` in the times.
 const BLOCKED: usize = 2;
+/// Index of `RUNSTATE_offline` in the times.
+const OFFLINE: usize = 3;
 
 const _: () = {
     assert!(size_of::<RunState>() == 64 && size_of::<RunstateInfo>() == 48);
@@ -92,11 +94,20 @@ const _: () = {
     );
 };
 
-static RUN_STATE: RunState = RunState {
-    state: AtomicU64::new(0),
-    entry_time: AtomicU64::new(0),
-    time: [const { AtomicU64::new(0) }; 4],
-};
+/// Index = vCPU.
+static RUN_STATES: [RunState; smp::MAX_CPUS] = [const {
+    RunState {
+        state: AtomicU64::new(0),
+        entry_time: AtomicU64::new(0),
+        time: [const { AtomicU64::new(0) }; 4],
+    }
+}; smp::MAX_CPUS];
+
+/// That of the vCPU that asks.
+fn own() -> &'static RunState {
+    let [first, ..] = &RUN_STATES;
+    RUN_STATES.get(smp::this().index()).unwrap_or(first)
+}
 
 /// First guess of how far system time is ahead of what is known, nanoseconds; it grows by a quarter at each try.
 const FIRST_LEAD: u64 = 500_000;
@@ -123,10 +134,11 @@ fn counted() -> u64 {
 
 /// Registers the area, which publishes the state; the system time when it began.
 fn publish() -> Option<u64> {
-    let mut area = RegisterRunstate { addr: (&raw const RUN_STATE).addr() as u64 };
+    let own = own();
+    let mut area = RegisterRunstate { addr: core::ptr::from_ref(own).addr() as u64 };
     // SAFETY: the area is static, of atomics only, and used for nothing else.
-    unsafe { hypercall::register_runstate(0, &mut area) }.ok()?;
-    Some(RUN_STATE.entry_time.load(Ordering::Acquire))
+    unsafe { hypercall::register_runstate(smp::this().number(), &mut area) }.ok()?;
+    Some(own.entry_time.load(Ordering::Acquire))
 }
 
 /// Finds [`OFFSET`] out; 0 if the hypervisor does not tell.
@@ -141,7 +153,7 @@ fn calibrate() {
     learn(stale);
     let (mut lead, mut stops, mut told) = (FIRST_LEAD, 0, 0);
     for _ in 0..CALIBRATIONS {
-        let before = RUN_STATE.entry_time.load(Ordering::Acquire);
+        let before = own().entry_time.load(Ordering::Acquire);
         let deadline = estimate().saturating_add(lead);
         let asked = now();
         let _ = hypercall::poll(&[], deadline);
@@ -166,44 +178,61 @@ fn calibrate() {
 
 /// System time at least, by what is known.
 fn estimate() -> u64 {
-    match RUN_STATE.entry_time.load(Ordering::Acquire) {
+    match own().entry_time.load(Ordering::Acquire) {
         0 => {}
         entered => learn(entered),
     }
     counted().saturating_add_signed(OFFSET.load(Ordering::Relaxed))
 }
 
-/// How long the boot vCPU, which asks, has run until now, as the hypervisor publishes it; `None` if it does not.
+/// How long the vCPU that asks has run until now, as the hypervisor publishes it; `None` if it does not.
 pub fn ran() -> Option<Duration> {
     // What lasts, that it runs, is told by when it began.
     let began = publish()?;
-    let before = RUN_STATE.time[RUNNING].load(Ordering::Acquire);
+    let before = own().time[RUNNING].load(Ordering::Acquire);
     Some(Duration::from_nanos(before.saturating_add(system_time().saturating_sub(began))))
 }
 
-/// What the hypervisor has published of the boot vCPU, nanoseconds.
+/// What the hypervisor has published of a vCPU, nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Accounts {
     /// System time when it began to run.
     pub entered: u64,
-    /// It ran, was blocked and waited for a CPU until then.
-    pub spent: [u64; 3],
+    /// It ran, was blocked, waited for a CPU and was off until then.
+    pub spent: [u64; 4],
 }
 
 impl Accounts {
     /// What it did in between, in the order of [`Self::spent`].
-    pub fn since(&self, before: &Self) -> [u64; 3] {
+    pub fn since(&self, before: &Self) -> [u64; 4] {
         core::array::from_fn(|index| self.spent[index].saturating_sub(before.spent[index]))
+    }
+
+    /// What they were at a system time that has come, for a vCPU that runs and wanted to all the time since then: either it has run since,
+    /// or it waited for the CPU that it has now.
+    #[must_use]
+    pub fn at(&self, system: u64) -> Self {
+        let [ran, blocked, waited, off] = self.spent;
+        let spent = if self.entered <= system {
+            [ran.saturating_add(system.saturating_sub(self.entered)), blocked, waited, off]
+        } else {
+            [ran, blocked, waited.saturating_sub(self.entered.saturating_sub(system)), off]
+        };
+        Self { entered: system, spent }
     }
 }
 
-/// The boot vCPU's accounts when it was last given a CPU; it asks itself.
+/// The accounts of the vCPU that asks, when it was last given a CPU.
 pub fn accounts() -> Accounts {
     let _ = system_time();
-    let entered = || RUN_STATE.entry_time.load(Ordering::Acquire);
+    if own().entry_time.load(Ordering::Acquire) == 0 {
+        let _ = publish();
+    }
+    let entered = || own().entry_time.load(Ordering::Acquire);
     loop {
         let before = entered();
-        let spent = [RUNNING, BLOCKED, RUNNABLE].map(|state| RUN_STATE.time[state].load(Ordering::Acquire));
+        let states = [RUNNING, BLOCKED, RUNNABLE, OFFLINE];
+        let spent = states.map(|state| own().time[state].load(Ordering::Acquire));
         // Else it was stopped in between.
         if entered() == before {
             return Accounts { entered: before, spent };

@@ -28,6 +28,8 @@ mod shares;
 mod step;
 mod systems;
 mod tables;
+mod told;
+mod wakeups;
 
 use std::time::Instant;
 
@@ -121,6 +123,7 @@ fn all() -> Vec<Step> {
         backpressure::all(),
         kills::all(),
         shares::all(),
+        wakeups::all(),
         paging::all(),
         figures::all(),
         tables::all(),

@@ -125,7 +125,7 @@ fn waits(tap: &mut Tap, port: Port) {
         let after = time::accounts();
         // It was told when it went on, and what it did in between adds up.
         early += u32::from(after.entered < asked + wait);
-        let [ran, was_blocked, waited] = after.since(&before);
+        let [ran, was_blocked, waited, _] = after.since(&before);
         wrong += u32::from((after.entered - before.entered).abs_diff(ran + was_blocked + waited) > ROUNDING);
         // Until it was blocked it ran since it was asked, and since `before.entered`.
         let late = (before.entered + ran + waited).saturating_sub(asked);
