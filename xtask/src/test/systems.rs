@@ -221,8 +221,18 @@ pub(super) fn all() -> Vec<Step> {
         let title = format!("system: lives, 10000 times on {cpus} CPUs");
         steps.push(Step::new(title, Level::Full, move || {
             let text = workspace::read(&run::shipped("lives"))?;
-            let text = String::from_utf8_lossy(&text).replace("cycle:1:100,", "cycle:1:10000,");
-            let text = text.replace("lives:2:100,", "lives:2:10000,").replace("= 1000\n", "= 1000000\n");
+            let mut text = String::from_utf8_lossy(&text).into_owned();
+            for (few, many) in [
+                ("lives:2:100,", "lives:2:10000,"),
+                ("cycle:1:100,", "cycle:1:10000,"),
+                ("lives:2:150,", "lives:2:20000,"),
+                ("= 1000\n", "= 1000000\n"),
+            ] {
+                if !text.contains(few) {
+                    return Err(Failure::failed(format!("systems/lives.toml has no \"{few}\" any more")));
+                }
+                text = text.replace(few, many);
+            }
             let mut options = Options::for_file(write("lives-10000", &text)?);
             (options.cpus, options.timeout) = (Some(cpus), 4 * 3600);
             cleanly(&options)
