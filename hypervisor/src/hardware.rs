@@ -133,6 +133,10 @@ pub trait Hardware: Sync {
     fn counter_frequency(&self) -> u64;
     /// Makes another CPU enter the hypervisor and look at its pending work.
     fn kick(&self, cpu: CpuId);
+    /// How many exits a CPU has taken, how many of them for a WFI or WFE, and how often it has waited with nothing to do; zero where there is no such CPU.
+    fn exits(&self, _cpu: CpuId) -> (u64, u64, u64) {
+        (0, 0, 0)
+    }
     /// Stops every other CPU where it has done with what it looked up, until [`Self::let_go`]; false when another CPU is stopping this one.
     /// In builds with the self-check.
     fn stop_others(&self, _cpu: CpuId) -> bool {

@@ -276,6 +276,13 @@ abi_struct! {
         pub timers: u32,
         /// How often it has been built.
         pub generation: u32,
+        /// With [`DomId::XEN`], index = CPU: exits, which are interrupts that it took while a guest ran, and guests' traps; not their calls, each of
+        /// which a guest counts itself.
+        pub exits: [u64; 8],
+        /// Likewise: exits for a WFI or WFE.
+        pub trapped_waits: [u64; 8],
+        /// Likewise: how often it had nothing to do and waited for an interrupt.
+        pub idle_waits: [u64; 8],
     }
 }
 
@@ -366,6 +373,7 @@ layout!(VcpuAffinity, 40, {
 layout!(SchedulerParams, 12, { scheduler: 0, cmd: 4, weight: 8, cap: 10 });
 layout!(InfoList, 24, { first_domain: 0, pad: 2, max_domains: 4, buffer: 8, num_domains: 16, pad2: 20 });
 layout!(AskCounters, 16, { domain: 0, pad: 2, buffer: 8 });
-layout!(Counters, 152, {
-    frames: 0, ports: 128, grants_mapped: 132, grant_frames: 136, vmids: 140, timers: 144, generation: 148,
+layout!(Counters, 344, {
+    frames: 0, ports: 128, grants_mapped: 132, grant_frames: 136, vmids: 140, timers: 144, generation: 148, exits: 152,
+    trapped_waits: 216, idle_waits: 280,
 });

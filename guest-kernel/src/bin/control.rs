@@ -24,6 +24,9 @@
 //! | `ledger:N:M` | that, and destroys and builds domain M, which is not 1, time and again meanwhile |
 //! | `twice:F:L` | destroys domains F to L, has each live once more for a while, and fails when counters are not as they were between the lives |
 //! | `kills:N:STEP` | lets domain N, a `mixed`, come to its end once, then builds and destroys it at every STEP-th nanosecond of its rounds, until when all counters must be as they were when it was not there, and checks |
+//! | `exits:MS` | waits for so many milliseconds, and tells what exits and waits the CPUs had meanwhile |
+//! | `ran:MS` | that, and how long each domain ran |
+//! | `nudge:N:C` | sends the `pong` of domain N C events, a millisecond apart, and tells the same |
 //! | `mark`, `same` | remembers all counters; fails when they are not as they were |
 //! | `sleep:MS` | waits for so many milliseconds |
 //!
@@ -32,6 +35,8 @@
 #![no_main]
 extern crate alloc;
 
+#[path = "control/exits.rs"]
+mod exits;
 #[path = "control/kills.rs"]
 mod kills;
 #[path = "control/ledger.rs"]
@@ -142,6 +147,9 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
             Ok(())
         }
         "log" if object == "marked" => marked_lines(),
+        "exits" => exits::asleep(object.parse().map_err(|_| String::from("milliseconds expected"))?),
+        "ran" => exits::ran(object.parse().map_err(|_| String::from("milliseconds expected"))?),
+        "nudge" => exits::nudge(number()?, times()?),
         "log" => log(),
         "clock" => clock(),
         "soak" => soak(number()?.0, times()?),
@@ -310,6 +318,8 @@ fn everything() -> Result<Everything, String> {
     let mut nobodys = control::counters(DomId::XEN).map_err(refused)?;
     // Frames in limbo become free when somebody wants one.
     nobodys.frames[role::FREE] += core::mem::take(&mut nobodys.frames[role::LIMBO]);
+    // What CPUs did is no resource.
+    (nobodys.exits, nobodys.trapped_waits, nobodys.idle_waits) = Default::default();
     all.push((DomId::XEN, nobodys));
     // Those that are dead too: what stays of them is counted. Ids that were refused at boot leave a gap.
     let mut gaps = 0;

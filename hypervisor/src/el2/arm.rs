@@ -13,6 +13,7 @@ use hypervisor::vcpu::VcpuIndex;
 use hypervisor::vgic::PrivateIntid;
 use tock_registers::LocalRegisterCopy;
 
+use super::percpu::Counts;
 use super::regs::{self, PAR, SPSR, VTTBR};
 use super::{console, context, direct, gic, log, percpu, timer};
 
@@ -292,6 +293,10 @@ impl Hardware for Arm {
             arch.set_gic(super::fresh_gic(arch.vcpu.number));
             arch.set_entry(pc.get(), x0.get());
         }
+    }
+
+    fn exits(&self, cpu: CpuId) -> (u64, u64, u64) {
+        percpu::counts(cpu).map_or((0, 0, 0), Counts::read)
     }
 
     #[cfg(feature = "selfcheck")]

@@ -2,12 +2,13 @@
 //!
 //! Invariants
 //! 1. `TPIDR_EL2` holds the address of this CPU's [`PerCpu`] from early in its boot for ever; blocks never move.
-//! 2. No reference to a block is handed to another CPU: the type is `!Sync`.
+//! 2. No reference to a block is handed to another CPU: the type is `!Sync`. Its [`Counts`] are atomics that others may read.
 #![expect(unsafe_code, reason = "reads the block behind TPIDR_EL2, and owns the stacks")]
 
 use core::cell::{Cell, UnsafeCell};
 use core::ptr;
 use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 
 use hypervisor::hardware::CpuId;
 use hypervisor::machine::{Current, Machine};
@@ -92,6 +93,41 @@ pub struct Entry {
 pub static ENTRIES: [Entry; MAX_CPUS] =
     [const { Entry { mpidr: AtomicU64::new(u64::MAX), top: AtomicU64::new(0) } }; MAX_CPUS];
 
+/// A number that its CPU alone changes, and any may read.
+pub struct Count(AtomicU64);
+
+impl Count {
+    const ZERO: Self = Self(AtomicU64::new(0));
+
+    /// One more, by the CPU whose it is.
+    #[inline(always)]
+    pub fn add(&self) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    /// So many.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What is counted on a CPU (`pv_abi::control::Counters`).
+pub struct Counts {
+    /// Interrupts, and traps apart from calls, that it has taken from guests.
+    pub exits: Count,
+    /// Those for a WFI or WFE.
+    pub trapped_waits: Count,
+    /// Times that it waited with nothing to do.
+    pub idle_waits: Count,
+}
+
+impl Counts {
+    /// All of them, in the order of the fields.
+    pub fn read(&self) -> (u64, u64, u64) {
+        (self.exits.get(), self.trapped_waits.get(), self.idle_waits.get())
+    }
+}
+
 /// One CPU's block.
 #[repr(C)]
 pub struct PerCpu {
@@ -103,8 +139,8 @@ pub struct PerCpu {
     pub reschedule: Cell<bool>,
     /// Set when the running vCPU goes off: the scheduler takes it out of the CPU before others are told.
     pub going_off: Cell<bool>,
-    /// Interrupts, and traps apart from calls, that it has taken from guests.
-    pub exits: Cell<u64>,
+    /// What it has taken from guests, and how it idled.
+    pub counts: Counts,
     /// Whether the CPU has `FEAT_RAS`.
     pub has_ras: Cell<bool>,
     /// Set when the loaded vCPU's interrupts need the long way ([`hypervisor::vgic`]'s service).
@@ -134,7 +170,7 @@ const fn block(id: u8) -> PerCpu {
         id: CpuId(id),
         reschedule: Cell::new(false),
         going_off: Cell::new(false),
-        exits: Cell::new(0),
+        counts: Counts { exits: Count::ZERO, trapped_waits: Count::ZERO, idle_waits: Count::ZERO },
         has_ras: Cell::new(false),
         service: Cell::new(false),
         loaded: Cell::new(ptr::null()),
@@ -161,6 +197,16 @@ pub fn this() -> &'static PerCpu {
     let address = regs::tpidr_el2::read();
     // SAFETY: invariant 1; the address was made from `BLOCKS` by `claim`, and only this CPU reads it.
     unsafe { &*ptr::with_exposed_provenance::<PerCpu>(address as usize) }
+}
+
+/// What is counted on a CPU.
+pub fn counts(cpu: CpuId) -> Option<&'static Counts> {
+    let number = Some(usize::from(cpu.0)).filter(|number| *number < MAX_CPUS)?;
+    let block = BLOCKS.0.get().cast::<PerCpu>().wrapping_add(number);
+    // SAFETY: inside `BLOCKS`; no reference to the block is made, and its counts are atomics (invariant 2).
+    let counts = unsafe { &raw const (*block).counts };
+    // SAFETY: as above; blocks never move.
+    unsafe { counts.as_ref() }
 }
 
 impl PerCpu {

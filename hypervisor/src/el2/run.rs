@@ -87,7 +87,7 @@ fn settle(
     if !arch.domain.life.is_running() {
         // Nothing of a domain that has ended stays in a CPU: what it had will be others'.
         if machine.sched.is_partition(cpu.id) {
-            defmt::info!("CPU {=u8}: {=u64} interrupts and traps", cpu.id.0, cpu.exits.get());
+            defmt::info!("CPU {=u8}: {=u64} interrupts and traps", cpu.id.0, cpu.counts.exits.get());
         }
         contain_serror(machine, cpu, arch);
         leave(cpu, arch);
@@ -273,6 +273,7 @@ fn idle(machine: &'static Machine<Arm>, cpu: &'static PerCpu) {
     if cpu.loaded().is_none() && !context::is_left() {
         super::bug::found("tables of nobody are still walked");
     }
+    cpu.counts.idle_waits.add();
     // SAFETY: waits; changes nothing.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) };
     #[cfg(feature = "selfcheck")]

@@ -112,7 +112,7 @@ extern "C" fn irq_entry(_frame: &mut Frame) -> u64 {
 #[inline(always)]
 fn irq() -> u64 {
     let cpu = percpu::this();
-    cpu.exits.set(cpu.exits.get().wrapping_add(1));
+    cpu.counts.exits.add();
     interrupt(cpu);
     u64::from(cpu.reschedule.get())
 }
@@ -167,13 +167,14 @@ extern "C" fn sync_entry(frame: &mut Frame, esr: u64) -> u64 {
 #[inline(always)]
 fn sync(frame: &mut Frame, esr: u64) -> u64 {
     let cpu = percpu::this();
-    cpu.exits.set(cpu.exits.get().wrapping_add(1));
+    cpu.counts.exits.add();
     let syndrome = Syndrome::new(esr);
     let Some(arch) = cpu.loaded() else { return 1 };
     match syndrome.read(ESR::EC) {
         class::DATA_ABORT => data_abort(cpu, arch, frame, syndrome),
         class::SYSTEM_REGISTER => sysreg::access(cpu, arch, frame, syndrome),
         class::WFX => {
+            cpu.counts.trapped_waits.add();
             skip(syndrome);
             wait(cpu);
         }

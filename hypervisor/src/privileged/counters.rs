@@ -9,7 +9,7 @@ use pv_abi::control::Counters;
 use crate::domain::{Domain, Stage};
 use crate::evtchn;
 use crate::frame::Role;
-use crate::hardware::Hardware;
+use crate::hardware::{CpuId, Hardware};
 use crate::life::Undo;
 use crate::machine::Machine;
 
@@ -21,6 +21,10 @@ pub(super) fn of<H: Hardware>(machine: &Machine<H>, id: DomId) -> Option<Counter
         *count = machine.frames.table.total(id, role);
     }
     if id == DomId::XEN {
+        let all = counted.exits.iter_mut().zip(&mut counted.trapped_waits).zip(&mut counted.idle_waits);
+        for (number, ((exits, trapped), idle)) in (0..).zip(all) {
+            (*exits, *trapped, *idle) = machine.hw.exits(CpuId(number));
+        }
         return Some(counted);
     }
     let domain = machine.domain(id)?;
