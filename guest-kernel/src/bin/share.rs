@@ -3,7 +3,7 @@
 //! `share RAN of TIME ns, WAITED waited, BLOCKED blocked, OFF off`, `work TURNS`. The times of one that spins all the time are those between the very
 //! moments, also when it has no CPU then; of others those between the first things that it does after them. With `sleep=` it
 //! sleeps so many microseconds at a time in between, and tells how much too late it woke, in half of all cases at most, in 99 %, and
-//! ever: `late NS NS NS`. With `attack=` it makes all the trouble that it can (`events`, also to the domain that it has a channel to,
+//! ever: `late NS NS NS of TIMES`, and how often in each bin of a `histogram`. With `attack=` it makes all the trouble that it can (`events`, also to the domain that it has a channel to,
 //! `yields`, `hypercalls`, `flushes` of the TLB, `sleeps` that end at once), and no `work`. Further vCPUs spin and tell as well.
 #![no_std]
 #![no_main]
@@ -97,6 +97,9 @@ fn attack(how: &str, peer: Option<Port>, milliseconds: u64) -> Result<(), Errno>
     Ok(())
 }
 
+/// Below 500 ns, below twice that, and so on; the last for all later ones, from 256 us.
+const BINS: usize = 11;
+
 /// Sleeps a while at a time, to a moment, and tells how much too late it woke.
 fn sleep(pause: Duration, from: u64, to: u64) -> Result<(), Errno> {
     let until = Duration::from_millis(to);
@@ -114,6 +117,14 @@ fn sleep(pause: Duration, from: u64, to: u64) -> Result<(), Errno> {
     let of = |part: usize| late.get((late.len() * part / 100).min(late.len().saturating_sub(1)));
     let [half, most, all] = [50, 99, 100].map(|part| of(part).copied().unwrap_or(0));
     println!("late {half} {most} {all} of {}", late.len());
+    let mut times = [0_u32; BINS];
+    for late in late {
+        let bin = usize::try_from((late / 500).checked_ilog2().map_or(0, |log| log + 1)).unwrap_or(BINS);
+        if let Some(count) = times.get_mut(bin.min(BINS - 1)) {
+            *count += 1;
+        }
+    }
+    println!("histogram {times:?}");
     Ok(())
 }
 
@@ -122,8 +133,10 @@ fn spin(from: u64, to: u64) {
     let turns = spin_to(from);
     let began = Books::at(from, turns);
     let turns = spin_to(to);
+    // Before it prints, which takes more than a turn.
+    let ended = Books::at(to, turns);
     println!("work {turns}");
-    began.tell(&Books::at(to, turns));
+    began.tell(&ended);
 }
 
 fn main(guest: &Guest) -> Result<(), Errno> {

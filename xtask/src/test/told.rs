@@ -28,6 +28,8 @@ pub(super) struct Told {
     pub(super) times: BTreeMap<u32, Vec<Times>>,
     /// How much each did.
     pub(super) work: BTreeMap<u32, u64>,
+    /// How often it woke less than 500 ns late, less than twice that, and so on, as printed.
+    pub(super) histogram: BTreeMap<u32, String>,
     /// Nanoseconds that each woke too late: half of the times, 99 %, ever; and how many times.
     pub(super) late: BTreeMap<u32, [u64; 4]>,
 }
@@ -52,7 +54,14 @@ pub(super) fn tell(file: PathBuf, board: &str, cpus: u32) -> Outcome<Told> {
     )?;
     let work = pattern(r"^\(d([0-9]+)\) work ([0-9]+)$")?;
     let late = pattern(r"^\(d([0-9]+)\) late ([0-9]+) ([0-9]+) ([0-9]+) of ([0-9]+)$")?;
-    let mut told = Told { observed, times: BTreeMap::new(), work: BTreeMap::new(), late: BTreeMap::new() };
+    let histogram = pattern(r"^\(d([0-9]+)\) histogram \[([0-9, ]+)\]$")?;
+    let mut told = Told {
+        observed,
+        times: BTreeMap::new(),
+        work: BTreeMap::new(),
+        late: BTreeMap::new(),
+        histogram: BTreeMap::new(),
+    };
     for line in &told.observed.console {
         if let Some(parts) = times.captures(line) {
             let (domain, [ran, of, waited, blocked, off]) = numbers(&parts);
@@ -63,6 +72,9 @@ pub(super) fn tell(file: PathBuf, board: &str, cpus: u32) -> Outcome<Told> {
         } else if let Some(parts) = late.captures(line) {
             let (domain, times) = numbers(&parts);
             told.late.insert(domain, times);
+        } else if let Some(parts) = histogram.captures(line) {
+            let (domain, []) = numbers(&parts);
+            told.histogram.insert(domain, parts[2].replace(',', ""));
         }
     }
     if let Err(failure) = &told.observed.result {
