@@ -23,6 +23,9 @@ const BETWEEN: Places = Places { what: "between two instructions", cpus: 1, vict
 /// The victim is on another CPU: it is killed wherever it is then, in the hypervisor too, and finds out later.
 const ELSEWHERE: Places = Places { what: "from another CPU", cpus: 2, victim: 1, peer: 1 };
 
+/// Kills that are worth a run.
+const LEAST: u64 = 10;
+
 /// Kills a domain at every `step`-th instruction of so many rounds.
 fn killed(board: &str, places: &Places, paging: &str, rounds: u32, step: u32) -> Outcome<Found> {
     let Places { what, cpus, victim, peer } = places;
@@ -65,9 +68,6 @@ fn killed(board: &str, places: &Places, paging: &str, rounds: u32, step: u32) ->
     }
     Ok(Found::Good(format!("{kills} times of {due}, {span} ns")))
 }
-
-/// Kills that are worth a run.
-const LEAST: u64 = 20;
 
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {

@@ -2,6 +2,7 @@
 //!
 //! The last line is `N passed, N failed, N skipped`; the exit status is 1 if one failed.
 
+mod affinity;
 mod attacks;
 mod backpressure;
 mod calls;
@@ -9,6 +10,7 @@ mod card;
 mod conformance;
 mod devices;
 mod ends;
+mod exits;
 mod faults;
 mod figures;
 mod keyboard;
@@ -25,6 +27,7 @@ mod refusals;
 mod rpi4;
 mod schedule;
 mod shares;
+mod spread;
 mod step;
 mod systems;
 mod tables;
@@ -122,6 +125,9 @@ fn all() -> Vec<Step> {
         keyboard::all(),
         backpressure::all(),
         kills::all(),
+        spread::all(),
+        affinity::all(),
+        exits::all(),
         shares::all(),
         wakeups::all(),
         paging::all(),

@@ -6,7 +6,7 @@ use super::step::{Level, Needs};
 use crate::workspace;
 
 /// Steps by a pattern of their names, and the step on the Raspberry Pi that shows the same there. A name may be made of parts of the other.
-const ALIKE: [(&str, &str); 24] = [
+const ALIKE: [(&str, &str); 27] = [
     ("^system: (hello|two-guests|smp|control|lives) on ", "$1"),
     ("^system: (two-guests send .*|ballooning .*|soak .*|[0-9]+ domains .*|counting .*)$", "$1"),
     ("^system: (the control domain's .*)$", "$1"),
@@ -28,6 +28,9 @@ const ALIKE: [(&str, &str); 24] = [
     ("^passthrough: ([^:]+)$", "$1"),
     ("^keyboard: .*, (one domain at a time, .*)$", "keyboard: $1"),
     ("^(shares: .*)$", "$1"),
+    ("^(exits: .*)$", "$1"),
+    ("^affinity: ", "affinity: domains that spin go where they are told, four CPUs"),
+    ("^spread: ", "spread: eight domains by weight on four CPUs"),
     ("^kills: ", "kills: at every 9973rd nanosecond, between two instructions, pv page tables"),
     ("^paging: ([a-z-]+) on ", "$1"),
     ("^paging: one wall, ", "one wall, a kernel that was taken over"),

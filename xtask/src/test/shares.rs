@@ -29,7 +29,8 @@ fn eight(board: &str) -> Outcome<Found> {
 }
 
 fn sixteen(board: &str) -> Outcome<Found> {
-    let text: String = (0..16).map(|number| spinner(number, "")).collect();
+    // By then all have come.
+    let text: String = (0..16).map(|number| spinner(number, "cmdline = \"from=400 to=1400\"")).collect();
     let told = tell(systems::write(&format!("sixteen-{board}"), &text)?, board, 4)?;
     (1..=16).try_for_each(|domain| told.expect(domain, 1, 250))?;
     Ok(Found::Good(String::new()))
