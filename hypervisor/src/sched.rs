@@ -438,21 +438,21 @@ impl Scheduler {
             if vcpu.home.get() != id {
                 continue; // Invariant 5.
             }
-            if vcpu.share.parked.load(Relaxed) {
+            let parked = vcpu.share.parked.load(Relaxed);
+            if parked {
                 vcpu.share.parked.store(false, Relaxed);
-                queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
-                expired = true;
-            } else if vcpu.deadline.load(Relaxed) <= now && awaken(machine, vcpu) {
-                // Blocked again elsewhere since the look above: it is ours to queue, but not here.
-                if vcpu.home.get() != id {
-                    return (expired, Some(vcpu));
-                }
-                if let Some(pool) = self.pool_of(vcpu) {
-                    pool.join(&self.ticks, &vcpu.share, Joins::Wakes);
-                }
-                queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
-                expired = true;
+            } else if vcpu.deadline.load(Relaxed) > now || !awaken(machine, vcpu) {
+                continue;
             }
+            // Blocked again elsewhere since the look above, or kept from this CPU since it began to wait: it is ours to queue, but not here.
+            if vcpu.home.get() != id || !self.allows(vcpu, id) {
+                return (expired, Some(vcpu));
+            }
+            if !parked && let Some(pool) = self.pool_of(vcpu) {
+                pool.join(&self.ticks, &vcpu.share, Joins::Wakes);
+            }
+            queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
+            expired = true;
         }
         (expired, None)
     }
@@ -623,5 +623,9 @@ enum Search {
     All,
 }
 
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod property;
 #[cfg(test)]
 mod tests;

@@ -23,7 +23,8 @@ pub struct Ticks {
     pub turn: u64,
     /// How long a vCPU runs before a wake-up may take the CPU from it.
     pub grain: u64,
-    /// When a CPU on which nobody waits looks whether others have too much to do.
+    /// When a CPU on which nobody waits looks whether others have too much to do. Not a part of the period of caps: with that it would look at the same
+    /// moment of each, when those that have a cap may have had theirs.
     pub look: u64,
     /// The period of caps.
     pub period: u64,
@@ -36,7 +37,7 @@ impl Ticks {
         Self {
             turn: if turn == 0 { 1 } else { turn },
             grain: turn / 8,
-            look: turn.saturating_mul(5),
+            look: turn.saturating_mul(3),
             period: if turn == 0 { 5 } else { turn.saturating_mul(5) },
         }
     }
