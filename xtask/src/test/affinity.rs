@@ -1,6 +1,6 @@
 //! Where domains run after the control domain has said so, while they spin: by how long each runs then, and by what interrupts which CPU.
 
-use regex::Regex;
+use regex::{Captures, Regex};
 
 use super::step::{Level, Step};
 use super::systems;
@@ -63,21 +63,22 @@ fn moved(board: &str, cpus: u32, looks: &[Look]) -> Outcome<Found> {
             let found =
                 told.iter().filter_map(|line| ran.captures(line)).find(|parts| number(&parts[1]) == domain);
             let (time, of) = found.map_or((0, 1_000_000), |parts| (number(&parts[2]), number(&parts[3])));
-            if (time * 1000).abs_diff(of * thousandths) * 20 > of * thousandths {
+            // Where, not how fairly: elsewhere it would have a whole CPU.
+            if (time * 1000).abs_diff(of * thousandths) * 5 > of * thousandths {
                 let why = format!("{orders}: d{domain} ran {time} of {of} ns, not {thousandths} thousandths");
                 return Err(observed.failed(&why));
             }
         }
-        // Turns of 2 ms end where more than one domain runs; elsewhere nothing comes.
-        for (cpu, count) in told
-            .iter()
-            .filter_map(|line| exits.captures(line))
-            .map(|parts| (number(&parts[1]), number(&parts[2])))
-        {
-            let many = *turns == u32::try_from(cpu).ok();
-            if turns.is_some() && cpu != 0 && (many != (count > WHILE / 4)) {
-                return Err(observed.failed(&format!("{orders}: {count} exits on CPU {cpu}")));
-            }
+        // Turns of 2 ms end where more than one domain runs.
+        let of = |cpu: u32| {
+            let line = |parts: &Captures<'_>| number(&parts[1]) == u64::from(cpu);
+            told.iter()
+                .filter_map(|line| exits.captures(line))
+                .find(line)
+                .map_or(0, |parts| number(&parts[2]))
+        };
+        if let Some(count) = turns.map(of).filter(|count| *count < WHILE / 4) {
+            return Err(observed.failed(&format!("{orders}: {count} exits on CPU {turns:?}")));
         }
     }
     systems::clean(&observed)
