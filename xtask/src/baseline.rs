@@ -15,8 +15,9 @@ pub(crate) const BOOT: &str = "boot";
 /// How far a figure may move, per cent.
 const TOLERANCE: u64 = 5;
 
-/// What a wake-up may be later for reasons of its own: a switch between domains, where an instruction is a nanosecond.
-const SWITCH_NANOSECONDS: u64 = 1500;
+/// What a wake-up may be later for reasons of its own: it comes in the middle of another switch between domains or not, and waits for the end of one, and of
+/// the look that it asks for. An instruction is a nanosecond.
+const MIDST_NANOSECONDS: u64 = 3000;
 
 /// Figures by name.
 #[derive(Debug, Default)]
@@ -107,12 +108,12 @@ impl Baseline {
         self.stretch.is_some_and(|kept| stretch.saturating_mul(100) <= kept.saturating_mul(100 + TOLERANCE))
     }
 
-    /// Which wake-ups come later than the kept ones by more than is tolerated, and by a switch: what they meet moves with every instruction that is
+    /// Which wake-ups come later than the kept ones by more than is tolerated, and by what they may meet: that moves with every instruction that is
     /// added anywhere. One that is not kept is too late.
     pub(crate) fn later(&self, measured: &[(&str, u64)]) -> Vec<String> {
         let late = |(name, now): &&(&str, u64)| {
             let kept = self.wakeups.get(*name).copied();
-            kept.is_none_or(|kept| *now > kept.saturating_mul(100 + TOLERANCE) / 100 + SWITCH_NANOSECONDS)
+            kept.is_none_or(|kept| *now > kept.saturating_mul(100 + TOLERANCE) / 100 + MIDST_NANOSECONDS)
         };
         let tell = |(name, now): &(&str, u64)| format!("{name} {:?} to {now} ns", self.wakeups.get(*name));
         measured.iter().filter(late).map(tell).collect()
@@ -195,10 +196,10 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_up_may_be_five_per_cent_and_a_switch_later_than_the_kept_one() {
+    fn a_wake_up_may_be_five_per_cent_and_a_switch_or_two_later_than_the_kept_one() {
         let kept = Baseline::parse("[instructions]\na = 1\n[wakeups]\nhalf = 1000\n").unwrap();
-        assert!(kept.later(&[("half", 2550)]).is_empty());
-        assert_eq!(kept.later(&[("half", 2551)]), ["half Some(1000) to 2551 ns"]);
+        assert!(kept.later(&[("half", 4050)]).is_empty());
+        assert_eq!(kept.later(&[("half", 4051)]), ["half Some(1000) to 4051 ns"]);
         assert_eq!(kept.later(&[("most", 1)]).len(), 1, "none is kept");
     }
 
