@@ -32,17 +32,35 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// Numbers of hypercalls, from `public/xen.h`.
 pub mod number {
     #![allow(missing_docs, reason = "named as there")]
+    pub const MMU_UPDATE: u64 = 1;
     pub const MEMORY_OP: u64 = 12;
     pub const MULTICALL: u64 = 13;
+    pub const UPDATE_VA_MAPPING: u64 = 14;
     pub const XEN_VERSION: u64 = 17;
     pub const CONSOLE_IO: u64 = 18;
     pub const GRANT_TABLE_OP: u64 = 20;
     pub const VM_ASSIST: u64 = 21;
     pub const VCPU_OP: u64 = 24;
+    pub const MMUEXT_OP: u64 = 26;
     pub const SCHED_OP: u64 = 29;
     pub const EVENT_CHANNEL_OP: u64 = 32;
     pub const HVM_OP: u64 = 34;
     pub const DOMCTL: u64 = 36;
+}
+
+/// Numbers of page-table operations, from `public/xen.h`, and ours from 0x8000 on.
+pub mod mmuext {
+    #![allow(missing_docs, reason = "named as there")]
+    /// By level of the table, 0 first.
+    pub const PIN: [u32; 4] = [3, 2, 1, 0];
+    pub const UNPIN: u32 = 4;
+    pub const NEW_BASEPTR: u32 = 5;
+    pub const NEW_USER_BASEPTR: u32 = 15;
+    pub const CLEAR_PAGE: u32 = 16;
+    pub const COPY_PAGE: u32 = 17;
+    pub const PIN_KERNEL_TEXT: u32 = 0x8000;
+    pub const PIN_USER_TEXT: u32 = 0x8001;
+    pub const SEAL: u32 = 0x8002;
 }
 
 /// Where guests put their arguments: a page of RAM that nothing else uses.

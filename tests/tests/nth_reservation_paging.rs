@@ -9,24 +9,15 @@ use hypervisor::frame::Role;
 use hypervisor::hardware::Hardware;
 use hypervisor::pagetable::control::Controls;
 use hypervisor::stage2::{Mapping, lookup};
+use pavo_tests::mmuext::{
+    CLEAR_PAGE, COPY_PAGE, NEW_BASEPTR, NEW_USER_BASEPTR, PIN, PIN_KERNEL_TEXT, PIN_USER_TEXT, SEAL, UNPIN,
+};
+use pavo_tests::number::{MMU_UPDATE, MMUEXT_OP, UPDATE_VA_MAPPING};
 use pavo_tests::{ARG, Guest, guest};
 use pv_abi::DomId;
 
-const MMU_UPDATE: u64 = 1;
-const UPDATE_VA_MAPPING: u64 = 14;
-const MMUEXT_OP: u64 = 26;
 const SELF: u64 = 0x7FF0;
 const ENOMEM: i64 = -12;
-
-const PIN: [u32; 4] = [3, 2, 1, 0];
-const UNPIN: u32 = 4;
-const NEW_BASEPTR: u32 = 5;
-const NEW_USER_BASEPTR: u32 = 15;
-const CLEAR_PAGE: u32 = 16;
-const COPY_PAGE: u32 = 17;
-const PIN_KERNEL_TEXT: u32 = 0x8000;
-const PIN_USER_TEXT: u32 = 0x8001;
-const SEAL: u32 = 0x8002;
 
 /// In the first block of the domain's RAM, as its arguments are.
 const FRESH: u64 = RAM + 0x2_0000;

@@ -16,13 +16,14 @@ use hypervisor::frame::Role;
 use hypervisor::hypercall::Outcome;
 use hypervisor::pagetable::control::{Controls, Register};
 use hypervisor::stage2::Kind;
+use pavo_tests::mmuext::{
+    CLEAR_PAGE, COPY_PAGE, NEW_BASEPTR, NEW_USER_BASEPTR, PIN, PIN_KERNEL_TEXT, PIN_USER_TEXT, SEAL, UNPIN,
+};
+use pavo_tests::number::{MMU_UPDATE, MMUEXT_OP, UPDATE_VA_MAPPING};
 use pavo_tests::{ARG, Guest, guest, number};
 use pv_abi::memory::{AddToPhysmap, Reservation};
 use pv_abi::{DomId, GuestHandle};
 
-const MMU_UPDATE: u64 = 1;
-const UPDATE_VA_MAPPING: u64 = 14;
-const MMUEXT_OP: u64 = 26;
 const SELF: u64 = 0x7FF0;
 const EINVAL: i64 = -22;
 const EBUSY: i64 = -16;
@@ -31,16 +32,6 @@ const EPERM: i64 = -1;
 const ENOSYS: i64 = -38;
 const ESRCH: i64 = -3;
 const EFAULT: i64 = -14;
-
-const PIN: [u32; 4] = [3, 2, 1, 0];
-const UNPIN: u32 = 4;
-const NEW_BASEPTR: u32 = 5;
-const NEW_USER_BASEPTR: u32 = 15;
-const CLEAR_PAGE: u32 = 16;
-const COPY_PAGE: u32 = 17;
-const PIN_KERNEL_TEXT: u32 = 0x8000;
-const PIN_USER_TEXT: u32 = 0x8001;
-const SEAL: u32 = 0x8002;
 
 /// Valid, page, normal memory, inner shareable, accessed.
 const PAGE: u64 = 0b11 | 3 << 8 | 1 << 10;
