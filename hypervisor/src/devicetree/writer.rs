@@ -23,6 +23,8 @@ const PROP: u32 = 3;
 const END: u32 = 9;
 /// Room for the names of properties, each held once.
 const NAMES_BYTES: usize = 512;
+/// Names that are looked for; those behind them are written again each time.
+const KNOWN_NAMES: usize = 64;
 
 /// A tree in the making. Properties of a node come before its children.
 pub struct FdtWriter<'b> {
@@ -30,6 +32,8 @@ pub struct FdtWriter<'b> {
     used: usize,
     open_nodes: u32,
     names: Vec<u8, NAMES_BYTES>,
+    /// Where each name begins, and its length.
+    known: Vec<(u16, u16), KNOWN_NAMES>,
 }
 
 impl<'b> FdtWriter<'b> {
@@ -40,7 +44,7 @@ impl<'b> FdtWriter<'b> {
     pub fn new(buffer: &'b mut [u8]) -> Result<Self, NoSpace> {
         let head = buffer.get_mut(..STRUCT_OFFSET).ok_or(NoSpace)?;
         head.fill(0);
-        Ok(Self { buffer, used: STRUCT_OFFSET, open_nodes: 0, names: Vec::new() })
+        Ok(Self { buffer, used: STRUCT_OFFSET, open_nodes: 0, names: Vec::new(), known: Vec::new() })
     }
 
     /// Begins a node.
@@ -252,20 +256,23 @@ impl<'b> FdtWriter<'b> {
         self.put(&name.to_be_bytes())
     }
 
-    /// Where `name` is in the strings block; it is added if it is new.
+    /// Where `name` is in the strings block; it is added if it is new. Names are told apart by their lengths first: most are.
     fn name_offset(&mut self, name: &str) -> Result<u32, NoSpace> {
-        let mut start: usize = 0;
-        for known in self.names.split(|byte| *byte == 0) {
-            if known == name.as_bytes() {
+        let wanted = name.as_bytes();
+        for (start, length) in &self.known {
+            let start = usize::from(*start);
+            if usize::from(*length) == wanted.len()
+                && self.names.get(start..).is_some_and(|names| names.starts_with(wanted))
+            {
                 return offset(start);
             }
-            // Behind the last name split gives an empty piece: `start` ends up past the end, and is not used again.
-            start = start.checked_add(known.len()).and_then(|end| end.checked_add(1)).ok_or(NoSpace)?;
         }
-        let new = offset(self.names.len())?;
-        self.names.extend_from_slice(name.as_bytes()).map_err(|_| NoSpace)?;
+        let new = self.names.len();
+        self.names.extend_from_slice(wanted).map_err(|_| NoSpace)?;
         self.names.push(0).map_err(|_| NoSpace)?;
-        Ok(new)
+        let entry = u16::try_from(new).ok().zip(u16::try_from(wanted.len()).ok()).ok_or(NoSpace)?;
+        let _no_room = self.known.push(entry);
+        offset(new)
     }
 
     #[inline(never)]

@@ -82,3 +82,18 @@ fn finish_ends_open_nodes_and_a_surplus_end_does_nothing() {
     assert_eq!(tree.finish(), Ok(open));
     assert_eq!(buffer, other);
 }
+
+#[test]
+fn a_name_is_held_once_and_one_that_begins_like_another_is_another() {
+    let mut buffer = [0; 2048];
+    let mut tree = FdtWriter::new(&mut buffer).unwrap();
+    tree.begin_node("").unwrap();
+    for _ in 0..3 {
+        for name in ["reg", "regs", "re", "ranges"] {
+            tree.property_empty(name).unwrap();
+        }
+    }
+    let length = tree.finish().unwrap();
+    let strings = usize::try_from(cell(&buffer, 12)).unwrap();
+    assert_eq!(&buffer[strings..length], b"reg\0regs\0re\0ranges\0");
+}
