@@ -36,7 +36,7 @@ pub struct Row {
     pub name: &'static str,
     /// Names of the register arguments, x0 first.
     pub args: &'static [&'static str],
-    /// How the cost grows.
+    /// How the cost of the dearest sub-call grows.
     pub cost: Cost,
     /// What it does.
     pub doc: &'static str,
@@ -68,6 +68,13 @@ impl Row {
 }
 
 impl Operation {
+    /// Whether it is given the address of something that it reads or writes.
+    pub fn takes_handle(&self) -> bool {
+        // "any": it is not looked at; "null": it must be.
+        let not = ["none", "null", "any", "the assistance itself", "address", "two frames"];
+        !not.contains(&self.argument) && !self.argument.starts_with("frame")
+    }
+
     /// Whose the sub-call is, in a call of that origin: our own are numbered from 0x8000.
     pub const fn origin(&self, call: Origin) -> Origin {
         if self.number >= 0x8000 { Origin::Pavo } else { call }
@@ -139,7 +146,7 @@ hypercalls! {
     #[doc = "Tells versions, features and build facts."]
     17 XenVersion xen_version(cmd, arg) Constant VersionOp::TABLE, &[Errno::Enosys];
     #[doc = "Writes to and reads from the hypervisor's console."]
-    18 ConsoleIo console_io(cmd, count, buffer) Linear ConsoleOp::TABLE, &[Errno::Enosys];
+    18 ConsoleIo console_io(cmd, count, buffer) Restartable ConsoleOp::TABLE, &[Errno::Enosys];
     #[doc = "Shares pages with other domains: maps, unmaps and copies."]
     20 GrantTableOp grant_table_op(cmd, args, count) Restartable GrantOp::TABLE, &[Errno::Enosys];
     #[doc = "Turns an assistance for the domain on or off: the update mark of run states is the one there is."]
@@ -151,7 +158,7 @@ hypercalls! {
     #[doc = "Yields, blocks, waits for events, shuts the domain down."]
     29 SchedOp sched_op(cmd, arg) Constant SchedOp::TABLE, &[Errno::Enosys];
     #[doc = "Binds, signals and closes event channels."]
-    32 EventChannelOp event_channel_op(cmd, arg) Constant EventOp::TABLE, &[Errno::Enosys];
+    32 EventChannelOp event_channel_op(cmd, arg) Restartable EventOp::TABLE, &[Errno::Enosys];
     #[doc = "Reads and writes a domain's parameters."]
     34 HvmOp hvm_op(cmd, arg) Constant HvmOp::TABLE, &[Errno::Enosys];
 }

@@ -11,10 +11,10 @@ sub_calls! {
         1 BindVirq bind_virq("BindVirq") Linear ok [Enoent, Efault, Eexist, Einval, Enospc];
         /// Binds a physical interrupt: not on ARM.
         2 BindPirq bind_pirq("BindPirq") Constant no [Efault, Eopnotsupp];
-        /// Closes a port ([`PortArg`]).
-        3 Close close("PortArg") Constant ok [Efault, Einval];
-        /// Raises the event at the other end ([`PortArg`]).
-        4 Send send("PortArg") Constant ok [Efault, Einval];
+        /// Closes a port ([`PortArg`]); tries again when its other end changes meanwhile.
+        3 Close close("PortArg") Restartable ok [Efault, Einval];
+        /// Raises the event at the other end ([`PortArg`]), in O(1); at the port of a PV console it takes what is in the ring.
+        4 Send send("PortArg") Restartable ok [Efault, Einval];
         /// Describes a port ([`Status`]).
         5 Status status("Status") Constant ok [Eperm, Esrch, Efault, Einval];
         /// Makes a port that a remote domain may bind to ([`AllocUnbound`]).

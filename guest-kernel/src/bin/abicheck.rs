@@ -24,6 +24,7 @@ mod abicheck {
     pub(crate) mod four;
     pub(crate) mod grant;
     pub(crate) mod grant_copy;
+    pub(crate) mod handle;
     pub(crate) mod hvm;
     pub(crate) mod limits_event;
     pub(crate) mod limits_grant;
@@ -55,8 +56,8 @@ mod abicheck {
 use abicheck::tap::{Failed, Tap};
 use abicheck::{
     batches, console, control, deliberate, domains, effects, event, event_errors, fault, fifo, four, grant,
-    grant_copy, hvm, limits_event, limits_grant, limits_memory, limits_others, lines, memory, multicall,
-    orders, own_pages, partner, peer, psci, restart, sched, sweep, unknown, vcpu, vcpus, version,
+    grant_copy, handle, hvm, limits_event, limits_grant, limits_memory, limits_others, lines, memory,
+    multicall, orders, own_pages, partner, peer, psci, restart, sched, sweep, unknown, vcpu, vcpus, version,
 };
 use guest_kernel::{Guest, power};
 use pv_abi::DomId;
@@ -90,6 +91,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     tap.family("grant", grant::check);
     tap.family("grant_copy", grant_copy::check);
     tap.family("fault", fault::check);
+    tap.family("handle", handle::check);
     if let Some(peer) = guest.args().number("passive").and_then(|id| u16::try_from(id).ok()) {
         tap.family("peer", |tap| peer::check(tap, DomId(peer)));
     }

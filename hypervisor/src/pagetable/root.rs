@@ -172,7 +172,7 @@ fn end_trust<H: Hardware>(
     if crate::seeded!("trust-executes") {
         return Ok(Step::Done);
     }
-    let next = state.stage2.forbid_execution(&machine.hw, paging.forbidden, FORBID_BUDGET);
+    let next = state.stage2.forbid_execution(&machine.hw, paging.forbidden, machine.hw.budget(FORBID_BUDGET));
     paging.forbidden = next.unwrap_or_default();
     Ok(if next.is_some() { Step::More } else { Step::Done })
 }

@@ -19,6 +19,7 @@ use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use loom::thread;
 use pv_abi::DomId;
 
+use crate::entries;
 use crate::granted::granted;
 use crate::queues;
 
@@ -126,6 +127,12 @@ pub const ALL: &[Protocol] = &[
         what: "an event is sent while its array page comes: it comes once",
         needs: &[],
         body: queues::grow,
+    },
+    Protocol {
+        name: "entry",
+        what: "a granter ends access while a call copies: nothing that it writes afterwards is seen, and the entry's marks are gone",
+        needs: &[],
+        body: entries::entry,
     },
 ];
 

@@ -159,3 +159,47 @@ fn xsa_45_unpins_restart_at_every_entry() {
         (EBUSY, 4),
     );
 }
+
+/// Stage 2 is gone through entry by entry. In between the domain is still trusted, and the TLB may remember what it could execute: it is flushed
+/// at the end, so the machine is looked at there.
+#[test]
+fn the_end_of_the_trust_restarts_at_every_entry() {
+    let ends = |budget| {
+        let world = world();
+        let one = guest(&world, 1);
+        tree(&one);
+        world.machine.hw.set_controls(controls());
+        assert_eq!(ext(&one, NEW_USER_BASEPTR, ROOT >> 12, 5), 0);
+        let (number, mut args) = operations(&one, &[(NEW_BASEPTR, ROOT, 0)]);
+        world.machine.hw.set_budget(budget);
+        let mut interruptions = 0;
+        let result = loop {
+            match one.once(number, args) {
+                Outcome::Done(result) => break result,
+                Outcome::Restart(left) => args = left,
+            }
+            interruptions += 1;
+            assert!(interruptions < 10_000, "it never ends");
+        };
+        world.machine.hw.set_budget(None);
+        world.check();
+        let kinds: Vec<_> =
+            (0..1024).map(|page| one.mapping((RAM >> 12) + page).map(|there| there.kind)).collect();
+        ((result, one.read::<u32>(DONE), kinds), interruptions)
+    };
+    let (whole, _) = ends(None);
+    assert_eq!((whole.0, whole.1), (0, 1));
+    assert!(!whole.2.contains(&Some(Kind::Ram)), "nothing is executed but text");
+    let (end, at_each) = ends(Some(1));
+    assert_eq!(end, whole);
+    // The text is among pages of its own: a table of 512 at least.
+    assert!(at_each > 512, "{at_each} interruptions");
+    for budget in [2, 7, 33, 128, 129] {
+        let (end, interruptions) = ends(Some(budget));
+        assert_eq!(end, whole, "{budget} units a run");
+        assert!(
+            interruptions >= at_each / budget - 1,
+            "{interruptions} interruptions with {budget} units a run"
+        );
+    }
+}

@@ -222,26 +222,31 @@ impl Answers {
     }
 }
 
-/// Sub-calls without a case of a kind that they need: `limits: CALL.OP ..` for those with arguments, `restart: CALL.OP ..` for those
-/// that restart. (Success and bad handles are answers.)
+/// Sub-calls without a case of a kind that they need, by its name: two of `limits: CALL.OP ..` for those with arguments (the last that is taken,
+/// the first that is not), `handle: CALL.OP ..` for those that are given an address, `restart: CALL.OP ..` for those that restart.
 pub(crate) fn without_cases(cases: &[Case]) -> Vec<String> {
     let mut lines = Vec::new();
     for row in Calls::Guests.rows() {
         for operation in row.operations {
             let name = format!("{}.{}", row.name, operation.name);
-            let has = |kind: &str| {
+            let count = |kind: &str| {
                 let prefix = format!("{kind}: {name}");
-                cases.iter().any(|case| {
+                let is_one = |case: &&Case| {
                     case.name
                         .strip_prefix(&prefix)
                         .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', ',']))
-                })
+                };
+                cases.iter().filter(is_one).count()
             };
-            if operation.argument != "none" && operation.succeeds && !has("limits") {
-                lines.push(format!("{name}: no case `limits: {name} ...`"));
-            }
-            if operation.cost == Cost::Restartable && !has("restart") {
-                lines.push(format!("{name}: no case `restart: {name} ...`"));
+            let has_limits = operation.argument != "none" && operation.succeeds;
+            for (kind, least, needed) in [
+                ("limits", 2, has_limits),
+                ("handle", 1, operation.takes_handle()),
+                ("restart", 1, operation.cost == Cost::Restartable),
+            ] {
+                if needed && count(kind) < least {
+                    lines.push(format!("{name}: not {least} of `{kind}: {name} ...`"));
+                }
             }
         }
     }
@@ -288,5 +293,24 @@ mod tests {
             Answers::from_json(&serde_json::from_str(&format!("{{{}}}", seen.to_json())).unwrap()),
             Some(seen)
         );
+    }
+
+    #[test]
+    fn each_kind_of_case_is_asked_for() {
+        let case = |name: &str| Case { name: name.into(), passed: true, detail: String::new() };
+        let lines = |cases: &[Case]| {
+            let all = without_cases(cases).into_iter();
+            all.filter(|line| line.starts_with("memory_op.populate_physmap:")).collect::<Vec<_>>()
+        };
+        assert_eq!(lines(&[]).len(), 3);
+        let mut cases = vec![case("limits: memory_op.populate_physmap of none")];
+        cases.push(case("handle: memory_op.populate_physmap of what is nowhere"));
+        cases.push(case("restart: memory_op.populate_physmap of every number"));
+        assert_eq!(
+            lines(&cases),
+            ["memory_op.populate_physmap: not 2 of `limits: memory_op.populate_physmap ...`"]
+        );
+        cases.push(case("limits: memory_op.populate_physmap of more"));
+        assert_eq!(lines(&cases), Vec::<String>::new());
     }
 }

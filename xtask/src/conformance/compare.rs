@@ -17,10 +17,11 @@ pub(super) fn with_xen(results: &Results) -> Outcome<Vec<String>> {
     Ok(kept()?.map_or(Vec::new(), |(name, cases)| table(results, &name, &cases)))
 }
 
-/// How many cases Xen's results do not have, for want of a newer run.
-pub(super) fn unknown_to_xen(results: &Results) -> Outcome<usize> {
-    let Some((_, cases)) = kept()? else { return Ok(results.cases.len()) };
-    Ok(results.cases.iter().filter(|case| cases.iter().all(|kept| kept.name != case.name)).count())
+/// The cases that Xen's results do not have, for want of a newer run.
+pub(super) fn unknown_to_xen(results: &Results) -> Outcome<Vec<String>> {
+    let cases = kept()?.map_or(Vec::new(), |(_, cases)| cases);
+    let unknown = results.cases.iter().filter(|case| cases.iter().all(|kept| kept.name != case.name));
+    Ok(unknown.map(|case| case.name.clone()).collect())
 }
 
 /// The kept results with Xen's name.

@@ -78,6 +78,9 @@ pub(crate) fn check(tap: &mut Tap) {
     let mut sizes = QuerySize { dom: DomId::SELF, ..Default::default() };
     let answer = raw::grant(GrantOp::QuerySize, &mut sizes, |it| it.status);
     tap.is("grant_table_op.query_size", (answer, sizes.max_nr_frames), (Ok(GrantStatus::Okay), 64));
+    let mut sizes = QuerySize { dom: raw::NOBODY, ..Default::default() };
+    let answer = raw::grant(GrantOp::QuerySize, &mut sizes, |it| it.status);
+    tap.is("grant_table_op.query_size of nobody's", answer, Ok(GrantStatus::BadDomain));
     let mut list = [0u64; 64];
     let frame_list = GuestHandle(list.as_mut_ptr().expose_provenance() as u64);
     for (nr_frames, expected) in [

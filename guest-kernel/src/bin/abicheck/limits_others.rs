@@ -53,6 +53,8 @@ pub(crate) fn check(tap: &mut Tap) {
         ports.fill(end.port());
         tap.is("sched_op.poll of as many ports as may be", hypercall::poll(&ports, 1), Ok(()));
     }
+    let more = [Port(1); POLL_PORTS_MAX as usize + 1];
+    tap.is("sched_op.poll of one port more", hypercall::poll(&more, 1), Err(Errno::Einval));
     let dog = |id, timeout| {
         with(Hypercall::SchedOp, u64::from(SchedOp::Watchdog.number()), &mut Watchdog { id, timeout })
     };
@@ -78,6 +80,12 @@ pub(crate) fn check(tap: &mut Tap) {
     tap.is(
         "sched_op.shutdown with its reason at the last address",
         call(sched, &[shutdown, u64::MAX - 3]),
+        Err(Errno::Efault),
+    );
+
+    tap.is(
+        "sched_op.shutdown with its reason beyond the last address",
+        call(sched, &[shutdown, u64::MAX]),
         Err(Errno::Efault),
     );
 
@@ -142,6 +150,12 @@ fn versions(tap: &mut Tap) {
             expected,
         );
     }
+    let mut denied = [0xA5; 9];
+    let commandline = u64::from(VersionOp::Commandline.number());
+    let answer = raw::at_end(Hypercall::XenVersion, commandline, &mut denied);
+    tap.is("xen_version.commandline in the last nine bytes of a page", answer, Ok(0));
+    let pagesize = call(u64::from(Hypercall::XenVersion.number()), &[VersionOp::Pagesize.number().into(), 0]);
+    tap.is("xen_version.pagesize of no address", pagesize, Ok(4096));
     tap.is(
         "xen_version.pagesize takes no address",
         raw::without(Hypercall::XenVersion, u64::from(VersionOp::Pagesize.number())),

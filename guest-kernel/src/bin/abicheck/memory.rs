@@ -86,11 +86,12 @@ fn sizes(tap: &mut Tap) {
         "a domain has memory, and not more than it may",
         current.is_ok_and(|has| most.is_ok_and(|may| has <= may)),
     );
-    tap.that(
+    tap.is(
         "maximum_gpfn lies in RAM or above",
-        ask(MemoryOp::MaximumGpfn, DomId::SELF).is_ok_and(|gfn| gfn >= 0x40000),
+        ask(MemoryOp::MaximumGpfn, DomId::SELF).map(|gfn| gfn >= 0x40000),
+        Ok(true),
     );
-    tap.that("maximum_ram_page is told", ask(MemoryOp::MaximumRamPage, DomId::SELF).is_ok());
+    tap.is("maximum_ram_page is told", ask(MemoryOp::MaximumRamPage, DomId::SELF).map(drop), Ok(()));
     tap.is("current_reservation of nobody", ask(MemoryOp::CurrentReservation, NOBODY), Err(Errno::Esrch));
 }
 

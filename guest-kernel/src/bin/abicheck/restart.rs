@@ -5,13 +5,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use guest_kernel::event::own_id;
+use guest_kernel::event::{own_id, shared_page};
 use guest_kernel::frame::Frame;
 use guest_kernel::grant::{Access, Grant};
 use guest_kernel::interrupt::{self, Intid};
-use guest_kernel::{Guest, time, timer};
+use guest_kernel::{Guest, hypercall, record, time, timer};
 use pv_abi::console::ConsoleOp;
-use pv_abi::event::{AllocUnbound, EventOp, PortStatus, Reset};
+use pv_abi::event::{AllocUnbound, BindInterdomain, EventOp, PortStatus, Reset};
 use pv_abi::grant::{
     CacheFlush, CopyFlags, CopyPtr, GrantCopy, GrantOp, GrantStatus, MapFlags, MapGrantRef, SetupTable,
     SwapGrantRef, UnmapAndReplace, UnmapGrantRef,
@@ -22,7 +22,7 @@ use pv_abi::sched::SchedOp;
 use pv_abi::version::VersionOp;
 use pv_abi::{DomId, GrantHandle, GrantRef, GuestHandle, Hypercall, Port};
 
-use super::event::status;
+use super::event::{close, status};
 use super::raw::{self, address, gfn, with};
 use super::tap::Tap;
 
@@ -64,7 +64,7 @@ fn each(tap: &mut Tap, name: &'static str, how: &str, mut good: impl FnMut(usize
 
 fn statuses<T>(op: GrantOp, of: &[T], read: impl Fn(&T) -> i16) -> bool {
     for element in of {
-        guest_kernel::record::status(op.number(), read(element));
+        record::status(op.number(), read(element));
     }
     of.iter().all(|element| read(element) == GrantStatus::Okay.value())
 }
@@ -292,7 +292,7 @@ fn others(tap: &mut Tap, how: &str) {
         let ports: Vec<Port> = (0..count)
             .filter_map(|_| {
                 let mut alloc = AllocUnbound { dom: DomId::SELF, remote_dom: DomId::SELF, port: Port(0) };
-                guest_kernel::hypercall::event_alloc_unbound(&mut alloc).ok().map(|()| alloc.port)
+                hypercall::event_alloc_unbound(&mut alloc).ok().map(|()| alloc.port)
             })
             .collect();
         let reset = event(EventOp::Reset, DomId::SELF) == Ok(0);
@@ -302,6 +302,33 @@ fn others(tap: &mut Tap, how: &str) {
         }
     }
     tap.is(format_args!("event_channel_op.reset of every number of ports{how}"), wrong, None);
+
+    let channel = || {
+        let mut alloc = AllocUnbound { dom: DomId::SELF, remote_dom: DomId::SELF, port: Port(0) };
+        hypercall::event_alloc_unbound(&mut alloc).ok()?;
+        let (remote_dom, remote_port) = (DomId::SELF, alloc.port);
+        let mut bind = BindInterdomain { remote_dom, remote_port, ..Default::default() };
+        hypercall::event_bind_interdomain(&mut bind).ok().map(|()| (alloc.port, bind.local_port))
+    };
+    let shared = shared_page().ok();
+    each(tap, "event_channel_op.send to every number of ports", how, |count| {
+        let channels: Vec<_> = (0..count).filter_map(|_| channel()).collect();
+        let quiet = |port| shared.is_some_and(|page| !page.is_pending(port));
+        let none = channels.iter().all(|(end, _)| quiet(*end));
+        let sent = channels.iter().all(|(_, other)| hypercall::event_send(*other) == Ok(()));
+        let came = channels.iter().all(|(end, _)| shared.is_some_and(|page| page.take(*end)));
+        let reset = event(EventOp::Reset, DomId::SELF) == Ok(0);
+        channels.len() == count && none && sent && came && reset
+    });
+    each(tap, "event_channel_op.close of every number of ports, one end and the other", how, |count| {
+        let channels: Vec<_> = (0..count).filter_map(|_| channel()).collect();
+        let is = |port, state: PortStatus| status(port).map(|it| it.0) == Ok(state.number());
+        let waits = channels.iter().all(|(end, other)| {
+            close(*other) == Ok(()) && is(*end, PortStatus::Unbound) && is(*other, PortStatus::Closed)
+        });
+        let closed = channels.iter().all(|(end, _)| close(*end) == Ok(()) && is(*end, PortStatus::Closed));
+        channels.len() == count && waits && closed
+    });
 
     let version = MulticallEntry {
         op: u64::from(Hypercall::XenVersion.number()),
