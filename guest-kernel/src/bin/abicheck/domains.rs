@@ -32,7 +32,7 @@ const READING: u32 = 8;
 const WRITING: u32 = 16;
 
 /// The partner and the page with what it is asked for.
-pub(super) struct Partner {
+pub(crate) struct Partner {
     pub(super) id: DomId,
     pub(super) own: DomId,
     pub(super) channel: Channel,

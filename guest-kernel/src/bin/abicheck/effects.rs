@@ -48,22 +48,19 @@ fn end(tap: &mut Tap, partner: &Partner, what: &str, reason: Option<ShutdownReas
     let (mapped, handle) = map_at(partner.id, reference, AT);
     tap.is(format_args!("a page of a domain that ends is mapped, {what}"), mapped, GrantStatus::Okay);
     let [_, offered, ..] = partner.ask(Command::Offer, &[own]);
-    match reason {
-        Some(reason) => {
-            let said = partner.ask_aid(Aid::End, &[reason.number()])[0];
-            tap.is(format_args!("shutdown is announced, {what}"), said, 0);
+    if let Some(reason) = reason {
+        let said = partner.ask_aid(Aid::End, &[reason.number()])[0];
+        tap.is(format_args!("shutdown is announced, {what}"), said, 0);
+    } else {
+        let began = time::now();
+        tap.is("a watchdog of a second is set", partner.ask_aid(Aid::Dog, &[1]), [0, 1, 0, 0]);
+        // It answers until it is ended. Whoever is slow to ask sees it ended the first time.
+        let mut ended = false;
+        while !ended && began.elapsed() < Duration::from_secs(30) {
+            ended = partner.ask_for(Command::Take, &[port.0], Duration::from_millis(1500)).is_none();
         }
-        None => {
-            let began = time::now();
-            tap.is("a watchdog of a second is set", partner.ask_aid(Aid::Dog, &[1]), [0, 1, 0, 0]);
-            // It answers until it is ended. Whoever is slow to ask sees it ended the first time.
-            let mut ended = false;
-            while !ended && began.elapsed() < Duration::from_secs(30) {
-                ended = partner.ask_for(Command::Take, &[port.0], Duration::from_millis(1500)).is_none();
-            }
-            tap.that("a watchdog that nobody sets again ends its domain", ended);
-            tap.that("and not before its time", began.elapsed() >= Duration::from_secs(1));
-        }
+        tap.that("a watchdog that nobody sets again ends its domain", ended);
+        tap.that("and not before its time", began.elapsed() >= Duration::from_secs(1));
     }
     let silent = partner.ask_for(Command::Take, &[1], Duration::from_millis(200)).is_none();
     tap.that(format_args!("the domain answers no more, {what}"), silent);
