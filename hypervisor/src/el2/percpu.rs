@@ -97,7 +97,9 @@ pub static ENTRIES: [Entry; MAX_CPUS] =
 pub struct Count(AtomicU64);
 
 impl Count {
-    const ZERO: Self = Self(AtomicU64::new(0));
+    const fn zero() -> Self {
+        Self(AtomicU64::new(0))
+    }
 
     /// One more, by the CPU whose it is.
     #[inline(always)]
@@ -170,7 +172,7 @@ const fn block(id: u8) -> PerCpu {
         id: CpuId(id),
         reschedule: Cell::new(false),
         going_off: Cell::new(false),
-        counts: Counts { exits: Count::ZERO, trapped_waits: Count::ZERO, idle_waits: Count::ZERO },
+        counts: Counts { exits: Count::zero(), trapped_waits: Count::zero(), idle_waits: Count::zero() },
         has_ras: Cell::new(false),
         service: Cell::new(false),
         loaded: Cell::new(ptr::null()),
