@@ -356,7 +356,8 @@ impl Spec {
     /// As the call.
     pub fn register_info(&mut self, who: Dom, number: u32, gfn: u64, offset: u32) -> Result<(), Errno> {
         self.vcpu_exists(who, number)?;
-        if offset >= 4096 || gfn >= 1 << 40 {
+        // A frame that no address of 64 bits names.
+        if offset >= 4096 || gfn >= 1 << 52 {
             return Err(Errno::Einval);
         }
         if matches!(self.of(who).vcpus[number as usize].info, InfoAt::Frame(..)) {
