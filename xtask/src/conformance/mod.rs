@@ -172,7 +172,12 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
 
 /// Runs all cases; a text for people on how many passed, or a failure that shows those that did not, or that Xen was never asked.
 pub(crate) fn test(options: &Options) -> Outcome<String> {
-    let results = results(options, &Hypervisor::pavo())?;
+    test_on(options, &Hypervisor::pavo())
+}
+
+/// [`test`] of another image.
+pub(crate) fn test_on(options: &Options, hypervisor: &Hypervisor) -> Outcome<String> {
+    let results = results(options, hypervisor)?;
     let text = judge(&results, &Differences::load()?)?;
     match compare::unknown_to_xen(&results)?.as_slice() {
         [] => Ok(text),

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::build::Variant;
 use crate::check::Found;
+use crate::conformance;
 use crate::failure::{Failure, Outcome};
 use crate::hypervisor::Hypervisor;
 use crate::machine::Clock;
@@ -133,15 +134,26 @@ pub(super) fn all() -> Vec<Step> {
 
 /// Roles of pages are not checked: the attacker's cases are as ever; or it takes its own page tables over, in two lives, and nobody else notices.
 pub(super) fn behind_one_wall() -> Vec<Step> {
-    let [first, second, _] = MACHINES.map(|on| On { walls: Walls::One, step: 64, ..on });
-    let families = FAMILIES.into_iter().map(move |family| {
-        let title = format!("paging: one wall, {family}");
-        Step::new(title, Level::Default, move || survives(first, family)).shared()
+    let machines = MACHINES.map(|on| On { walls: Walls::One, step: 64, ..on });
+    let [_, second, _] = machines;
+    let families = machines.into_iter().flat_map(|on| {
+        FAMILIES.into_iter().map(move |family| {
+            let title = format!("paging: one wall, {family} on {} x {}, GICv{}", on.cpus, on.cpu, on.gic);
+            match on.cpus {
+                1 => Step::new(title, Level::Default, move || survives(on, family)).shared(),
+                _ => Step::new(title, Level::Full, move || survives(on, family)),
+            }
+        })
+    });
+    let suite = Step::new("paging: one wall, the conformance suite", Level::Default, || {
+        let mut options = conformance::Options::on_pavo(3, 1, "max");
+        options.icount = true;
+        conformance::test_on(&options, &Hypervisor::variant(Variant::OneWall)?).map(Found::Good)
     });
     let title = "one wall, a kernel that was taken over";
     let here = Step::new(format!("paging: {title}"), Level::Default, move || takes_over(second));
     let on_rpi4 = super::rpi4::step(title, Level::Default, || takes_over(On { walls: Walls::One, ..RPI4 }));
-    families.chain([here, on_rpi4]).collect()
+    families.chain([suite.shared(), here, on_rpi4]).collect()
 }
 
 /// A kernel that was taken over gets what it wants, and only that.
