@@ -8,6 +8,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
+use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 
 use guest_kernel::attempt::{self, Rights};
@@ -58,6 +59,8 @@ pub(crate) const PORT_LIST: u64 = PAGE + 0xc00;
 const LISTS: [u64; 5] = [PAGES_LIST, PLACES_LIST, INDEX_LIST, OUT_LIST, PORT_LIST];
 /// A run-state area, which the hypervisor writes at times.
 pub(crate) const AREA: u64 = PAGE + 0xe00;
+/// The 32-bit word of [`MapGrantRef`] that is the upper half of `dev_bus_addr`.
+const UPPER_HALF: usize = offset_of!(MapGrantRef, dev_bus_addr) / 4 + 1;
 /// 32-bit words of a structure that are looked at, at most.
 const WORDS: u64 = 24;
 
@@ -331,6 +334,12 @@ impl World {
         };
         let words = (op.size as u64).div_ceil(4).min(WORDS);
         let mut mask = changed(at, words).fold(0_u64, |mask, index| mask | 1 << index);
+        if op.number == u64::from(Hypercall::GrantTableOp.number())
+            && op.x[0] == u64::from(GrantOp::MapGrantRef.number())
+        {
+            // Whether a machine address has an upper half is the machine's.
+            mask &= !(1 << UPPER_HALF);
+        }
         for (list, bit) in LISTS.into_iter().zip(24..) {
             if changed(list, 8).next().is_some() {
                 mask |= 1 << bit;
