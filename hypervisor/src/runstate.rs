@@ -150,9 +150,25 @@ pub(crate) fn enter<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, run: Run) {
     }
 }
 
+/// Notes that a vCPU has entered a state at the moment up to which the scheduler has accounted for it: what a guest is told it ran is what it was charged.
+/// No moment is earlier than the last.
+#[inline]
+pub(crate) fn enter_at(vcpu: &Vcpu, run: Run, now: u64) {
+    let state = &vcpu.runstate;
+    if !state.is_in(run) {
+        state.enter(run, now.max(state.since.load(Ordering::Relaxed) & MOMENT));
+    }
+}
+
 /// The caller is about to give its CPU up by itself: told before anybody can wake it.
 pub fn leave<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, run: Run) {
     enter(machine, vcpu, run);
+    publish(machine, vcpu);
+}
+
+/// [`leave`] at the moment up to which it has been charged.
+pub(crate) fn leave_at<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, run: Run, now: u64) {
+    enter_at(vcpu, run, now);
     publish(machine, vcpu);
 }
 

@@ -288,7 +288,7 @@ impl Scheduler {
         }
         // Its registers are here, so it is still this CPU's.
         if let Some(vcpu) = running.filter(|vcpu| vcpu.run.get() == Run::Runnable) {
-            runstate::leave(machine, vcpu, Run::Runnable);
+            runstate::leave_at(machine, vcpu, Run::Runnable, now);
         }
         choice
     }
@@ -338,7 +338,7 @@ impl Scheduler {
                 }
             };
             if domain.life.is_running() {
-                runstate::enter(machine, vcpu, Run::Running);
+                runstate::enter_at(vcpu, Run::Running, now);
                 vcpu.run.set(Run::Running);
                 // Invariant 2 again: `Running` is published before anything that others leave for this vCPU is looked at,
                 // its domain's end and its mailbox. Who leaves something looks at `run` after a barrier of his own.

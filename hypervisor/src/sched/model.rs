@@ -5,7 +5,7 @@ use std::vec::Vec;
 use super::settings::set_affinity;
 use super::*;
 use crate::domain::{Domain, Fault, Life};
-use crate::fake::{FakeHardware, LeakedStorage, Op, World};
+use crate::fake::{FakeHardware, LeakedStorage, Op, Random, World};
 
 /// What a vCPU does with its CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +42,10 @@ pub(super) struct Model<'a> {
     pub(super) running: Vec<Option<usize>>,
     pub(super) look: Vec<u64>,
     pub(super) switches: Vec<u64>,
+    /// How late CPUs look, at most, in ticks; and what is drawn for each by what.
+    pub(super) late: u64,
+    pub(super) lateness: Vec<u64>,
+    pub(super) random: Random,
     /// How often one that spins lost the CPU before its turn was over.
     pub(super) preemptions: u64,
 }
@@ -101,6 +105,9 @@ impl<'a> Model<'a> {
             look: vec![0; cpus],
             switches: vec![0; cpus],
             preemptions: 0,
+            late: 0,
+            lateness: vec![0; cpus],
+            random: Random::new(11),
         }
     }
 
@@ -216,7 +223,8 @@ impl<'a> Model<'a> {
         }
         self.serve_kicks();
         for cpu in 0..self.look.len() {
-            if self.look[cpu] <= self.now {
+            if self.look[cpu].saturating_add(self.lateness[cpu]) <= self.now {
+                self.lateness[cpu] = self.random.below(self.late + 1);
                 self.look(cpu);
                 self.serve_kicks();
             }

@@ -1,5 +1,5 @@
 //! What guests get of CPUs, in the model: shares, caps, affinities, wake-ups.
-use super::model::{Does, Guest, Model, SECOND, STEP};
+use super::model::{Does, Guest, Model, SECOND, STEP, with_cpus};
 use super::settings::{set_affinity, set_cap, set_weight};
 use super::*;
 use crate::fake::{Random, World};
@@ -202,4 +202,24 @@ fn who_waits_for_its_allowance_goes_on_where_it_may_run_by_then() {
     model.run_for(SECOND / 50);
     assert_eq!(vcpu.home.get(), other);
     assert!(model.ran()[0] > before);
+}
+
+#[test]
+fn turns_that_end_late_change_nobodys_share() {
+    let world = with_cpus(4, false);
+    let mut model = Model::new(&world, 4, &[Does::Spins; 4]);
+    model.run_for(SECOND / 20);
+    for guest in &model.guests[..3] {
+        assert!(set_affinity(&world.machine, guest.vcpu, 0b1000));
+    }
+    model.serve_kicks();
+    // Up to a turn.
+    model.late = SECOND / 500;
+    model.run_for(SECOND / 50);
+    let before = model.ran();
+    model.run_for(SECOND);
+    let ran: Vec<u64> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+    for spun in &ran[..3] {
+        assert!(spun.abs_diff(SECOND / 3) * 20 <= SECOND / 3, "{ran:?}");
+    }
 }

@@ -117,12 +117,13 @@ pub fn block<H: Hardware>(
 ) {
     let (sched, vcpu) = (&machine.sched, current.vcpu);
     // Before anybody can wake it.
-    sched.charge(machine, vcpu, machine.hw.counter());
+    let now = machine.hw.counter();
+    sched.charge(machine, vcpu, now);
     vcpu.deadline.store(u64::MAX, Relaxed);
     if let Some(at) = deadline {
         note_deadline(machine, vcpu, at);
     }
-    runstate::leave(machine, vcpu, Run::Blocked);
+    runstate::leave_at(machine, vcpu, Run::Blocked, now);
     vcpu.run.set(Run::Blocked);
     fence(SeqCst);
     if ready() || deadline.is_some_and(|at| at <= machine.hw.counter()) {
