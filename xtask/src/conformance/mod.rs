@@ -175,7 +175,7 @@ pub(crate) fn test(options: &Options) -> Outcome<String> {
     test_on(options, &Hypervisor::pavo())
 }
 
-/// [`test`] of another image.
+/// [`test()`] of another image.
 pub(crate) fn test_on(options: &Options, hypervisor: &Hypervisor) -> Outcome<String> {
     let results = results(options, hypervisor)?;
     let text = judge(&results, &Differences::load()?)?;
