@@ -1,6 +1,9 @@
 //! What calls were answered: which errno each sub-call gave, and each status of an element of a batch. Off until [`start`]; the
 //! conformance suite compares it with `pv-abi`'s table.
 //!
+//! What a case prepares, puts right, or does not look at is no answer that somebody checked: after [`start_shown`] one waits until a
+//! comparison shows it (`waiting`), and is forgotten with the next if none does.
+//!
 //! 1. The set has room for [`ROOM`] different answers; what is beyond is counted by [`lost`].
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -17,6 +20,10 @@ pub const OWN: u32 = 48;
 /// Bits of a grant-table command that are the operation.
 #[cfg(any(target_os = "none", test))]
 const GRANT_OP: u64 = 0xFFF;
+
+mod waiting;
+
+pub use waiting::{compared, forget, shown, start_shown};
 
 static ON: AtomicBool = AtomicBool::new(false);
 static LOST: AtomicU32 = AtomicU32::new(0);
@@ -46,7 +53,7 @@ impl Seen {
     }
 }
 
-/// Begins.
+/// Begins, and counts every answer.
 pub fn start() {
     ON.store(true, Ordering::Relaxed);
 }
@@ -83,7 +90,7 @@ pub(crate) fn answer(number: u64, cmd: u64, result: i64) {
         Hypercall::GrantTableOp => cmd & GRANT_OP,
         _ => cmd & 0xFFFF_FFFF,
     };
-    note(Seen {
+    waiting::give(Seen {
         number: u32::from(call.number()),
         op: u32::try_from(op).unwrap_or(OTHERS).min(OTHERS),
         is_status: false,
@@ -101,7 +108,7 @@ pub fn sub_call(number: u64, cmd: u32, result: Result<(), Errno>) {
             _ => OTHERS,
         };
         let code = result.map_or_else(|errno| errno.value().unsigned_abs().min(0xFF), |()| 0);
-        note(Seen { number: u32::try_from(number).unwrap_or(0), op, is_status: false, code });
+        waiting::give(Seen { number: u32::try_from(number).unwrap_or(0), op, is_status: false, code });
     }
 }
 
@@ -109,7 +116,7 @@ pub fn sub_call(number: u64, cmd: u32, result: Result<(), Errno>) {
 pub fn status(op: u32, status: i16) {
     if is_on() {
         let code = u32::from(status.unsigned_abs()).min(0xFF);
-        note(Seen {
+        waiting::give(Seen {
             number: u32::from(Hypercall::GrantTableOp.number()),
             op: op.min(OTHERS),
             is_status: true,
@@ -175,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_answer_is_kept_once() {
+    fn each_answer_is_kept_once_and_if_asked_only_where_it_is_shown() {
         start();
         for _ in 0..3 {
             answer(12, 0x40 | 7, -14);
@@ -190,5 +197,6 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen, [(12, 7, false, 14), (20, 5, true, 9), (29, 6, false, 28), (32, OTHERS, false, 0)]);
         assert_eq!(lost(), 0);
+        waiting::tests::only_what_a_comparison_shows_counts();
     }
 }

@@ -26,7 +26,7 @@ impl Tap {
     /// None yet; `only` names the one family to check.
     pub(crate) fn new(only: Option<&'static str>) -> Self {
         println!("TAP version 13");
-        record::start();
+        record::start_shown();
         Self { afterwards: None, only, family: "", cases: 0, failed: 0 }
     }
 
@@ -49,6 +49,9 @@ impl Tap {
     /// (`format_args!`).
     pub(crate) fn is<T: PartialEq + Debug>(&mut self, what: impl Display, got: T, expected: T) {
         let differs = got != expected;
+        if !differs {
+            record::shown(&got);
+        }
         self.tell(&what, differs.then_some((&got, &expected)));
     }
 
