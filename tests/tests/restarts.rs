@@ -394,7 +394,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("mmuext_op.pin_l4_table", "tests/pagetables/restarts.rs", "pins_restart_at_every_entry"),
     ("mmuext_op.unpin_table", "tests/pagetables/restarts.rs", "unpins_restart_at_every_entry"),
     ("mmuext_op.new_baseptr", "tests/pagetables/restarts.rs", "the_end_of_the_trust_restarts_at_every_entry"),
-    ("event_channel_op.close", "models/src/protocols.rs", "fn close()"),
+    ("event_channel_op.close", "models/src/closing.rs", "fn again()"),
     ("event_channel_op.expand_array", "tests/fifo.rs", "the_call_restarts_at_each"),
     ("domctl.destroydomain", "tests/life.rs", "between_any_two_steps_of_an_end_and_a_beginning"),
     ("domctl.pausedomain", "tests/control.rs", "A pause waits, restarting"),

@@ -6,6 +6,7 @@
 //! Loom treats a sequentially consistent access as an acquire-release one: fences are modelled exactly. Words that guests share are one
 //! atomic step each, with the barriers that `Hardware` promises.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a tool of the tests")]
+mod closing;
 mod entries;
 mod granted;
 mod protocols;
@@ -119,6 +120,7 @@ impl Protocol {
             body();
             model_core::end();
         });
+        closing::reached(self.name);
         EXECUTIONS.load(Ordering::Relaxed)
     }
 }

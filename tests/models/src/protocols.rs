@@ -19,6 +19,7 @@ use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use loom::thread;
 use pv_abi::DomId;
 
+use crate::closing;
 use crate::entries;
 use crate::granted::granted;
 use crate::queues;
@@ -73,6 +74,12 @@ pub const ALL: &[Protocol] = &[
         what: "both ends of a channel are closed at once, each chosen without a lock: both are free, and nobody waits for ever",
         needs: &[],
         body: close,
+    },
+    Protocol {
+        name: "close-again",
+        what: "a port is closed while its peer binds to it: the close is made again with both locks, and no end is left alone",
+        needs: &[],
+        body: closing::again,
     },
     Protocol {
         name: "pause",
@@ -355,7 +362,7 @@ fn block() {
 }
 
 /// Where arguments lie in a guest's memory.
-const ARG: u64 = RAM + 0x1_0000;
+pub const ARG: u64 = RAM + 0x1_0000;
 
 pub fn call(
     machine: &Machine<FakeHardware>,
@@ -364,13 +371,18 @@ pub fn call(
     cmd: u64,
     words: &[u32],
 ) -> i64 {
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let (domain, at) = (current.domain, Ipa::new(ARG).unwrap());
-    machine.hw.guest_write(domain.vmid, domain.stage2_root, at, &bytes).unwrap();
+    argument(machine, current, words);
     match hypercall(machine, current, number, [cmd, ARG, 1, 0, 0]) {
         Outcome::Done(result) => result,
         Outcome::Restart(_) => panic!("it is short"),
     }
+}
+
+/// Writes what a call is given, to [`ARG`].
+pub fn argument(machine: &Machine<FakeHardware>, current: &Current<'_>, words: &[u32]) {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let (domain, at) = (current.domain, Ipa::new(ARG).unwrap());
+    machine.hw.guest_write(domain.vmid, domain.stage2_root, at, &bytes).unwrap();
 }
 
 pub const EVENT_CHANNEL_OP: u64 = 32;

@@ -11,6 +11,7 @@ use crate::protocols::{EVENT_CHANNEL_OP, both, call, channel, current, machine};
 pub const PREEMPTIONS: usize = 3;
 /// What is wrong when one of `seeded.rs` is planted, a model must miss.
 pub const PLANTED: &[(&str, &str)] = &[
+    ("close-again", "close-while-bound"),
     ("queue-take", "fifo-link-race"),
     ("queue-mask", "fifo-link-race"),
     ("queue-grow", "fifo-page-unlocked"),
