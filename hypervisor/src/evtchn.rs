@@ -144,16 +144,13 @@ fn others<H: Hardware>(
             let port = read::<PortArg, H>(machine, current, arg)?.port;
             finished(close::close(machine, current, port)?, args)
         }
-        EventOp::Reset => {
+        EventOp::Reset | EventOp::ResetContinuation => {
             let dom = read::<Reset, H>(machine, current, arg)?.dom;
             own(machine, current, dom)?;
-            finished(close::reset(machine, current)?, args)
-        }
-        // Xen's own way to go on with a reset: none is under way when a guest calls it.
-        EventOp::ResetContinuation => {
-            let dom = read::<Reset, H>(machine, current, arg)?.dom;
-            own(machine, current, dom)?;
-            Err(Errno::Ebusy.into())
+            let [_, rest @ ..] = *args;
+            let [a, b, c, d] = rest;
+            let again = [EventOp::ResetContinuation.number().into(), a, b, c, d];
+            finished(close::reset(machine, current, op == EventOp::ResetContinuation)?, &again)
         }
         EventOp::BindVcpu => {
             let it: BindVcpu = read(machine, current, arg)?;
@@ -205,9 +202,13 @@ fn answer<T: FromBytes + IntoBytes + Immutable, H: Hardware>(
     Ok(0)
 }
 
-/// Closes ports of a domain that is dying, whose stand-in is `current`; true when all are closed.
-pub(crate) fn close_all<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) -> bool {
-    close::reset(machine, current) == Ok(Closed::Done)
+/// Closes ports of a domain that is dying, whose stand-in is `current`, from this one on; where to go on.
+pub(crate) fn close_from<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    from: Port,
+) -> Option<Port> {
+    close::close_from(machine, current, from)
 }
 
 /// The page is in the array: from here on only events are raised.

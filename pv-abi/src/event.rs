@@ -25,15 +25,15 @@ sub_calls! {
         8 BindVcpu bind_vcpu("BindVcpu") Constant ok [Enoent, Efault, Einval];
         /// Unmasks a port and notifies if it is pending ([`PortArg`]).
         9 Unmask unmask("PortArg") Constant ok [Efault, Einval];
-        /// Closes all ports.
-        10 Reset reset("Reset") Restartable ok [Eperm, Esrch, Efault];
+        /// Closes all ports; refused while another reset is under way, and when a port was made behind it meanwhile.
+        10 Reset reset("Reset") Restartable ok [Eperm, Esrch, Eagain, Efault, Ebusy];
         /// Gives a vCPU its control block; the first switches to the FIFO ABI ([`InitControl`]).
         11 InitControl init_control("InitControl") Linear ok [Enoent, Efault, Einval];
         /// Adds an array page ([`ExpandArray`]).
         12 ExpandArray expand_array("ExpandArray") Restartable ok [Efault, Einval, Enospc, Eopnotsupp];
         /// Chooses the queue of a port ([`SetPriority`]).
         13 SetPriority set_priority("SetPriority") Constant ok [Eacces, Efault, Einval, Enosys];
-        /// A reset that goes on, in Xen: no guest's to call.
+        /// A reset that goes on: what an interrupted one leaves in the registers, no guest's to call.
         14 ResetContinuation reset_cont("Reset") Constant no [Eperm, Esrch, Efault, Ebusy];
     }
 }

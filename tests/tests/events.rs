@@ -4,6 +4,7 @@
 use hypervisor::domain::{Fault, Life};
 use hypervisor::evtchn::bind_static;
 use hypervisor::fake::{Op, World};
+use hypervisor::hypercall::Outcome;
 use hypervisor::log::Event;
 use hypervisor::vcpu::Run;
 use hypervisor::vgic::PrivateIntid;
@@ -12,11 +13,14 @@ use pv_abi::event::{
     AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, EventOp, PortArg, Reset, Status,
 };
 use pv_abi::{DomId, Errno, Port};
+use zerocopy::IntoBytes;
 
 const EPERM: i64 = -1;
 const ENOENT: i64 = -2;
 const ESRCH: i64 = -3;
+const EAGAIN: i64 = -11;
 const EFAULT: i64 = -14;
+const EBUSY: i64 = -16;
 const EEXIST: i64 = -17;
 const EINVAL: i64 = -22;
 const ENOSPC: i64 = -28;
@@ -166,6 +170,40 @@ fn a_domain_has_as_many_ports_as_its_quota() {
     assert_eq!(one.unbound(2), Port(77));
     assert_eq!(one.event(EventOp::Reset, Reset { dom: DomId::SELF }).0, 0);
     assert_eq!(one.unbound(2), Port(1));
+}
+
+#[test]
+fn a_reset_goes_on_where_it_was_while_no_other_begins_and_finds_what_was_made_behind_it() {
+    let world = two();
+    let one = guest(&world, 1);
+    for port in 1..=20 {
+        assert_eq!(one.unbound(2), Port(port));
+    }
+    let is_open = |port| {
+        one.event(EventOp::Status, Status { dom: DomId::SELF, port, ..Status::default() }).1.status != 0
+    };
+    let once = |args| {
+        one.write(ARG, Reset { dom: DomId::SELF }.as_bytes());
+        one.once(number::EVENT_CHANNEL_OP, args)
+    };
+    let call = |op: EventOp| [op.number().into(), ARG, 0, 0, 0];
+    let Outcome::Restart(left) = once(call(EventOp::Reset)) else {
+        panic!("20 ports are more than one run closes")
+    };
+    assert_eq!(left, call(EventOp::ResetContinuation));
+    assert_eq!((is_open(Port(1)), is_open(Port(20))), (false, true));
+    assert_eq!(once(call(EventOp::Reset)), Outcome::Done(EBUSY));
+    assert_eq!(one.unbound(2), Port(1));
+    let mut answer = once(left);
+    while let Outcome::Restart(left) = answer {
+        answer = once(left);
+    }
+    assert_eq!(answer, Outcome::Done(EAGAIN));
+    assert!(is_open(Port(1)), "made when the reset had passed it");
+    assert!((2..=20).all(|port| !is_open(Port(port))));
+    assert_eq!(once(call(EventOp::ResetContinuation)), Outcome::Done(EBUSY), "none is under way");
+    assert_eq!(one.event(EventOp::Reset, Reset { dom: DomId::SELF }).0, 0);
+    assert!(!is_open(Port(1)));
 }
 
 #[test]

@@ -39,6 +39,7 @@ mod abicheck {
     pub(crate) mod peer;
     pub(crate) mod psci;
     pub(crate) mod raw;
+    pub(crate) mod reset_meanwhile;
     pub(crate) mod restart;
     pub(crate) mod sched;
     pub(crate) mod sweep;

@@ -36,7 +36,7 @@ pub(super) fn alloc_unbound<H: Hardware>(
 fn make<H: Hardware>(machine: &Machine<H>, domain: &Domain, word: PortWord) -> Result<Port, Errno> {
     let mut state = domain.state.lock();
     let port = state.ports.lowest_free(&machine.hw, domain)?;
-    PortsState::occupy(domain, port, word);
+    state.ports.occupy(domain, port, word);
     Ok(port)
 }
 
@@ -59,7 +59,7 @@ pub(super) fn bind_interdomain<H: Hardware>(
     if !local.may_talk_to(remote) {
         return Err(Errno::Eperm);
     }
-    connect(local, port, remote, arg.remote_port, word.vcpu);
+    connect(&mut state.ports, local, port, remote, arg.remote_port, word.vcpu);
     drop(remote_state);
     drop(state);
     // Events that the remote side sent while its port was unbound went nowhere.
@@ -69,12 +69,15 @@ pub(super) fn bind_interdomain<H: Hardware>(
 
 /// Makes `port` of `local`, which is free, and `remote_port` of `remote`, which waits for it, the two ends of a channel. Both
 /// domains' locks are held.
-fn connect(local: &Domain, port: Port, remote: &Domain, remote_port: Port, remote_vcpu: u16) {
-    PortsState::occupy(
-        local,
-        port,
-        PortWord { kind: PortKind::Interdomain(remote.id, remote_port), vcpu: 0 },
-    );
+fn connect(
+    ports: &mut PortsState,
+    local: &Domain,
+    port: Port,
+    remote: &Domain,
+    remote_port: Port,
+    remote_vcpu: u16,
+) {
+    ports.occupy(local, port, PortWord { kind: PortKind::Interdomain(remote.id, remote_port), vcpu: 0 });
     let back = PortWord { kind: PortKind::Interdomain(local.id, port), vcpu: remote_vcpu };
     port::store(remote, remote_port, back);
 }
@@ -106,7 +109,7 @@ pub(super) fn bind_virq<H: Hardware>(
         return Err(Errno::Eexist);
     }
     let port = state.ports.lowest_free(&machine.hw, domain)?;
-    PortsState::occupy(domain, port, PortWord { kind: PortKind::Virq(virq), vcpu });
+    state.ports.occupy(domain, port, PortWord { kind: PortKind::Virq(virq), vcpu });
     if virq == CONSOLE_VIRQ {
         state.ports.set_console(port);
     }
@@ -154,7 +157,7 @@ fn vcpu_number(domain: &Domain, vcpu: u32) -> Result<u16, Errno> {
 /// `-ENOSPC`.
 pub fn bind_console<H: Hardware>(hw: &H, domain: &Domain, ports: &mut PortsState) -> Result<Port, Errno> {
     let port = ports.lowest_free(hw, domain)?;
-    PortsState::occupy(domain, port, PortWord { kind: port::CONSOLE, vcpu: 0 });
+    ports.occupy(domain, port, PortWord { kind: port::CONSOLE, vcpu: 0 });
     Ok(port)
 }
 
@@ -171,7 +174,7 @@ pub fn bind_static<H: Hardware>(
     peer: DomId,
     peer_port: Port,
 ) -> Result<(), Errno> {
-    let _state = domain.state.lock();
+    let mut state = domain.state.lock();
     let in_range = usize::try_from(port.0).is_ok_and(|index| index < domain.ports.len());
     if port.0 == 0 || !in_range || port.0 >= pv_abi::event::NR_CHANNELS_2L {
         return Err(Errno::Enospc);
@@ -179,7 +182,7 @@ pub fn bind_static<H: Hardware>(
     if port::load(domain, port).kind != PortKind::Free || (peer == domain.id && peer_port == port) {
         return Err(Errno::Ebusy);
     }
-    PortsState::occupy(domain, port, PortWord { kind: PortKind::Interdomain(peer, peer_port), vcpu: 0 });
+    state.ports.occupy(domain, port, PortWord { kind: PortKind::Interdomain(peer, peer_port), vcpu: 0 });
     let is_second = peer < domain.id
         || (peer == domain.id && port::load(domain, peer_port).kind == PortKind::Interdomain(peer, port));
     if is_second {
@@ -204,7 +207,7 @@ pub fn rejoin_static<H: Hardware>(
     let Some(other) = other.filter(|other| other.id != domain.id) else {
         return bind_static(&machine.hw, domain, port, peer, peer_port);
     };
-    let (_state, _other_state) = lock_two(domain, other);
+    let (mut state, _other_state) = lock_two(domain, other);
     if usize::try_from(port.0).map_or(true, |index| index >= domain.ports.len())
         || port::load(domain, port).kind != PortKind::Free
     {
@@ -212,11 +215,11 @@ pub fn rejoin_static<H: Hardware>(
     }
     let word = port::load(other, peer_port);
     if word.kind == PortKind::Unbound(domain.id) && other.life.is_running() {
-        connect(domain, port, other, peer_port, word.vcpu);
+        connect(&mut state.ports, domain, port, other, peer_port, word.vcpu);
         // As when a domain binds it itself.
         deliver::set_pending_at_boot(&machine.hw, domain, port);
     } else {
-        PortsState::occupy(domain, port, PortWord { kind: PortKind::Unbound(peer), vcpu: 0 });
+        state.ports.occupy(domain, port, PortWord { kind: PortKind::Unbound(peer), vcpu: 0 });
     }
     Ok(())
 }

@@ -10,8 +10,9 @@ use crate::domain::{Domain, lock_two};
 use crate::hardware::Hardware;
 use crate::machine::{Current, Machine};
 
-/// Active ports that one run of `reset` closes before it lets interrupts in, beside looking at 4096 of them, 15,000 instructions.
-const RESET_BUDGET: u32 = 8;
+/// Active ports that one run of `reset` closes before it lets interrupts in, beside looking at [`LOOKS`] of them.
+const BUDGET: u32 = 8;
+const LOOKS: u32 = 1024;
 
 /// What came of closing a port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,19 +65,51 @@ fn disconnect(domain: &Domain, port: Port, peer: &Domain, peer_port: Port) {
     }
 }
 
-/// Closes all ports of the caller's, and goes back to two levels; [`Closed::Again`] when the budget was used up first.
-pub(super) fn reset<H: Hardware>(machine: &Machine<H>, current: &Current<'_>) -> Result<Closed, Errno> {
-    let mut budget = machine.hw.budget(RESET_BUDGET);
-    // Bounded by the domain's ports; closed ones are passed at a load each.
-    for port in (1_u32..).map(Port).take(current.domain.ports.len()) {
+/// Closes all ports of the caller's, and goes back to two levels. How far it came is kept with the ports, so that no run looks at what an earlier one
+/// has closed.
+///
+/// # Errors
+/// `-EBUSY` for one that begins while another is under way, or goes on with none; `-EAGAIN` when there are ports that it had passed before
+/// they were made, and so queues stay.
+pub(super) fn reset<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    goes_on: bool,
+) -> Result<Closed, Errno> {
+    let domain = current.domain;
+    let from = domain.state.lock().ports.reset(goes_on)?;
+    let next = close_from(machine, current, from);
+    let mut state = domain.state.lock();
+    let next = next.filter(|_| state.ports.open() != 0);
+    state.ports.set_resetting(next);
+    match next {
+        Some(_) => Ok(Closed::Again),
+        None if state.ports.open() != 0 => Err(Errno::Eagain),
+        None => {
+            fifo::leave(machine, domain);
+            Ok(Closed::Done)
+        }
+    }
+}
+
+/// Closes ports of the domain, from this one on; where to go on, unless there is nothing left to look at.
+pub(super) fn close_from<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    from: Port,
+) -> Option<Port> {
+    let mut budget = machine.hw.budget(BUDGET);
+    let end = u32::try_from(current.domain.ports.len()).unwrap_or(u32::MAX);
+    let pause = from.0.saturating_add(LOOKS);
+    for port in (from.0..end.min(pause)).map(Port) {
         if port::load(current.domain, port).kind == PortKind::Free {
             continue;
         }
-        if budget == 0 || close(machine, current, port)? == Closed::Again {
-            return Ok(Closed::Again);
+        // It is free by now where it cannot be closed.
+        if budget == 0 || close(machine, current, port) == Ok(Closed::Again) {
+            return Some(port);
         }
         budget = budget.wrapping_sub(1);
     }
-    // Another vCPU may have made one meanwhile.
-    Ok(if fifo::leave(machine, current.domain) { Closed::Done } else { Closed::Again })
+    (pause < end).then_some(Port(pause))
 }

@@ -444,17 +444,11 @@ pub(super) fn set_priority(current: &Current<'_>, asked: SetPriority) -> Result<
     Ok(())
 }
 
-/// Goes back to two levels, now that all ports are closed; false when one is not any more.
-pub(super) fn leave<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> bool {
-    if !is_used(domain) {
-        return true;
+/// Goes back to two levels, now that all ports are closed. The caller holds the domain's lock.
+pub(super) fn leave<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
+    if is_used(domain) {
+        forget(machine, domain);
     }
-    let _state = domain.state.lock();
-    if port::in_use(domain) != 0 {
-        return false;
-    }
-    forget(machine, domain);
-    true
 }
 
 /// Lets go of a domain's pages: they are its own again. The caller holds its lock.

@@ -263,8 +263,12 @@ pub(super) fn store(domain: &Domain, port: Port, word: PortWord) {
 pub struct PortsState {
     /// Every port below is in use: where the search for a free one starts.
     lowest_free: u32,
+    /// Ports in use.
+    open: u32,
     /// Where the console's virtual interrupt was bound last: there, or nowhere by now. A domain binds it once at a time.
     console: Port,
+    /// Where a reset that is under way goes on; port 0, which is nobody's, when none is.
+    resetting: Port,
 }
 
 /// The console's virtual interrupt in a port's word.
@@ -280,7 +284,7 @@ impl Default for PortsState {
 impl PortsState {
     /// All ports free, except port 0, which is nobody's.
     pub const fn new() -> Self {
-        Self { lowest_free: 1, console: Port(0) }
+        Self { lowest_free: 1, open: 0, console: Port(0), resetting: Port(0) }
     }
 
     /// The port that the console's virtual interrupt has, if it has one.
@@ -291,6 +295,29 @@ impl PortsState {
     /// The console's virtual interrupt has a port.
     pub(super) const fn set_console(&mut self, port: Port) {
         self.console = port;
+    }
+
+    /// Ports in use.
+    pub(super) const fn open(&self) -> u32 {
+        self.open
+    }
+
+    /// Where a reset begins or goes on. It is under way from here on.
+    ///
+    /// # Errors
+    /// `-EBUSY` for one that begins while another is under way, or goes on with none.
+    pub(super) const fn reset(&mut self, goes_on: bool) -> Result<Port, Errno> {
+        match (goes_on, self.resetting) {
+            (false, Port(0)) => self.resetting = Port(1),
+            (false, _) | (true, Port(0)) => return Err(Errno::Ebusy),
+            (true, _) => {}
+        }
+        Ok(self.resetting)
+    }
+
+    /// A reset goes on at `next`, or is over.
+    pub(super) fn set_resetting(&mut self, next: Option<Port>) {
+        self.resetting = next.unwrap_or(Port(0));
     }
 
     /// The lowest free port. It stays free until something is stored in it.
@@ -316,7 +343,7 @@ impl PortsState {
     }
 
     /// Puts a free port to use, and makes its group known.
-    pub(super) fn occupy(domain: &Domain, port: Port, word: PortWord) {
+    pub(super) fn occupy(&mut self, domain: &Domain, port: Port, word: PortWord) {
         let group = (port.0 / GROUP).saturating_mul(GROUP);
         // Groups before it are known too: Xen's are made in order.
         for number in (0..group.saturating_add(GROUP)).rev() {
@@ -330,11 +357,13 @@ impl PortsState {
             }
         }
         store(domain, port, word);
+        self.open = self.open.wrapping_add(1);
     }
 
-    /// Frees a port.
+    /// Frees a port that is in use.
     pub(super) fn vacate(&mut self, domain: &Domain, port: Port) {
         store(domain, port, PortWord::FREE);
+        self.open = self.open.wrapping_sub(1);
         self.lowest_free = self.lowest_free.min(port.0.max(1));
     }
 }

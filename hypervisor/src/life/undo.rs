@@ -4,6 +4,8 @@
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
 
+use pv_abi::Port;
+
 use crate::addr::Mfn;
 use crate::domain::{Domain, DomainState};
 use crate::frame::{FrameState, Role};
@@ -31,8 +33,8 @@ pub enum Undo {
     Stop,
     /// Every CPU passes.
     Settle(Since),
-    /// Its ports are closed.
-    Ports,
+    /// Its ports are closed, from this one on.
+    Ports(Port),
     /// It lets go of what it has mapped of others, from this handle on.
     Mappings(u32),
     /// What others have mapped of it becomes theirs to let go: the other domain (index), and a handle of it.
@@ -81,15 +83,16 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
             machine.hw.flush_all(domain.vmid);
             Undo::Settle(machine.frames.quiescent.now())
         }
-        Undo::Settle(since) if passed(&since) => Undo::Ports,
+        Undo::Settle(since) if passed(&since) => Undo::Ports(Port(1)),
         Undo::SettleAgain(since) if passed(&since) => {
             let mut state = domain.state.lock();
             forget(machine, domain, &mut state);
             Undo::Frames(machine.frames.table.base().get())
         }
         Undo::Settle(_) | Undo::SettleAgain(_) => return Progress::Waits,
-        Undo::Ports if evtchn::close_all(machine, &current) => Undo::Mappings(0),
-        Undo::Ports => Undo::Ports,
+        Undo::Ports(from) => {
+            evtchn::close_from(machine, &current, from).map_or(Undo::Mappings(0), Undo::Ports)
+        }
         Undo::Mappings(from) => {
             grant::give_up(machine, &current, from).map_or(Undo::Orphans(0, 0), Undo::Mappings)
         }

@@ -25,6 +25,7 @@ use pv_abi::{DomId, GrantHandle, GrantRef, GuestHandle, Hypercall, Port};
 
 use super::event::{close, status};
 use super::raw::{self, address, gfn, with};
+use super::reset_meanwhile;
 use super::tap::Tap;
 
 /// Every count from 1 to this: beyond two of the largest budgets that there are for batches.
@@ -47,7 +48,7 @@ pub(crate) fn check(tap: &mut Tap, guest: &Guest) {
         all(tap, ", interrupted");
         timer::disarm();
         tap.that("interrupts came meanwhile", TICKS.load(Ordering::Relaxed) != 0);
-        let _ = interrupt::enable(Intid::TIMER, timer::disarm);
+        reset_meanwhile::check(tap);
     }
 }
 
