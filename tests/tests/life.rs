@@ -180,6 +180,35 @@ fn what_others_have_mapped_stays_until_they_let_go() {
     assert_eq!((has(&world, 2), world.machine.frames.limbo_frames()), ([0, 2, 1, 0], 0));
 }
 
+/// Of a page that was all of it: area of a run state, a vCPU's information, and mapped by another, twice.
+#[test]
+fn a_page_with_areas_that_another_has_mapped_stays_until_the_last_mapping_is_gone() {
+    let world = World::new(2);
+    let (one, two) = (guest(&world, 1), guest(&world, 2));
+    one.write(ARG, RegisterVcpuInfo { gfn: PAGE >> 12, offset: 64, rsvd: 0 }.as_bytes());
+    assert_eq!(one.call(number::VCPU_OP, [10, 1, ARG, 0, 0]), 0);
+    for vcpu in 0..2 {
+        one.write(ARG, RegisterRunstate { addr: PAGE + 1024 + vcpu * 64 }.as_bytes());
+        assert_eq!(one.call(number::VCPU_OP, [5, vcpu, ARG, 0, 0]), 0);
+    }
+    one.grants(8, 2, PAGE >> 12, EntryFlags::empty());
+    let (_, first) = map(two, 1, 8, AT, HOST_MAP);
+    let (_, second) = map(two, 1, 8, AT + 0x1000, HOST_MAP);
+    let frame = one.place(PAGE).frame();
+    let state = || world.machine.frames.table.state(frame).map(|it| (it.owner, it.role, it.count));
+    end(&world, 1);
+    work(&world);
+    assert_eq!(state(), Some((DomId::XEN, Role::Data, 2)), "two mappings");
+    assert_eq!(unmap(two, first, AT), 0);
+    assert_eq!(state(), Some((DomId::XEN, Role::Data, 1)), "one that two may use");
+    world.check();
+    assert_eq!(unmap(two, second, AT + 0x1000), 0);
+    assert_eq!(orphans(&world), 0);
+    work(&world);
+    assert_eq!(world.machine.frames.limbo_frames(), 0);
+    world.check();
+}
+
 #[test]
 fn a_page_that_was_held_is_scrubbed_before_anybody_has_it_again() {
     let world = World::with_control(2);

@@ -37,10 +37,11 @@ pub enum Undo {
     Ports(Port),
     /// It lets go of what it has mapped of others, from this handle on.
     Mappings(u32),
-    /// What others have mapped of it becomes theirs to let go: the other domain (index), and a handle of it.
-    Orphans(u16, u32),
     /// Its areas are forgotten.
     Areas,
+    /// What others have mapped of it becomes theirs to let go: the other domain (index), and a handle of it. From there on these frames count
+    /// mappings alone, so whatever else referred to them has let go before.
+    Orphans(u16, u32),
     /// Every CPU passes again.
     SettleAgain(Since),
     /// Its frames become free, from this one on.
@@ -93,14 +94,12 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
         Undo::Ports(from) => {
             evtchn::close_from(machine, &current, from).map_or(Undo::Mappings(0), Undo::Ports)
         }
-        Undo::Mappings(from) => {
-            grant::give_up(machine, &current, from).map_or(Undo::Orphans(0, 0), Undo::Mappings)
-        }
-        Undo::Orphans(other, from) => orphans(machine, domain, other, from),
+        Undo::Mappings(from) => grant::give_up(machine, &current, from).map_or(Undo::Areas, Undo::Mappings),
         Undo::Areas => {
             areas(machine, domain);
-            Undo::SettleAgain(machine.frames.quiescent.now())
+            Undo::Orphans(0, 0)
         }
+        Undo::Orphans(other, from) => orphans(machine, domain, other, from),
         Undo::Frames(from) => {
             let Some(next) = frames(machine, domain, from) else {
                 finish(machine, domain);
@@ -115,6 +114,8 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
 
 /// Puts the vCPUs off; true when all are, and out of the CPUs. At most eight turns.
 fn stop<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> bool {
+    // A CPU_ON that began before the domain ended has started its vCPU by now; a later one starts none (context.rs, `start_at`).
+    drop(domain.state.lock());
     let mut all = true;
     for vcpu in domain.vcpus {
         for waits in [Run::Blocked, Run::Paused] {
@@ -138,7 +139,9 @@ fn stop<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> bool 
 fn orphans<H: Hardware>(machine: &Machine<H>, domain: &Domain, other: u16, from: u32) -> Undo {
     let mut from = from;
     for index in other..other.saturating_add(DOMAINS) {
-        let Some(mapper) = machine.domains.get(usize::from(index)) else { return Undo::Areas };
+        let Some(mapper) = machine.domains.get(usize::from(index)) else {
+            return Undo::SettleAgain(machine.frames.quiescent.now());
+        };
         if mapper.id != domain.id
             && let Some(next) = grant::orphan(machine, domain, mapper, from)
         {
