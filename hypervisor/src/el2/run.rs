@@ -79,6 +79,7 @@ fn settle(
 ) -> Option<&'static Vcpu> {
     if cpu.going_off.replace(false) {
         // Its registers leave the CPU before `Offline` is published: from then on CPU_ON writes them (context.rs, invariant 1).
+        contain_serror(machine, cpu, arch);
         leave(cpu, arch);
         hypervisor::runstate::leave(machine, arch.vcpu, Run::Offline);
         arch.vcpu.run.set(Run::Offline);
