@@ -276,6 +276,7 @@ impl ArchVcpu {
 
     /// [`Self::set_entry`] by another vCPU, followed by `start`: only if this one is off and its registers have left the CPU. Callers take
     /// turns by the domain's lock, until `start` has said that it is off no more (invariant 1).
+    /// None is started in a domain that has ended: `life/undo.rs` counts on it.
     /// With paravirtual page tables it may start with the MMU on, by `bases`.
     pub fn start_at(
         &self,
@@ -285,7 +286,9 @@ impl ArchVcpu {
         start: impl FnOnce() -> bool,
     ) -> bool {
         let mut state = self.domain.state.lock();
-        let off = self.vcpu.run.get() == Run::Offline && self.vcpu.on.get().is_none();
+        let off = self.domain.life.is_running()
+            && self.vcpu.run.get() == Run::Offline
+            && self.vcpu.on.get().is_none();
         if off {
             // Nothing pending from before, as in Xen.
             self.with_gic(|gic| gic.forget(self.shared));
