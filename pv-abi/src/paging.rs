@@ -20,6 +20,8 @@ pub mod flush {
     pub const ADDRESS: u64 = 2;
     /// Bits of the kind (`UVMF_FLUSHTYPE_MASK`).
     pub const KIND: u64 = 3;
+    /// On this vCPU (`UVMF_LOCAL`), instead of all of them or of those in a mask: the address of a 64-bit word, a multiple of 8 (`UVMF_MULTI`).
+    pub const HERE: u64 = 0;
     /// On all vCPUs (`UVMF_ALL`).
     pub const EVERYWHERE: u64 = 1 << 2;
 }
@@ -109,7 +111,7 @@ pub const UPDATE_VA_MAPPING: &[Operation] = &[Operation {
     argument: "none",
     cost: Cost::Constant,
     succeeds: true,
-    errors: &[Errno::Ebusy, Errno::Einval, Errno::Enosys],
+    errors: &[Errno::Efault, Errno::Ebusy, Errno::Einval, Errno::Enosys],
     statuses: &[],
     doc: " Writes the entry that maps an address by this vCPU's roots.",
 }];

@@ -1,4 +1,4 @@
-//! What `mmu_update` and `mmuext_op` share: an array of requests, how many are done, and whose tables.
+//! What the calls share: an array of requests, how many are done, and whose tables; a mask of vCPUs.
 //!
 //! The count of what is done is exact: it is written when the batch ends, for whatever reason, and when it restarts; a restarted batch
 //! goes on from the count that it finds ([`PREEMPTED`]). The first refusal ends the batch and keeps what was done before.
@@ -78,4 +78,11 @@ impl Batch {
         let left = u64::from(self.left | PREEMPTED);
         Err(Stop::Restart([self.at.0, left, self.count_at.0, self.rest[0], self.rest[1]]))
     }
+}
+
+/// Whether a mask of vCPUs has one of the caller's. Bits of others mean nothing, as in Xen.
+#[inline(never)]
+pub(super) fn names_a_vcpu<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, mask: u64) -> Result<bool, Errno> {
+    let mask: u64 = guest_memory::read(machine, current, GuestHandle(mask))?;
+    Ok(current.domain.vcpus.iter().any(|vcpu| mask.checked_shr(vcpu.number).unwrap_or(0) & 1 != 0))
 }

@@ -1,9 +1,9 @@
 //! `mmuext_op`: pins, roots, flushes, pages, and the seal.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use pv_abi::paging::{ExtOp, MmuExtOp};
-use pv_abi::{Errno, GuestHandle};
+use pv_abi::Errno;
 
-use super::batch::Batch;
+use super::batch::{Batch, names_a_vcpu};
 use super::entry::Level;
 use super::role::{self, Step, check_own};
 use super::root::{self, Half};
@@ -62,12 +62,6 @@ fn is_long(op: &MmuExtOp) -> bool {
                 | ExtOp::FlushAddressAll
         )
     )
-}
-
-/// Whether a mask of vCPUs has one of the caller's. Bits of others mean nothing, as in Xen.
-fn names_a_vcpu<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, mask: u64) -> Result<bool, Errno> {
-    let mask: u64 = guest_memory::read(machine, current, GuestHandle(mask))?;
-    Ok(current.domain.vcpus.iter().any(|vcpu| mask.checked_shr(vcpu.number).unwrap_or(0) & 1 != 0))
 }
 
 fn one<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, op: &MmuExtOp) -> Result<Step, Errno> {

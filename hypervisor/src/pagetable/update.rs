@@ -9,7 +9,7 @@
 use pv_abi::paging::{MmuUpdate, NORMAL_PT_UPDATE, flush};
 use pv_abi::{Errno, PAGE_SHIFT};
 
-use super::batch::Batch;
+use super::batch::{Batch, names_a_vcpu};
 use super::entry::{self, Level, There};
 use crate::addr::{Gfn, GuestVa, Ipa, Mfn};
 use crate::domain::{Domain, DomainState};
@@ -304,17 +304,15 @@ fn in_one_page<H: Hardware>(
 /// `update_va_mapping`: writes the level-3 entry that maps an address by this vCPU's roots.
 ///
 /// # Errors
-/// `-ENOSYS` in a domain with tables of its own, `-EINVAL` when no table of level 3 is there (or flags are unknown), or as for
-/// [`mmu_update`].
+/// `-ENOSYS` in a domain with tables of its own, `-EINVAL` when no table of level 3 is there (or there is no such flush), `-EFAULT`: no mask of
+/// vCPUs is there, and nothing is changed (Xen has changed the entry by then); or as for [`mmu_update`].
 #[inline(never)]
 pub fn update_va_mapping<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let [va, new, flags, ..] = *args;
     let domain = current.domain;
     let state = domain.state.lock();
     let paging = state.paging.as_ref().ok_or(Errno::Enosys)?;
-    if flags & !(flush::KIND | flush::EVERYWHERE) != 0 || flags & flush::KIND == flush::KIND {
-        return Err(Errno::Einval.into());
-    }
+    let flushes = is_flush(machine, current, flags)?;
     // 48 bits, sign-extended: the lower half, or the upper.
     let half = super::Half::of(va).ok_or(Errno::Einval)?;
     let half = if crate::seeded!("xsa-294") { super::Half::Lower } else { half };
@@ -338,9 +336,20 @@ pub fn update_va_mapping<H: Hardware>(machine: &Machine<H>, current: &Current<'_
     let at = (table.get() << PAGE_SHIFT) | ((index(va, Level::Three) as u64) << 3);
     let mut editor = Editor::new(machine, domain, &state);
     let result = editor.write(at, new);
-    editor.quick.stale |= u64::from(flags & flush::KIND != flush::NONE);
+    editor.quick.stale |= u64::from(flushes);
     editor.finish();
     Ok(result.map(|()| 0)?)
+}
+
+/// Whether flags (`UVMF_*`) ask for a flush, beside the one that the change needs. It takes all of the domain's CPUs whomever it is for, but if it is for
+/// none of its vCPUs. As in Xen a mask is looked at only where there is a flush.
+fn is_flush<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, flags: u64) -> Result<bool, Errno> {
+    match (flags & flush::KIND, flags & !flush::KIND) {
+        (flush::NONE, _) => Ok(false),
+        (flush::KIND, _) => Err(Errno::Einval),
+        (_, flush::HERE | flush::EVERYWHERE) => Ok(true),
+        (_, mask) => names_a_vcpu(machine, current, mask),
+    }
 }
 
 /// Which entry of a table of a level maps an address.

@@ -416,10 +416,12 @@ impl Run {
             va ^= n.one(&[1 << 48, 1 << 55, 1 << 63, 0xFFFF << 48]);
         }
         let value = self.new_entry(id, 3, n);
-        let flags = n.one(&[0, 0, 1, 2, 4, 5, 6, 1, 2, 0, 0, 0, 3, 7, 8, 1 << 63]);
+        // A mask of vCPUs is there, or not; without a flush nobody looks.
+        let flags = n.one(&[0, 0, 1, 2, 4, 5, 6, ARG | 1, ARG | 2, 0, 0, 8, 3, 7, 8 | 1, 1 << 62 | 2]);
         self.tell(|| format!("d{id}v{vcpu} update_va_mapping {va:#x} {value:#x} {flags:#x}"));
-        let wanted = match flags {
-            3 | 7.. => Err(Errno::Einval),
+        let wanted = match (flags & 3, flags & !3) {
+            (3, _) => Err(Errno::Einval),
+            (1 | 2, 8 | 0x4000_0000_0000_0000) => Err(Errno::Efault),
             _ => self.spec.entry_of(id, vcpu, va).and_then(|at| self.spec.write_entry(id, at, value)),
         };
         let result = self.call(id, vcpu, UPDATE_VA_MAPPING, [va, value, flags, 0, 0])?;

@@ -90,3 +90,34 @@ fn flushes_are_for_the_vcpus_of_a_mask() {
         assert_eq!(flushes(&hw.take_ops()), 1, "{cmd}");
     }
 }
+
+#[test]
+fn a_change_by_address_flushes_for_the_vcpus_of_a_mask_and_is_not_made_without_the_mask() {
+    let world = world();
+    let one = guest(&world, 1);
+    install(&one);
+    let (free, page) = (VA + 0x9000, PAGES + 0x3000);
+    let hw = &world.machine.hw;
+    let flushes = |flags: u64, entry: u64| {
+        hw.take_ops();
+        let result = one.call(UPDATE_VA_MAPPING, [free, entry, flags, 0, 0]);
+        (result, hw.take_ops().iter().filter(|op| matches!(op, Op::FlushStage1(_))).count())
+    };
+    let mask = ARG + 0x100;
+    let entry = || one.read::<u64>(L3 + 8 * 10);
+    for kind in [1, 2] {
+        for (vcpus, expected) in [(1_u64, 1), (2, 1), (0, 0), (1 << 2, 0), (u64::MAX << 2, 0), (u64::MAX, 1)] {
+            one.write(mask, &vcpus.to_le_bytes());
+            // Of itself a new entry needs no flush, one that goes does.
+            assert_eq!(flushes(mask | kind, page | DATA), (0, expected), "{vcpus:#x}");
+            assert_eq!(entry(), page | DATA);
+            assert_eq!(flushes(mask | kind, 0), (0, 1), "{vcpus:#x}");
+        }
+        assert_eq!(flushes(1 << 50 | kind, page | DATA), (EFAULT, 0));
+        assert_eq!(entry(), 0);
+    }
+    // UVMF_NONE: nobody looks for a mask.
+    assert_eq!(flushes(1 << 50, page | DATA), (0, 0));
+    assert_eq!(flushes(mask | 3, 0), (EINVAL, 0));
+    assert_eq!(entry(), page | DATA);
+}

@@ -92,11 +92,21 @@ fn entries(tap: &mut Tap, target: &Target, page: u64) {
     for flags in [1, 2, 4, 5, 6] {
         done(tap, "answers: update_va_mapping with a flush", va(Target::VA + 30 * PAGE, 0, flags));
     }
-    for flags in [3, 7, 8, 1 << 63] {
+    for flags in [3, 7, 11, 1 << 63 | 3] {
         tap.refused(
             "answers: update_va_mapping with no flush",
             va(Target::VA + 30 * PAGE, 0, flags),
             Errno::Einval,
+        );
+    }
+    let mask = 1_u64;
+    let at = (&raw const mask).expose_provenance() as u64;
+    for kind in [1, 2] {
+        done(tap, "answers: update_va_mapping by a mask", va(Target::VA + 30 * PAGE, 0, at | kind));
+        tap.refused(
+            "answers: update_va_mapping by a mask nowhere",
+            va(Target::VA + 30 * PAGE, 0, 8 | kind),
+            Errno::Efault,
         );
     }
     tap.refused("answers: update_va_mapping without a table", va(5 << 39, 0, 0), Errno::Einval);
