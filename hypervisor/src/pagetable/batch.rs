@@ -82,7 +82,11 @@ impl Batch {
 
 /// Whether a mask of vCPUs has one of the caller's. Bits of others mean nothing, as in Xen.
 #[inline(never)]
-pub(super) fn names_a_vcpu<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, mask: u64) -> Result<bool, Errno> {
+pub(super) fn names_a_vcpu<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    mask: u64,
+) -> Result<bool, Errno> {
     let mask: u64 = guest_memory::read(machine, current, GuestHandle(mask))?;
     Ok(current.domain.vcpus.iter().any(|vcpu| mask.checked_shr(vcpu.number).unwrap_or(0) & 1 != 0))
 }

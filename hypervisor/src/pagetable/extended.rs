@@ -1,7 +1,7 @@
 //! `mmuext_op`: pins, roots, flushes, pages, and the seal.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
-use pv_abi::paging::{ExtOp, MmuExtOp};
 use pv_abi::Errno;
+use pv_abi::paging::{ExtOp, MmuExtOp};
 
 use super::batch::{Batch, names_a_vcpu};
 use super::entry::Level;

@@ -106,7 +106,8 @@ fn a_change_by_address_flushes_for_the_vcpus_of_a_mask_and_is_not_made_without_t
     let mask = ARG + 0x100;
     let entry = || one.read::<u64>(L3 + 8 * 10);
     for kind in [1, 2] {
-        for (vcpus, expected) in [(1_u64, 1), (2, 1), (0, 0), (1 << 2, 0), (u64::MAX << 2, 0), (u64::MAX, 1)] {
+        for (vcpus, expected) in [(1_u64, 1), (2, 1), (0, 0), (1 << 2, 0), (u64::MAX << 2, 0), (u64::MAX, 1)]
+        {
             one.write(mask, &vcpus.to_le_bytes());
             // Of itself a new entry needs no flush, one that goes does.
             assert_eq!(flushes(mask | kind, page | DATA), (0, expected), "{vcpus:#x}");

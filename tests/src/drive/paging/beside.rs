@@ -11,7 +11,8 @@ use hypervisor::vcpu::Run as RunState;
 use super::super::Run;
 use super::super::act::{Numbers, address};
 use super::{INDICES, PIN};
-use crate::spec::paging::{Access, Role, Root, SHOWN, permits};
+use crate::spec::paging::entry::permits;
+use crate::spec::paging::{Access, Role, Root, SHOWN};
 
 impl Run {
     /// The guest uses an address: by its own tables, stage 2, and what the TLB remembers of both.
