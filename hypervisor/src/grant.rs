@@ -16,6 +16,7 @@
 mod active;
 mod afterwards;
 mod copy;
+mod flush;
 mod manage;
 mod map;
 pub(crate) mod pin;
@@ -30,8 +31,8 @@ pub use table::{GrantState, GrantTables, TRACKS_PER_FRAME, TableFrame};
 use core::mem::offset_of;
 
 use pv_abi::grant::{
-    CacheFlush, GetStatusFrames, GrantCopy, GrantOp, GrantStatus, MapGrantRef, QuerySize, SetupTable,
-    SwapGrantRef, UnmapAndReplace, UnmapGrantRef,
+    GetStatusFrames, GrantCopy, GrantOp, GrantStatus, MapGrantRef, QuerySize, SetupTable, SwapGrantRef,
+    UnmapAndReplace, UnmapGrantRef,
 };
 use pv_abi::{Errno, GuestHandle};
 
@@ -40,7 +41,7 @@ use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, low_u32};
 use crate::machine::{Current, Machine};
 
-/// The low bits of `cmd` that are the operation (`GNTTABOP_CMD_MASK`); the rest is progress of a cache flush, which has none here.
+/// The low bits of `cmd` that are the operation (`GNTTABOP_CMD_MASK`); the rest is progress of a cache flush.
 const CMD_MASK: u32 = 0xFFF;
 /// Elements of a batch that one run does before it lets interrupts in: some 900 instructions each for a copied page.
 const BUDGET: u32 = 16;
@@ -122,15 +123,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
             },
             size_of::<SwapGrantRef>(),
         ),
-        GrantOp::CacheFlush => batch(
-            args,
-            (count, machine.hw.budget(BUDGET)),
-            |index| {
-                let at = guest_memory::element::<CacheFlush>(at, index)?;
-                manage::cache_flush(machine, current, &guest_memory::read(machine, current, at)?)
-            },
-            size_of::<CacheFlush>(),
-        ),
+        GrantOp::CacheFlush => flush::cache_flush(machine, current, args),
         GrantOp::SetupTable => one(count, || {
             let op: SetupTable = guest_memory::read(machine, current, at)?;
             let status = manage::setup_table(machine, current, &op, args)?;

@@ -5,14 +5,14 @@
 use core::mem::offset_of;
 
 use pv_abi::multicall::MulticallEntry;
-use pv_abi::{Errno, GuestHandle};
+use pv_abi::{Errno, GuestHandle, Hypercall};
 
 use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Outcome, Stop, nested};
 use crate::machine::{Current, Machine};
 
-/// Calls that one run makes before it lets interrupts in.
+/// Calls that one run makes before it lets interrupts in; after one that may take long by itself it does so at once.
 const BUDGET: u32 = 8;
 const ENTRY: u64 = size_of::<MulticallEntry>() as u64;
 const RESULT: u64 = offset_of!(MulticallEntry, result) as u64;
@@ -25,14 +25,16 @@ const RESULT: u64 = offset_of!(MulticallEntry, result) as u64;
 pub fn multicall<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let [calls, count, ..] = *args;
     let budget = u64::from(machine.hw.budget(BUDGET));
+    let mut was_long = false;
     for index in 0..count.min(budget) {
         let at = guest_memory::element::<MulticallEntry>(GuestHandle(calls), index)?;
         let rest = || Stop::Restart([at.0, count.saturating_sub(index), args[2], args[3], args[4]]);
         // A call before this one may have given the CPU away.
-        if index != 0 && current.reschedule.get() {
+        if index != 0 && (was_long || current.reschedule.get()) {
             return Err(rest());
         }
         let entry: MulticallEntry = guest_memory::read_in_place(machine, current, at)?;
+        was_long = is_long(entry.op);
         let [a0, a1, a2, a3, a4, a5] = entry.args;
         match nested(machine, current, entry.op, [a0, a1, a2, a3, a4]) {
             Outcome::Done(result) => {
@@ -52,4 +54,29 @@ pub fn multicall<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args:
     }
     let next = calls.checked_add(budget.wrapping_mul(ENTRY)).ok_or(Errno::Efault)?;
     Err(Stop::Restart([next, count.wrapping_sub(budget), args[2], args[3], args[4]]))
+}
+
+/// Whether a call may use up a budget of its own, or look at a whole table.
+fn is_long(call: u64) -> bool {
+    match Hypercall::from_number(call) {
+        Some(
+            Hypercall::GrantTableOp
+            | Hypercall::MemoryOp
+            | Hypercall::EventChannelOp
+            | Hypercall::ConsoleIo
+            | Hypercall::MmuUpdate
+            | Hypercall::UpdateVaMapping
+            | Hypercall::MmuExtOp,
+        )
+        // The control domain's, and what is refused.
+        | None => true,
+        Some(
+            Hypercall::Multicall
+            | Hypercall::XenVersion
+            | Hypercall::VmAssist
+            | Hypercall::VcpuOp
+            | Hypercall::SchedOp
+            | Hypercall::HvmOp,
+        ) => false,
+    }
 }

@@ -30,7 +30,7 @@ sub_calls! {
         /// Exchanges two entries ([`SwapGrantRef`]).
         11 SwapGrantRef swap_grant_ref("array of SwapGrantRef") Restartable ok [Efault, Einval] {Okay, BadGntref, Eagain};
         /// Cleans or invalidates the data cache of a frame ([`CacheFlush`]).
-        12 CacheFlush cache_flush("array of CacheFlush") Restartable ok [Eperm, Efault, Einval];
+        12 CacheFlush cache_flush("array of CacheFlush") Restartable ok [Eperm, Efault, Einval, Eilseq];
     }
 }
 

@@ -218,6 +218,30 @@ fn flush(world: &World) -> (u64, Args) {
     grants(GrantOp::CacheFlush, 20)
 }
 
+/// Frames of another's, the last of which is granted by a reference behind 512 others; and one that is not granted.
+fn flush_mapped(world: &World) -> (u64, Args) {
+    let (one, two) = (guest(world, 1), guest(world, 2));
+    let (first, last) = (PAGES, PAGES + 0x1000);
+    let table =
+        SetupTable { dom: DomId::SELF, nr_frames: 2, frame_list: GuestHandle(LIST), ..SetupTable::default() };
+    assert_eq!(two.quick_grant(GrantOp::SetupTable, table).1.status, 0);
+    for (gref, page) in [(8, first), (1000, last)] {
+        two.grants(gref, 1, page >> 12, EntryFlags::empty());
+        let map = MapGrantRef {
+            host_addr: AT + u64::from(gref) * 4096,
+            flags: 2,
+            gref: GrantRef(gref),
+            dom: DomId(2),
+            ..MapGrantRef::default()
+        };
+        assert_eq!(one.quick_grant(GrantOp::MapGrantRef, map).1.status, 0);
+    }
+    let at = |page: u64| two.place(page).pa().get();
+    let item = |page: u64| CacheFlush { addr_or_ref: at(page), offset: 0, length: 64, op: 3 };
+    list(one, ARG, [last, first, last, last + 0x1000].map(item));
+    grants(GrantOp::CacheFlush, 4)
+}
+
 fn grow(world: &World) -> (u64, Args) {
     let frame_list = GuestHandle(LIST);
     list(
@@ -371,6 +395,8 @@ const SCENES: &[Scene] = &[
     Scene { name: "grant_table_op.swap_grant_ref", units: 20, prepare: swap },
     Scene { name: "grant_table_op.unmap_and_replace", units: 20, prepare: replace },
     Scene { name: "grant_table_op.cache_flush", units: 20, prepare: flush },
+    // Of 64 references each: sixteen of them twice, one, and none.
+    Scene { name: "grant_table_op.cache_flush", units: 16 + 1 + 16 + 1, prepare: flush_mapped },
     Scene { name: "grant_table_op.setup_table", units: 3, prepare: grow },
     Scene { name: "memory_op.decrease_reservation", units: 20, prepare: decrease },
     Scene { name: "memory_op.decrease_reservation", units: 18, prepare: decrease_order },
@@ -431,8 +457,9 @@ fn every_row_that_restarts_has_a_scene() {
 fn every_long_call_restarts_at_every_unit_and_ends_as_if_it_had_not() {
     for scene in SCENES {
         let (whole, none) = play(scene, u32::MAX);
-        // One call of the multicall gives the CPU away.
-        assert_eq!(none, u32::from(scene.name == "multicall.multicall"), "{}: uninterrupted", scene.name);
+        // Of the multicall one gives the CPU away, and five may be long ones by themselves.
+        let pauses = if scene.name == "multicall.multicall" { 6 } else { 0 };
+        assert_eq!(none, pauses, "{}: uninterrupted", scene.name);
         let (_, at_each) = play(scene, 1);
         assert!(
             at_each + 1 >= scene.units,

@@ -21,6 +21,7 @@ mod abicheck {
     pub(crate) mod event_errors;
     pub(crate) mod fault;
     pub(crate) mod fifo;
+    pub(crate) mod flushes;
     pub(crate) mod four;
     pub(crate) mod grant;
     pub(crate) mod grant_copy;

@@ -30,8 +30,8 @@ use crate::watchdog::Watchdogs;
 
 /// Mappings of others' grants that Xen tracks in one frame of maptrack.
 const XEN_TRACKS_PER_FRAME: u32 = 256;
-/// Mappings that a domain may hold at once whatever its configuration says: who asks whether it has a frame mapped looks at all of them.
-const MAX_TRACKS: u32 = 16384;
+/// Mappings that a domain may hold at once whatever its configuration says: Xen's default.
+const MAX_TRACKS: u32 = 1024 * XEN_TRACKS_PER_FRAME;
 
 /// Mappings that a domain may hold at once. Of its last handle Xen makes no use: its list of free ones never becomes empty.
 fn max_tracks(maptrack_frames: u32) -> u32 {

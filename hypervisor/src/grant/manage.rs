@@ -1,15 +1,13 @@
-//! Size and version of a table, exchanging entries, and cache maintenance of shared frames.
+//! Size and version of a table, and exchanging entries.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use pv_abi::grant::{CacheFlush, GetVersion, GrantStatus, QuerySize, SetVersion, SetupTable, SwapGrantRef};
-use pv_abi::{DomId, Errno, GuestHandle, PAGE_SIZE};
+use pv_abi::grant::{GetVersion, GrantStatus, QuerySize, SetVersion, SetupTable, SwapGrantRef};
+use pv_abi::{DomId, Errno, GuestHandle};
 use zerocopy::IntoBytes;
 
-use super::map::has_mapped;
 use super::table::GrantState;
-use crate::addr::{Gfn, Pa};
+use crate::addr::Gfn;
 use crate::domain::Domain;
-use crate::frame::Role;
 use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Args, Stop, any_domain};
@@ -153,34 +151,5 @@ pub(super) fn swap<H: Hardware>(
     let (in_a, in_b) = (machine.hw.load_u64(a), machine.hw.load_u64(b));
     machine.hw.write(a, in_b.as_bytes());
     machine.hw.write(b, in_a.as_bytes());
-    Ok(())
-}
-
-/// `GNTTAB_CACHE_CLEAN` and `GNTTAB_CACHE_INVAL`.
-const CACHE_OPERATIONS: u32 = 3;
-
-/// Cleans and invalidates the data cache over a frame of the caller's, or one that it has mapped by a grant. Whatever part and
-/// operation is asked, the whole frame is cleaned and invalidated: that is always allowed to happen, and never loses data.
-pub(super) fn cache_flush<H: Hardware>(
-    machine: &Machine<H>,
-    current: &Current<'_>,
-    op: &CacheFlush,
-) -> Result<(), Errno> {
-    let (offset, length) = (usize::from(op.offset), usize::from(op.length));
-    let fits = offset < PAGE_SIZE && offset.checked_add(length).is_some_and(|end| end <= PAGE_SIZE);
-    if !fits || op.op & !CACHE_OPERATIONS != 0 {
-        return Err(Errno::Einval);
-    }
-    if length == 0 || op.op == 0 {
-        return Ok(());
-    }
-    let mfn = Pa::new(op.addr_or_ref).ok_or(Errno::Einval)?.frame();
-    let frame =
-        machine.frames.table.state(mfn).filter(|state| state.role != Role::NotRam).ok_or(Errno::Einval)?;
-    machine.domain(frame.owner).ok_or(Errno::Eperm)?;
-    if frame.owner != current.domain.id && !has_mapped(&machine.hw, &current.domain.state.lock(), mfn) {
-        return Err(Errno::Einval);
-    }
-    machine.hw.clean_to_memory(mfn);
     Ok(())
 }

@@ -198,22 +198,6 @@ fn unmap_orphan<H: Hardware>(
     Ok(())
 }
 
-/// Whether the caller has a frame mapped by a grant.
-pub(super) fn has_mapped<H: Hardware>(hw: &H, state: &DomainState, mfn: Mfn) -> bool {
-    let mut from = 0;
-    // One turn a mapping.
-    while let Some((handle, Track::Mapped { gfn, .. } | Track::Orphan { gfn, .. })) =
-        state.grants.mapping_from(hw, from)
-    {
-        let there = state.stage2.lookup(hw, gfn).filter(|there| there.mfn == mfn);
-        if there.is_some_and(|there| matches!(there.kind, Kind::GrantWritable | Kind::GrantReadOnly)) {
-            return true;
-        }
-        from = handle.saturating_add(1);
-    }
-    false
-}
-
 /// Whether a handle names a mapping of the caller's.
 pub(super) fn names_mapping<H: Hardware>(
     machine: &Machine<H>,

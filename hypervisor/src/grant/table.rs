@@ -26,6 +26,8 @@ pub struct TableFrame {
 }
 
 const WORD: usize = 8;
+/// References that are looked at at once.
+pub(super) const LOOK: u32 = 64;
 /// Mappings that one frame tells of.
 pub const TRACKS_PER_FRAME: u32 = 512;
 const _: () = assert!(TRACKS_PER_FRAME as usize * WORD == PAGE_SIZE);
@@ -214,21 +216,20 @@ impl GrantState {
         Some(next)
     }
 
-    /// The first mapping that the domain holds from handle `from` on.
-    pub fn mapping_from<H: Hardware>(&self, hw: &H, from: u32) -> Option<(u32, Track)> {
-        const CHUNK: u32 = 64;
-        let first = from & !(CHUNK - 1);
-        for first in (first..self.used_tracks).step_by(64) {
-            let mut words = [0_u64; 64];
-            hw.read(self.track_at(GrantHandle(first))?, words.as_mut_bytes());
-            for (handle, word) in (first..self.used_tracks).zip(words).filter(|(handle, _)| *handle >= from) {
-                match Track::unpack(word) {
-                    track @ (Track::Mapped { .. } | Track::Orphan { .. }) => return Some((handle, track)),
-                    Track::Free(_) => {}
-                }
-            }
-        }
-        None
+    /// Whether a domain uses one of the next [`LOOK`] references from `first` on, a multiple of that, for a frame.
+    pub(super) fn is_used_from<H: Hardware>(
+        &self,
+        machine: &Machine<H>,
+        first: u32,
+        user: DomId,
+        frame: Mfn,
+    ) -> bool {
+        let mut words = [0_u64; LOOK as usize];
+        let Some(at) = self.active_at(GrantRef(first)) else { return false };
+        machine.hw.read(at, words.as_mut_bytes());
+        let base = machine.frames.table.base();
+        let mut references = words.iter().map(|word| Active::unpack(*word, base));
+        references.any(|active| active.user() == Some(user) && active.mfn() == Some(frame))
     }
 
     /// A handle that is free, without taking it. The frame that is to tell of it is there afterwards.

@@ -377,7 +377,7 @@ impl Spec {
         }
     }
 
-    /// `GNTTABOP_cache_flush` of bytes of a frame: one's own, or one that is mapped by a grant.
+    /// `GNTTABOP_cache_flush` of bytes of a frame: one's own, or one that is used by a grant of its owner's.
     ///
     /// # Errors
     /// As the call.
@@ -387,12 +387,15 @@ impl Spec {
             return Err(Errno::Einval);
         }
         let owner = self.owner(frame);
-        let seen = |gfn: &Gfn| matches!(self.of(who).places.get(gfn), Some(Place::Grant { frame: at, .. }) if *at == frame);
         if len == 0 || op == 0 || owner == Some(who) {
             return Ok(());
         }
-        let mapped = owner.is_some() && self.of(who).held.values().any(|held| seen(&held.gfn));
-        if mapped { Ok(()) } else { Err(Errno::Einval) }
+        let is_used = |used: &Use| used.user == who && used.frame == frame;
+        if owner.is_some_and(|owner| self.of(owner).uses.values().any(is_used)) {
+            Ok(())
+        } else {
+            Err(Errno::Einval)
+        }
     }
 
     /// `GNTTABOP_get_version`.

@@ -19,7 +19,7 @@ use super::event::{close, status};
 use super::partner::{ASKED, COMMAND, Command, DONE, RESULT};
 use super::raw::{self, FREE, gfn};
 use super::tap::Tap;
-use super::{effects, own_pages, trio};
+use super::{effects, flushes, own_pages, trio};
 
 /// Where grants of the partner's are mapped: known to stage 1, and nothing is there.
 const AT: u64 = (FREE - 8) << 12;
@@ -158,6 +158,7 @@ pub(crate) fn check(tap: &mut Tap, guest: &Guest) {
     pages(tap, partner);
     copies(tap, partner);
     handles(tap, partner);
+    flushes::of_another(tap, partner);
     if let Some(third) = partners.get(1) {
         trio::check(tap, guest, partner, third);
         own_pages::of_another(tap, third);

@@ -256,6 +256,12 @@ fn flushes(tap: &mut Tap) {
             expected,
         );
     }
+    let mut own = CacheFlush { addr_or_ref: machine, offset: 0, length: 64, op: 3 };
+    tap.is(
+        "grant_table_op.cache_flush of one's own that goes on at a reference",
+        raw::grants(12 | 1 << 12, core::slice::from_mut(&mut own)),
+        Ok(0),
+    );
     // Machine memory of ARM ends at 48 bits, and no board has all of it.
     tap.is("grant_table_op.cache_flush of no memory", flush(0xFFFF_FFFF_F000, 0, 64, 3), Err(Errno::Einval));
     let mut swap = SwapGrantRef { ref_a: grant.reference(), ref_b: GrantRef(300), ..Default::default() };
