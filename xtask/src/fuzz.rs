@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::check::Found;
 use crate::failure::{Failure, Outcome};
 use crate::{process, workspace};
 
@@ -130,7 +131,7 @@ pub(crate) fn teeth(every: usize, tell: &mut dyn FnMut(String)) -> Outcome<Strin
 }
 
 /// Why libFuzzer says nothing good.
-pub(crate) enum LibFuzzer {
+enum LibFuzzer {
     /// It cannot be had here.
     Missing(String),
     /// It found something.
@@ -142,10 +143,14 @@ pub(crate) enum LibFuzzer {
 const INPUTS: u32 = 8000;
 
 /// Runs the libFuzzer target for so many seconds. It is a package of its own, since it needs a nightly compiler.
-pub(crate) fn libfuzzer(seconds: u64) -> Result<String, LibFuzzer> {
+fn libfuzzer(seconds: u64) -> Result<String, LibFuzzer> {
     let folder = workspace::root().join("tests/fuzz");
     let target = workspace::target().join("libfuzzer");
     let host = nightly_host().ok_or_else(|| LibFuzzer::Missing("there is no nightly toolchain".into()))?;
+    let mut fetch = Command::new("cargo");
+    if process::quiet(fetch.current_dir(&folder).args(["fetch", "--quiet"])).is_err() {
+        return Err(LibFuzzer::Missing("the crate `libfuzzer-sys` cannot be fetched".into()));
+    }
     let mut build = Command::new("cargo");
     build.current_dir(&folder).args(["+nightly", "build", "--quiet", "--release", "--target", &host]);
     build.arg("--target-dir").arg(&target).env(
@@ -157,8 +162,13 @@ pub(crate) fn libfuzzer(seconds: u64) -> Result<String, LibFuzzer> {
     let compiled = build.output().map_err(|error| LibFuzzer::Missing(error.to_string()))?;
     if !compiled.status.success() {
         let text = String::from_utf8_lossy(&compiled.stderr);
-        let line = text.lines().find(|line| line.starts_with("error")).unwrap_or("it does not build");
-        return Err(LibFuzzer::Missing(line.to_owned()));
+        let line = text.lines().find(|line| line.starts_with("error")).unwrap_or("no error is told");
+        // libFuzzer itself is C++.
+        return Err(if text.contains("libfuzzer-sys") && text.contains("custom build command") {
+            LibFuzzer::Missing(format!("there is no C++ compiler that builds it: {line}"))
+        } else {
+            LibFuzzer::Found(format!("tests/fuzz does not build: {line}"))
+        });
     }
     let corpus = target.join("corpus");
     std::fs::create_dir_all(&corpus).map_err(|error| LibFuzzer::Missing(error.to_string()))?;
@@ -191,6 +201,15 @@ pub(crate) fn libfuzzer(seconds: u64) -> Result<String, LibFuzzer> {
     };
     let found = text.lines().find(|line| line.contains("--seed")).unwrap_or("see what it kept").to_owned();
     Err(LibFuzzer::Found(format!("libFuzzer: {found} ({})", target.display())))
+}
+
+/// [`libfuzzer`] as a step of the test run.
+pub(crate) fn libfuzzer_step(seconds: u64) -> Outcome<Found> {
+    match libfuzzer(seconds) {
+        Ok(line) => Ok(Found::Good(line)),
+        Err(LibFuzzer::Missing(why)) => Ok(Found::Skipped(format!("libFuzzer: {why}"))),
+        Err(LibFuzzer::Found(text)) => Err(Failure::failed(text)),
+    }
 }
 
 /// The host's triple, if there is a nightly toolchain.

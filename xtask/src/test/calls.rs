@@ -40,6 +40,7 @@ pub(super) fn all() -> Vec<Step> {
         Step::new("models: each ordering taken away", Level::Full, || models::explore(Orderings::All)),
         Step::new("models: CPUs and vCPUs under more schedules", Level::Full, || models::schedules(10_000)),
         Step::new("random calls, ten minutes", Level::Full, said(&["random", "600", "1000000"])),
+        Step::new("random calls by coverage, ten minutes", Level::Full, || fuzz::libfuzzer_step(600)),
         Step::new("tiny machine, deeper", Level::Full, said(&["tiny", "calls", "6", "20000000"])),
         Step::new(
             "tiny machine: page tables, deeper",
