@@ -35,12 +35,12 @@ pub(crate) fn of_another(tap: &mut Tap, partner: &Partner) {
     for step in [1, 2, 7, 8, 1 << 18, 0xF_FFFF] {
         tap.is(
             format_args!("cache_flush of it that goes on at step {step}, behind its reference"),
-            flush(FLUSH | PROGRESS * step, 64, 1),
+            flush(FLUSH | (PROGRESS * step), 64, 1),
             Err(Errno::Einval),
         );
         tap.is(
             format_args!("cache_flush of nothing that goes on at step {step}"),
-            flush(FLUSH | PROGRESS * step, 0, 1),
+            flush(FLUSH | (PROGRESS * step), 0, 1),
             Err(Errno::Eilseq),
         );
     }

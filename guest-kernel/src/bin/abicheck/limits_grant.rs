@@ -259,7 +259,7 @@ fn flushes(tap: &mut Tap) {
     let mut own = CacheFlush { addr_or_ref: machine, offset: 0, length: 64, op: 3 };
     tap.is(
         "grant_table_op.cache_flush of one's own that goes on at a reference",
-        raw::grants(12 | 1 << 12, core::slice::from_mut(&mut own)),
+        raw::grants(u64::from(GrantOp::CacheFlush.number()) | 1 << 12, core::slice::from_mut(&mut own)),
         Ok(0),
     );
     // Machine memory of ARM ends at 48 bits, and no board has all of it.
