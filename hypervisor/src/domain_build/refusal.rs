@@ -81,7 +81,9 @@ impl fmt::Display for Refusal {
             Self::OutOfMemory { asked_kib, free_kib } => {
                 write!(f, "out of memory: {} asked, {} free", Size(asked_kib), Size(free_kib))
             }
-            Self::TooFewTables => f.write_str("too few stage-2 tables: raise xen,domain-p2m-mem-mb"),
+            Self::TooFewTables => {
+                f.write_str("too few stage-2 tables: less memory, or xen,domain-p2m-mem-mb raised")
+            }
             Self::MemorySize => f.write_str("memory: 4 KiB to 1019 GiB expected"),
             Self::NotAnImage => f.write_str("kernel: arm64 Image expected"),
             Self::KernelTooLarge { needs_kib, has_kib } => {
@@ -95,7 +97,7 @@ impl fmt::Display for Refusal {
                     Size(has_kib)
                 )
             }
-            Self::TreeTooLarge => f.write_str("device tree too large: shorten bootargs"),
+            Self::TreeTooLarge => f.write_str("device tree too large: shorten the command line (bootargs)"),
             Self::PartialTree => f.write_str("multiboot,device-tree: no device tree in RAM"),
             Self::Devices(why) => f.write_str(match why {
                 NotAssigned::Tree(_) => "passthrough: the tree is damaged",
@@ -112,7 +114,9 @@ impl fmt::Display for Refusal {
             Self::DeviceTaken => f.write_str("passthrough: the device belongs to somebody else"),
             Self::Misplaced => f.write_str("a module lies outside of memory"),
             Self::NoStorage => f.write_str("out of memory for the hypervisor's tables of the domain"),
-            Self::Channel => f.write_str("static channel: port beyond pavo,max-ports"),
+            Self::Channel => {
+                f.write_str("static channel: port beyond pavo,max-ports: fewer channels, or that raised")
+            }
         }
     }
 }

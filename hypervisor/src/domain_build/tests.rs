@@ -257,13 +257,16 @@ fn each_refusal_says_why_and_gives_everything_back() {
             DomainConfig { ramdisk: Some(range(RAM, 7 * MIB)), ..ok.clone() },
             "ramdisk too large: 10 MiB needed beside the kernel, 8 MiB of memory",
         ),
-        (with_quota(2), "too few stage-2 tables: raise xen,domain-p2m-mem-mb"),
-        (DomainConfig { bootargs: &long, ..ok.clone() }, "device tree too large: shorten bootargs"),
+        (with_quota(2), "too few stage-2 tables: less memory, or xen,domain-p2m-mem-mb raised"),
+        (
+            DomainConfig { bootargs: &long, ..ok.clone() },
+            "device tree too large: shorten the command line (bootargs)",
+        ),
         (
             DomainConfig { device_tree: Some(image), ..ok.clone() },
             "multiboot,device-tree: no device tree in RAM",
         ),
-        (channel, "static channel: port beyond pavo,max-ports"),
+        (channel, "static channel: port beyond pavo,max-ports: fewer channels, or that raised"),
         (
             DomainConfig { kernel: range((1 << 52) + 4, 4096), ..ok.clone() },
             "a module lies outside of memory",

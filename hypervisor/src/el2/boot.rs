@@ -364,11 +364,15 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
         };
         let id = config.id.0;
         if built >= MAX_DOMAINS {
-            defmt::error!("d{=u16}: refused: more domains than {=usize}", id, MAX_DOMAINS);
+            defmt::error!("d{=u16}: refused: there are {=usize} domains already, the most", id, MAX_DOMAINS);
             continue;
         }
         if vcpus.len().saturating_add(config.vcpus as usize) > MAX_VCPUS {
-            defmt::error!("d{=u16}: refused: more vCPUs than {=usize}", id, MAX_VCPUS);
+            defmt::error!(
+                "d{=u16}: refused: more than {=usize} vCPUs in all: give domains fewer",
+                id,
+                MAX_VCPUS
+            );
             continue;
         }
         let place = match plan.place(&config.scheduling, config.vcpus) {
