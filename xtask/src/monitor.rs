@@ -54,7 +54,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
 /// Opens a file, or a serial device and sets it up: nothing is changed in what comes, and nothing is sent back.
 fn open(source: &Path, baud: u32) -> Outcome<File> {
     let name = source.display();
-    let file = File::open(source).map_err(|error| Failure::usage(format!("cannot open {name}: {error}")))?;
+    let file = File::open(source).map_err(|error| Failure::usage(refused(source, &error)))?;
     if file.is_terminal() {
         let mut stty = Command::new("stty");
         // `raw` is about lines; 8N1, and no modem to wait for, are not in it.
@@ -63,6 +63,20 @@ fn open(source: &Path, baud: u32) -> Outcome<File> {
         process::quiet(&mut stty).map_err(|failure| Failure::usage(format!("{name}: {failure}")))?;
     }
     Ok(file)
+}
+
+/// What to say when the source cannot be opened.
+fn refused(source: &Path, error: &std::io::Error) -> String {
+    let what = format!("cannot open {}: {error}", source.display());
+    match error.kind() {
+        ErrorKind::PermissionDenied => format!(
+            "{what}: join the group that owns it (mostly `sudo usermod -aG dialout $USER`, then log in anew)"
+        ),
+        ErrorKind::NotFound => {
+            format!("{what}: name the adapter's device, such as /dev/ttyUSB0 or /dev/ttyACM0, or a file")
+        }
+        _ => what,
+    }
 }
 
 /// Gives every line to `each` as it comes.
@@ -98,6 +112,22 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn a_device_that_cannot_be_opened_is_told_with_what_to_do() {
+        let said = |kind: ErrorKind| refused(Path::new("/dev/ttyUSB0"), &kind.into());
+        assert_eq!(
+            said(ErrorKind::PermissionDenied),
+            "cannot open /dev/ttyUSB0: permission denied: join the group that owns it (mostly `sudo usermod -aG \
+             dialout $USER`, then log in anew)"
+        );
+        let failure = open(Path::new("/nowhere/tty"), 115_200).unwrap_err();
+        assert_eq!(failure.status(), 2);
+        assert!(
+            failure.to_string().ends_with("such as /dev/ttyUSB0 or /dev/ttyACM0, or a file"),
+            "{failure}"
+        );
+    }
 
     #[test]
     fn what_comes_over_a_serial_line_is_shown_whether_it_can_be_decoded_or_not() {
