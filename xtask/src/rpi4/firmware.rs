@@ -12,6 +12,7 @@ use crate::failure::{Doing, Failure, Outcome};
 use crate::fdt::{self, Node};
 use crate::machine::{Clock, dies_with_us, option_value};
 use crate::setup::Qemu;
+use crate::system::Board;
 use crate::workspace;
 
 /// RAM in the first GiB: above it is the coprocessor's.
@@ -29,9 +30,7 @@ pub(crate) fn boot(
     clock: Clock,
     folder: &Path,
 ) -> Outcome<Command> {
-    if !qemu.has_rpi4() {
-        return Err(Failure::usage("--board: rpi4 needs QEMU 9.0 or later"));
-    }
+    qemu.check(Board::Rpi4)?;
     card.add_tree()?;
     // What is booted has been on a card.
     let card = disk::read(disk::write(&card)?)?;

@@ -8,6 +8,7 @@ use std::process::Command;
 use super::announce;
 use super::apt::Apt;
 use crate::failure::{Failure, Outcome};
+use crate::system::Board;
 use crate::{process, workspace};
 
 /// The program's name.
@@ -30,6 +31,19 @@ impl Qemu {
     /// Whether it knows the Raspberry Pi 4.
     pub(crate) fn has_rpi4(&self) -> bool {
         self.version >= WANTED
+    }
+
+    /// Fails when it does not know a board.
+    pub(crate) fn check(&self, board: Board) -> Outcome<()> {
+        match board {
+            Board::Rpi4 if !self.has_rpi4() => {
+                let (major, minor) = self.version;
+                let found = format!("found {major}.{minor} ({})", self.program.display());
+                let what = format!("board rpi4 needs QEMU {}.{} or later, {found}", WANTED.0, WANTED.1);
+                Err(Failure::usage(format!("{what}: install a newer one, or name it by PAVO_QEMU")))
+            }
+            Board::Rpi4 | Board::Virt => Ok(()),
+        }
     }
 }
 
@@ -72,7 +86,9 @@ fn missing() -> String {
     let what = format!("{PROGRAM} {}.{} or later is missing", ENOUGH.0, ENOUGH.1);
     if process::exists("apt-get") {
         let sudo = if is_root() { "" } else { "sudo " };
-        format!("{what}: type `{sudo}apt-get install -y --no-install-recommends qemu-system-arm`")
+        let install = "apt-get install -y --no-install-recommends qemu-system-arm";
+        // A machine that was just made may have no lists of packages.
+        format!("{what}: type `{sudo}apt-get update && {sudo}{install}`")
     } else {
         format!("{what}: install it with your package manager, or set PAVO_QEMU to the program's path")
     }
@@ -122,5 +138,17 @@ mod tests {
         assert_eq!(version(line), Some((10, 0)));
         assert_eq!(version("QEMU emulator version 7.2.15 (Debian)"), Some((7, 2)));
         assert_eq!(version("something else"), None);
+    }
+
+    #[test]
+    fn a_board_that_is_too_new_for_it_is_told_with_both_versions() {
+        let old = Qemu { program: PROGRAM.into(), version: (7, 2) };
+        assert_eq!(old.check(Board::Virt), Ok(()));
+        assert_eq!(
+            old.check(Board::Rpi4).unwrap_err().to_string(),
+            "board rpi4 needs QEMU 9.0 or later, found 7.2 (qemu-system-aarch64): \
+             install a newer one, or name it by PAVO_QEMU"
+        );
+        assert_eq!(Qemu { version: WANTED, ..old }.check(Board::Rpi4), Ok(()));
     }
 }
