@@ -25,14 +25,15 @@ mod stretch;
 mod system;
 mod terrain;
 mod test;
+mod usage;
 mod verdict;
 mod watch;
 mod workspace;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use failure::{Failure, Outcome};
 
@@ -71,7 +72,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let parsed = command().try_get_matches().and_then(|found| Arguments::from_arg_matches(&found));
+    let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
     };
@@ -83,6 +85,16 @@ fn main() -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// The command line. `debug` takes a run's options, but for those that it has no use for.
+fn command() -> clap::Command {
+    Arguments::command().mut_subcommand("debug", |debug| {
+        debug.mut_args(|arg| match arg.get_id().as_str() {
+            "timeout" | "interactive" => arg.hide(true),
+            _ => arg,
+        })
+    })
 }
 
 fn dispatch(command: Command) -> Outcome<()> {
@@ -113,11 +125,17 @@ fn refuse(error: &clap::Error) -> ExitCode {
             ExitCode::from(2)
         }
         _ => {
-            let text = error.to_string();
-            let what = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            let failure = Failure::usage(format!("{what}: see `cargo xtask --help`"));
+            let typed = std::env::args().nth(1);
+            let command = subcommand(typed.as_deref());
+            let failure = Failure::usage(usage::one_line(&error.to_string(), command.as_deref()));
             eprintln!("error: {failure}");
             failure.exit_code()
         }
     }
+}
+
+/// The word, if it is a subcommand.
+fn subcommand(word: Option<&str>) -> Option<String> {
+    let all = command();
+    all.find_subcommand(word?).map(|command| command.get_name().to_owned())
 }

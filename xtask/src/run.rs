@@ -26,8 +26,10 @@ use crate::{build, fdt, image, passthrough, rpi4, setup, workspace};
 /// What stays free for the hypervisor, the tree and the modules, bytes.
 const RESERVED: u64 = 32 << 20;
 
-/// How long somebody may type, whatever the timeout is.
-const INTERACTIVE: Duration = Duration::from_secs(24 * 3600);
+/// Seconds until a run is given up.
+pub(crate) const TIMEOUT: u64 = 60;
+/// The same where somebody types.
+const INTERACTIVE: &str = "86400";
 
 /// The terminal as it was, for when QEMU does not put it back.
 struct Terminal(Option<Termios>);
@@ -51,23 +53,24 @@ impl Drop for Terminal {
 pub(crate) struct Options {
     /// The system file; without one, the two-guest demonstration.
     pub(crate) system: Option<PathBuf>,
-    /// The board: virt or rpi4.
+    /// The board: virt or rpi4 (default: the file's, else virt).
     #[arg(long)]
     pub(crate) board: Option<String>,
-    /// The interrupt controller's version.
+    /// The interrupt controller's version, 2 or 3 (default: the file's, else 3; rpi4 has 2).
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=3))]
     pub(crate) gic: Option<u32>,
-    /// Physical CPUs.
+    /// Physical CPUs, of which 8 are used and more than 8 are left off (default: the file's, else 2; rpi4 has 4).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=512))]
     pub(crate) cpus: Option<u32>,
-    /// QEMU's CPU model, such as cortex-a72 or max.
+    /// QEMU's CPU model, such as max (default: the file's, else cortex-a72).
     #[arg(long)]
     pub(crate) cpu: Option<String>,
-    /// RAM, such as 1G.
+    /// RAM, such as 512M (default: the file's, else 1G; rpi4 has 2G).
     #[arg(long)]
     pub(crate) memory: Option<String>,
-    /// Seconds until the run is given up.
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Seconds until the run is given up; a day with --interactive, unless it is said.
+    #[arg(long, default_value_t = TIMEOUT, default_value_if("interactive", "true", INTERACTIVE),
+        value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) timeout: u64,
     /// Let time advance by instructions: slower, repeatable.
     #[arg(long)]
@@ -90,7 +93,7 @@ impl Options {
             cpus: None,
             cpu: None,
             memory: None,
-            timeout: 60,
+            timeout: TIMEOUT,
             icount: false,
             interactive: false,
             unchecked: false,
@@ -118,12 +121,28 @@ impl Options {
             let bad = || Failure::usage(format!("--memory: expected a size such as 1G, found {memory}"));
             machine.memory = system::parse_size(memory).ok_or_else(bad)?;
         }
-        machine.check()?;
+        if let Err((key, text)) = machine.check() {
+            let place =
+                if self.sets(key) { format!("--{key}") } else { format!("{}: machine.{key}", system.file) };
+            return Err(Failure::usage(format!("{place}: {text}")));
+        }
         if self.checking() == Checking::Full {
             check_memory(&system)?;
+            system.check_cpus()?;
             system.check_kernels()?;
         }
         Ok(system)
+    }
+
+    /// Whether the command line, and not the file, says this of the machine.
+    fn sets(&self, key: &str) -> bool {
+        match key {
+            "gic" => self.gic.is_some(),
+            "cpus" => self.cpus.is_some(),
+            "cpu" => self.cpu.is_some(),
+            "memory" => self.memory.is_some(),
+            _ => false,
+        }
     }
 
     /// How virtual time advances.
@@ -137,6 +156,7 @@ pub(crate) fn command(options: &Options) -> Outcome<()> {
     // Mistakes in the file are told before anything is installed or built.
     let system = options.load()?;
     let (toolchain, qemu) = (setup::toolchain()?, setup::qemu()?);
+    qemu.check(system.machine.board)?;
     build::some(&toolchain, &system.guests())?;
     let colour = if std::io::stdout().is_terminal() { Colour::On } else { Colour::Off };
     let mut each = |line: &Line| {
@@ -394,10 +414,9 @@ pub(crate) fn boot_typing(
     let mut prepared = prepare(qemu, hypervisor, system, options.checking(), options.clock())?;
     // QEMU makes the terminal give it each key.
     let _terminal = options.interactive.then(Terminal::keep);
-    let mut limit = Duration::from_secs(options.timeout);
+    let limit = Duration::from_secs(options.timeout);
     if options.interactive {
         prepared.command.stdin(Stdio::inherit());
-        limit = limit.max(INTERACTIVE);
         show(b"keys go to the first domain; Ctrl-A three times: to the next one; Ctrl-C ends the run\n");
     }
     let start = Instant::now();
@@ -423,7 +442,7 @@ pub(crate) fn boot_typing(
             false
         }
         Ended::Timeout => {
-            problems.push(format!("not done after {} s", limit.as_secs()));
+            problems.push(format!("not done after {} s: give more with --timeout", limit.as_secs()));
             true
         }
     };

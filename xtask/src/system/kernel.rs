@@ -44,7 +44,14 @@ pub(super) fn read_kernel(text: &str, folder: &Path) -> Result<Kernel, String> {
         return Ok(Kernel::Linux);
     }
     let path = folder.join(text);
-    if path.is_file() { Ok(Kernel::File(path)) } else { Err(format!("{} does not exist", path.display())) }
+    if path.is_file() {
+        return Ok(Kernel::File(path));
+    }
+    let missing = format!("{} does not exist", path.display());
+    match crate::build::guest_names() {
+        Ok(guests) if guests.contains(text) => Err(format!("{missing}, did you mean \"guest:{text}\"?")),
+        Ok(_) | Err(_) => Err(format!("{missing}; a guest of this workspace is \"guest:NAME\"")),
+    }
 }
 
 /// A kernel's image: the file, unpacked if it is gzip, checked to be an arm64 image.

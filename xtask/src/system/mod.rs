@@ -5,8 +5,9 @@
 
 mod kernel;
 mod reader;
+mod scheduling;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use toml::Table;
@@ -18,13 +19,10 @@ use kernel::read_kernel;
 pub(crate) use kernel::{Kernel, kernel_image};
 pub(crate) use reader::parse_size;
 use reader::{Keys, Reader};
+use scheduling::{Pools, Scheduling, read_pools, read_scheduling};
 
 /// The keys at the top.
 const TOP: Keys = Keys { known: &["machine", "domain", "pool", "expect"], later: &[] };
-/// Those of `[[pool]]`.
-const POOL: Keys = Keys { known: &["name", "cpus", "scheduler"], later: &[] };
-/// CPUs that are used, at most.
-const MOST_USED_CPUS: u32 = 8;
 /// Those of `[machine]`.
 const MACHINE: Keys = Keys {
     known: &["board", "gic", "cpus", "cpu", "memory", "console", "self_check", "dom0_module", "terrain"],
@@ -61,6 +59,13 @@ const DOMAIN: Keys = Keys {
 };
 /// Those of `[expect]`.
 const EXPECT: Keys = Keys { known: &["digest_of_ramdisk"], later: &[] };
+/// All keys that can be set, by where they stand; `docs/system-file.md` has a row for each.
+pub(crate) const ALL_KEYS: [(&str, &[&str]); 4] = [
+    ("[machine]", MACHINE.known),
+    ("[[domain]]", DOMAIN.known),
+    ("[[pool]]", scheduling::POOL.known),
+    ("[expect]", EXPECT.known),
+];
 /// QEMU's `virt` has at most this many CPUs with GICv3.
 const MOST_CPUS: u32 = 512;
 /// The interrupt controller of GICv2 addresses eight CPUs.
@@ -157,19 +162,6 @@ pub(crate) struct Domain {
     pub(crate) scheduling: Scheduling,
     /// Peers of static event channels declared here, as indices into [`System::domains`].
     pub(crate) channels: Vec<usize>,
-}
-
-/// What a domain gets of the CPUs; absent is the hypervisor's default.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Scheduling {
-    /// Weight of its vCPUs.
-    pub(crate) weight: Option<u32>,
-    /// Per cent of one CPU.
-    pub(crate) cap: Option<u32>,
-    /// CPUs as bits.
-    pub(crate) affinity: Option<u32>,
-    /// CPUs of its pool as bits, and the pool's scheduler.
-    pub(crate) pool: Option<(u32, &'static str)>,
 }
 
 /// A ramdisk's content.
@@ -355,22 +347,24 @@ impl System {
 
 impl Machine {
     /// Checks what the file and the command line say together.
-    pub(crate) fn check(&self) -> Outcome<()> {
+    ///
+    /// # Errors
+    /// The key of `[machine]`, which is the option's name too, and what is wrong with it.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         if self.board == Board::Rpi4 {
-            let wrong = |what: &str, has: &str| {
-                Err(Failure::usage(format!("machine.{what}: a Raspberry Pi 4 has {has}: leave it out")))
-            };
+            let wrong = |key, has: &str| Err((key, format!("a Raspberry Pi 4 has {has}: leave it out")));
             return match self {
                 Self { gic, .. } if *gic != 2 => wrong("gic", "a GICv2"),
                 Self { cpu, .. } if cpu != "cortex-a72" => wrong("cpu", "Cortex-A72 cores"),
                 Self { cpus, .. } if *cpus > rpi4::CPUS => wrong("cpus", "4 CPUs"),
                 Self { memory, .. } if *memory > rpi4::MEMORY => wrong("memory", "2 GiB under QEMU"),
+                Self { terrain: Terrain::Pieces, .. } => wrong("terrain", "the RAM that it has"),
                 _ => Ok(()),
             };
         }
         if self.gic == 2 && self.cpus > MOST_CPUS_GICV2 {
-            let text = format!("GICv2 has at most {MOST_CPUS_GICV2} CPUs, found {}", self.cpus);
-            return Err(Failure::usage(format!("machine.cpus: {text}: use gic = 3")));
+            let text = format!("a GICv2 has at most {MOST_CPUS_GICV2} CPUs, found {}", self.cpus);
+            return Err(("cpus", format!("{text}: use fewer, or version 3 of the GIC")));
         }
         Ok(())
     }
@@ -391,6 +385,32 @@ fn read_machine(mut reader: Reader<'_>, other: Option<Board>) -> Outcome<Machine
         Some("pieces") => Terrain::Pieces,
         Some(_) => return Err(reader.error("terrain", "expected \"pieces\"")),
     };
+    if board == Board::Virt && own == Board::Virt && console.is_some() {
+        return Err(reader.error("console", "QEMU's virt has one UART: leave it out"));
+    }
+    // What the board has.
+    let rpi4 = Machine {
+        board: Board::Rpi4,
+        gic: 2,
+        cpus: rpi4::CPUS,
+        cpu: "cortex-a72".into(),
+        memory: rpi4::MEMORY,
+        console,
+        self_check,
+        dom0_module,
+        terrain: Terrain::Plain,
+    };
+    if own == Board::Rpi4 {
+        let asked = Machine {
+            gic: gic.unwrap_or(2),
+            cpus: cpus.unwrap_or(1),
+            cpu: cpu.clone().unwrap_or_else(|| rpi4.cpu.clone()),
+            memory: memory.unwrap_or(rpi4.memory),
+            terrain,
+            ..rpi4.clone()
+        };
+        asked.check().map_err(|(key, text)| reader.error(key, &text))?;
+    }
     Ok(match board {
         Board::Virt => Machine {
             board,
@@ -403,17 +423,11 @@ fn read_machine(mut reader: Reader<'_>, other: Option<Board>) -> Outcome<Machine
             dom0_module,
             terrain,
         },
-        // The board has what it has; what a file wants of `virt` does not matter here.
+        // What a file for `virt` wants does not matter where the command line says another board.
         Board::Rpi4 => Machine {
-            board,
-            gic: 2,
-            cpus: cpus.unwrap_or(rpi4::CPUS).min(rpi4::CPUS),
-            cpu: "cortex-a72".into(),
-            memory: memory.unwrap_or(rpi4::MEMORY).min(rpi4::MEMORY),
-            console,
-            self_check,
-            dom0_module,
-            terrain: Terrain::Plain,
+            cpus: cpus.unwrap_or(rpi4.cpus).min(rpi4.cpus),
+            memory: memory.unwrap_or(rpi4.memory).min(rpi4.memory),
+            ..rpi4
         },
     })
 }
@@ -427,64 +441,19 @@ pub(crate) fn board(name: &str) -> Result<Board, String> {
     }
 }
 
-/// Pools by name: CPUs and scheduler.
-type Pools = BTreeMap<String, (u32, &'static str)>;
-
-fn read_pools(file: &str, tables: Vec<Table>) -> Outcome<Pools> {
-    let mut pools = Pools::new();
-    let mut taken = 0;
-    for (index, table) in tables.into_iter().enumerate() {
-        let mut reader = Reader::new(file, format!("pool[{}].", index + 1), table, &POOL)?;
-        let name = reader.required("name")?;
-        let cpus = reader.cpus("cpus", MOST_USED_CPUS)?.ok_or_else(|| reader.error("cpus", "missing"))?;
-        if cpus & taken != 0 {
-            return Err(reader.error("cpus", "another pool has one of them"));
-        }
-        taken |= cpus;
-        let scheduler = match reader.string("scheduler")?.as_deref() {
-            None | Some("fair") => "fair",
-            Some("partition") => "partition",
-            Some(other) => {
-                let text = format!("expected \"fair\" or \"partition\", found \"{other}\"");
-                return Err(reader.error("scheduler", &text));
-            }
-        };
-        if pools.insert(name, (cpus, scheduler)).is_some() {
-            return Err(reader.error("name", "is the name of another pool already"));
-        }
-    }
-    Ok(pools)
-}
-
-fn read_scheduling(reader: &mut Reader<'_>, pools: &Pools) -> Outcome<Scheduling> {
-    let pool = match reader.string("pool")? {
-        None => None,
-        Some(name) => match pools.get(&name) {
-            Some(pool) => Some(*pool),
-            None => return Err(reader.error("pool", &format!("no [[pool]] is named \"{name}\""))),
-        },
-    };
-    Ok(Scheduling {
-        weight: reader.number("weight", 1, 65535)?,
-        cap: reader.number("cap", 1, 100 * MOST_USED_CPUS)?,
-        affinity: reader.cpus("affinity", MOST_USED_CPUS)?,
-        pool,
-    })
-}
-
 fn read_domain(
     mut reader: Reader<'_>,
     folder: &Path,
     checking: Checking,
     pools: &Pools,
 ) -> Outcome<(Domain, Vec<String>)> {
-    let name = reader.required("name")?;
+    let name = reader.required("name", "ping")?;
     if !is_name(&name) {
         return Err(reader.error("name", "expected 1 to 31 letters, digits, `-` or `_`"));
     }
     let kernel = reader.string("kernel")?;
     if kernel.is_none() && checking == Checking::Full {
-        return Err(reader.error("kernel", "missing"));
+        return Err(reader.missing("kernel", "\"guest:hello\""));
     }
     let kernel = match &kernel {
         None => None,
@@ -508,7 +477,7 @@ fn read_domain(
         (Some(memory), _) => memory,
         (None, Checking::Unchecked) => 32 << 20,
         (None, Checking::Full) => {
-            return Err(reader.error("memory", "missing: write for example memory = \"32M\""));
+            return Err(reader.missing("memory", "\"32M\""));
         }
     };
     let max_memory = reader.size("max_memory")?.unwrap_or(memory);

@@ -64,9 +64,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A string that must be there.
-    pub(super) fn required(&mut self, key: &str) -> Outcome<String> {
-        self.string(key)?.ok_or_else(|| self.error(key, "missing"))
+    /// A string that must be there, such as `example`.
+    pub(super) fn required(&mut self, key: &str, example: &str) -> Outcome<String> {
+        self.string(key)?.ok_or_else(|| self.missing(key, &format!("\"{example}\"")))
+    }
+
+    /// A usage error about a key that must be there; `example` is a value as it is written.
+    pub(super) fn missing(&self, key: &str, example: &str) -> Failure {
+        self.error(key, &format!("missing: write for example {key} = {example}"))
     }
 
     /// A whole number within limits.

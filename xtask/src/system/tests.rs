@@ -60,7 +60,13 @@ fn wrong_types_and_values_say_what_was_expected() {
     assert_eq!(with("vuart = 1"), "s.toml: domain[1].vuart: expected true or false, found a number");
     assert!(with("vcpus = -1").contains("found -1"));
     assert!(with("paging = \"shadow\"").contains("expected \"pv\" or \"nested\", found \"shadow\""));
-    assert!(with("kernel = \"Image\"").ends_with("domain[1].kernel: /nowhere/Image does not exist"));
+    let kernel = |name: &str| with(&format!("kernel = \"{name}\""));
+    let place = "s.toml: domain[1].kernel: /nowhere";
+    assert_eq!(
+        kernel("Image"),
+        format!("{place}/Image does not exist; a guest of this workspace is \"guest:NAME\"")
+    );
+    assert_eq!(kernel("hello"), format!("{place}/hello does not exist, did you mean \"guest:hello\"?"));
     assert!(with("ramdisk = \"r\"").ends_with("domain[1].ramdisk: /nowhere/r does not exist"));
 }
 
@@ -95,16 +101,88 @@ fn a_full_check_wants_kernel_and_memory() {
     let full = |text: &str| {
         System::parse("s.toml", Path::new("/nowhere"), text, Checking::Full).unwrap_err().to_string()
     };
-    assert_eq!(full("[[domain]]\nname = \"a\"\nmemory = \"1M\"\n"), "s.toml: domain[1].kernel: missing");
+    assert_eq!(
+        full("[[domain]]\nname = \"a\"\nmemory = \"1M\"\n"),
+        "s.toml: domain[1].kernel: missing: write for example kernel = \"guest:hello\""
+    );
 }
 
 #[test]
-fn the_raspberry_pi_has_what_it_has_whatever_the_file_wants_of_virt() {
-    let system = read("[machine]\nboard = \"rpi4\"\ncpus = 8\n[[domain]]\nname = \"a\"\n").unwrap();
-    let machine = &system.machine;
+fn what_is_missing_is_told_with_an_example() {
+    let example =
+        |text: &str| refusal(text).split_once(": missing: write for example ").unwrap().1.to_owned();
+    assert_eq!(example("[[domain]]\nmemory = \"1M\"\n"), "name = \"ping\"");
+    assert_eq!(example("[[pool]]\ncpus = [1]\n[[domain]]\nname = \"a\"\n"), "name = \"own\"");
+    assert_eq!(example("[[pool]]\nname = \"p\"\n[[domain]]\nname = \"a\"\n"), "cpus = [1]");
+}
+
+#[test]
+fn the_raspberry_pi_has_what_it_has_whatever_a_file_wants_of_virt() {
+    let virt = "[machine]\ngic = 3\ncpu = \"max\"\ncpus = 8\nmemory = \"8G\"\n[[domain]]\nname = \"a\"\n";
+    let system =
+        System::parse_for("s.toml", Path::new("/nowhere"), virt, Checking::Unchecked, Some(Board::Rpi4));
+    let machine = system.unwrap().machine;
     assert_eq!((machine.board, machine.gic, machine.cpus, machine.memory), (Board::Rpi4, 2, 4, 2 << 30));
     machine.check().unwrap();
     let asked = Machine { gic: 3, ..machine.clone() };
-    let refused = asked.check().unwrap_err();
-    assert_eq!(refused.to_string(), "machine.gic: a Raspberry Pi 4 has a GICv2: leave it out");
+    assert_eq!(asked.check(), Err(("gic", "a Raspberry Pi 4 has a GICv2: leave it out".into())));
+}
+
+#[test]
+fn a_file_for_the_raspberry_pi_says_nothing_else_than_the_board_is() {
+    let with = |line: &str| format!("[machine]\nboard = \"rpi4\"\n{line}\n[[domain]]\nname = \"a\"\n");
+    for (line, wrong) in [
+        ("gic = 3", "gic: a Raspberry Pi 4 has a GICv2"),
+        ("cpu = \"max\"", "cpu: a Raspberry Pi 4 has Cortex-A72 cores"),
+        ("cpus = 5", "cpus: a Raspberry Pi 4 has 4 CPUs"),
+        ("memory = \"4G\"", "memory: a Raspberry Pi 4 has 2 GiB under QEMU"),
+        ("terrain = \"pieces\"", "terrain: a Raspberry Pi 4 has the RAM that it has"),
+    ] {
+        assert_eq!(refusal(&with(line)), format!("s.toml: machine.{wrong}: leave it out"));
+    }
+    let same = "gic = 2\ncpu = \"cortex-a72\"\ncpus = 4\nmemory = \"2G\"\nconsole = \"serial0:115200n8\"";
+    assert_eq!(read(&with(same)).unwrap().machine.console.as_deref(), Some("serial0:115200n8"));
+}
+
+#[test]
+fn a_console_is_chosen_where_there_are_two() {
+    let text = "[machine]\nconsole = \"serial0\"\n[[domain]]\nname = \"a\"\n";
+    assert_eq!(refusal(text), "s.toml: machine.console: QEMU's virt has one UART: leave it out");
+    let file = |board| {
+        System::parse_for("s.toml", Path::new("/nowhere"), text, Checking::Unchecked, Some(board)).unwrap()
+    };
+    assert_eq!(file(Board::Rpi4).machine.console.as_deref(), Some("serial0"));
+}
+
+#[test]
+fn domains_have_cpus_that_the_machine_runs() {
+    let check = |text: &str| read(text).unwrap().check_cpus().map_err(|failure| failure.to_string());
+    let wrong = |text: &str| check(text).unwrap_err();
+    let pool = |scheduler: &str, keys: &str| {
+        format!(
+            "[machine]\ncpus = 2\n[[pool]]\nname = \"p\"\ncpus = [1]\nscheduler = \"{scheduler}\"\n\
+             [[domain]]\nname = \"a\"\npool = \"p\"\n{keys}\n"
+        )
+    };
+    let affinity = "[[domain]]\nname = \"a\"\naffinity = [2, 7]\n";
+    assert_eq!(wrong(affinity), "s.toml: domain[1].affinity: expected some of its pool's CPUs, CPUs 0, 1");
+    assert!(check("[machine]\ncpus = 3\n[[domain]]\nname = \"a\"\naffinity = [2, 7]\n").is_ok());
+    assert_eq!(
+        wrong(&pool("fair", "affinity = [0]")),
+        "s.toml: domain[1].affinity: expected some of its pool's CPUs, CPU 1"
+    );
+    assert!(check(&pool("fair", "vcpus = 2")).is_ok());
+    assert_eq!(
+        wrong(&pool("partition", "vcpus = 2")),
+        "s.toml: domain[1].vcpus: a partition has a CPU for each vCPU: give the pool more"
+    );
+    assert_eq!(
+        wrong(&pool("fair", "").replace("cpus = 2", "cpus = 1")),
+        "s.toml: domain[1].pool: has CPU 1, and the machine runs CPU 0: raise machine.cpus"
+    );
+    let both = pool("fair", "[[domain]]\nname = \"b\"").replace("cpus = [1]", "cpus = [0, 1]");
+    assert_eq!(
+        wrong(&both),
+        "s.toml: domain[2].pool: missing: all CPUs are in pools of other domains: name one"
+    );
 }

@@ -20,7 +20,7 @@ struct Mistake {
     line: &'static str,
 }
 
-const MISTAKES: [Mistake; 8] = [
+const MISTAKES: [Mistake; 10] = [
     Mistake {
         name: "unknown-key",
         text: "[[domain]]\nname = \"a\"\nkernel = \"guest:hello\"\nmemroy = \"32M\"\n",
@@ -34,12 +34,22 @@ const MISTAKES: [Mistake; 8] = [
     Mistake {
         name: "no-kernel-file",
         text: "[[domain]]\nname = \"a\"\nkernel = \"nothing.img\"\nmemory = \"32M\"\n",
-        line: "nothing.img does not exist",
+        line: "nothing.img does not exist; a guest of this workspace is \"guest:NAME\"",
     },
     Mistake {
         name: "no-such-guest",
         text: "[[domain]]\nname = \"a\"\nkernel = \"guest:helo\"\nmemory = \"32M\"\n",
         line: "domain[1].kernel: this workspace has no guest \"helo\", did you mean \"hello\"?",
+    },
+    Mistake {
+        name: "guest-without-prefix",
+        text: "[[domain]]\nname = \"a\"\nkernel = \"hello\"\nmemory = \"32M\"\n",
+        line: "hello does not exist, did you mean \"guest:hello\"?",
+    },
+    Mistake {
+        name: "no-such-cpu",
+        text: "[[domain]]\nname = \"a\"\nkernel = \"guest:hello\"\nmemory = \"32M\"\naffinity = [7]\n",
+        line: "domain[1].affinity: expected some of its pool's CPUs, CPUs 0, 1",
     },
     Mistake {
         name: "no-kernel-image",
@@ -75,12 +85,12 @@ pub(super) fn host() -> Vec<Step> {
     });
     let mut steps: Vec<_> = mistakes.collect();
     steps.push(Step::new("refused by xtask: an unknown option", Level::Quick, || {
-        one_line(&["run".as_ref(), "--memroy".as_ref()], "unexpected argument '--memroy' found")
+        one_line(&["run".as_ref(), "--memroy".as_ref()], "unexpected argument '--memroy' found; a similar argument exists: '--memory': see `cargo xtask run --help`")
     }));
     steps.push(Step::new("refused by xtask: a Raspberry Pi of five CPUs", Level::Quick, || {
         one_line(
             &["run".as_ref(), "--board".as_ref(), "rpi4".as_ref(), "--cpus".as_ref(), "5".as_ref()],
-            "machine.cpus: a Raspberry Pi 4 has 4 CPUs: leave it out",
+            "error: --cpus: a Raspberry Pi 4 has 4 CPUs: leave it out",
         )
     }));
     steps
