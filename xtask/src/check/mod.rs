@@ -3,6 +3,7 @@
 mod a64;
 mod abi;
 mod advisories;
+mod documents;
 mod layouts;
 mod panic_reach;
 mod planted;
@@ -65,7 +66,7 @@ impl Run {
 }
 
 /// All checks in the order of their cost.
-pub(crate) const ALL: [Check; 16] = [
+pub(crate) const ALL: [Check; 17] = [
     Check {
         cost: Cost::Low,
         name: "format",
@@ -109,6 +110,11 @@ pub(crate) const ALL: [Check; 16] = [
         run: Run::Host(abi::covered),
     },
     Check { cost: Cost::Low, name: "advisories: rows, cases, waivers", run: Run::Host(advisories::check) },
+    Check {
+        cost: Cost::Low,
+        name: "documents: keys of system files, guests",
+        run: Run::Host(documents::check),
+    },
     Check { cost: Cost::Low, name: "lines/unsafe", run: Run::Host(|| Ok(sources::check())) },
 ];
 
