@@ -27,6 +27,7 @@ use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, low_u32};
 use crate::machine::{Current, Machine};
 use crate::sched;
+use crate::stretch::Stretch;
 
 /// Most characters of a line that are kept until the newline comes.
 pub const LINE_LENGTH: usize = 160;
@@ -274,9 +275,13 @@ pub fn console_io<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args
     }
     let mut left = usize::try_from(low_u32(count)).map_err(|_| Errno::Einval)?;
     let mut va = GuestVa::new(buffer);
-    for _ in 0..machine.hw.budget(CHUNKS) {
+    let run = Stretch::begin(machine, current);
+    for chunk in 0..machine.hw.budget(CHUNKS) {
         if left == 0 {
             return Ok(0);
+        }
+        if chunk != 0 && run.is_long(machine) {
+            break;
         }
         let mut bytes = [0; CHUNK];
         let chunk = bytes.get_mut(..left.min(CHUNK)).ok_or(Errno::Efault)?;

@@ -114,6 +114,8 @@ struct Inner {
     /// A word in which another vCPU flips these bits after each of so many looks that EL2 takes at it.
     flips: Option<(FrameAddr, u32, u32)>,
     budget: Option<u32>,
+    /// Whether every run is found to be long.
+    impatient: bool,
     /// Bytes that the console holds; without a number all.
     console_room: Option<usize>,
     events: Vec<Event>,
@@ -168,6 +170,11 @@ impl FakeHardware {
         if self.watched.load(std::sync::atomic::Ordering::Relaxed) {
             self.shared.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Lets every run be long, so that long calls restart wherever they ask for the time.
+    pub fn set_impatient(&self, impatient: bool) {
+        self.inner().impatient = impatient;
     }
 
     /// Units of work that each run of a long call may do from now on; `None` for what the call itself says.
@@ -529,6 +536,10 @@ impl Hardware for FakeHardware {
 
     fn budget(&self, usual: u32) -> u32 {
         self.inner().budget.unwrap_or(usual)
+    }
+
+    fn microseconds_since(&self, _began: u64) -> u64 {
+        if self.inner().impatient { u64::MAX } else { 0 }
     }
 
     fn counter(&self) -> u64 {

@@ -40,10 +40,11 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, low_u32};
 use crate::machine::{Current, Machine};
+use crate::stretch::Stretch;
 
 /// The low bits of `cmd` that are the operation (`GNTTABOP_CMD_MASK`); the rest is progress of a cache flush.
 const CMD_MASK: u32 = 0xFFF;
-/// Elements of a batch that one run does before it lets interrupts in: some 900 instructions each for a copied page.
+/// Elements of a batch that one run does at most before it lets interrupts in ([`crate::stretch`]).
 const BUDGET: u32 = 16;
 
 /// Both are read as the first; the second has the address of a replacement where the first has a bus address.
@@ -71,10 +72,12 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
         return Err(Errno::Einval.into());
     }
     let op = op.ok_or(Errno::Enosys)?;
+    let run = if count > 1 { Stretch::begin(machine, current) } else { Stretch::SHORT };
+    let is_over = |done: u32| done >= machine.hw.budget(BUDGET) || run.is_long(machine);
     match op {
         GrantOp::MapGrantRef => batch(
             args,
-            (count, machine.hw.budget(BUDGET)),
+            (count, is_over),
             |index| {
                 let at = guest_memory::element::<MapGrantRef>(at, index)?;
                 let mut op: MapGrantRef = guest_memory::read_in_place(machine, current, at)?;
@@ -85,7 +88,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
         ),
         GrantOp::UnmapGrantRef | GrantOp::UnmapAndReplace => batch(
             args,
-            (count, machine.hw.budget(BUDGET)),
+            (count, is_over),
             |index| {
                 let at = guest_memory::element::<UnmapGrantRef>(at, index)?;
                 let unmap: UnmapGrantRef = guest_memory::read_in_place(machine, current, at)?;
@@ -103,7 +106,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
         ),
         GrantOp::Copy => batch(
             args,
-            (count, machine.hw.budget(BUDGET)),
+            (count, is_over),
             |index| {
                 let at = guest_memory::element::<GrantCopy>(at, index)?;
                 let op: GrantCopy = guest_memory::read_in_place(machine, current, at)?;
@@ -114,7 +117,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
         ),
         GrantOp::SwapGrantRef => batch(
             args,
-            (count, machine.hw.budget(BUDGET)),
+            (count, is_over),
             |index| {
                 let at = guest_memory::element::<SwapGrantRef>(at, index)?;
                 let op: SwapGrantRef = guest_memory::read(machine, current, at)?;
@@ -162,17 +165,18 @@ fn one(count: u32, deed: impl FnOnce() -> Result<(), Stop>) -> Answer {
     deed().map(|()| 0)
 }
 
-/// Does the elements of a batch, as many as there are and at most the budget; when some are left, restarts with the array that is.
+/// Does the elements of a batch until the run is over; when some are left, restarts with the array that is.
 #[inline]
 fn batch(
     args: &Args,
-    (count, budget): (u32, u32),
+    (count, is_over): (u32, impl Fn(u32) -> bool),
     mut element: impl FnMut(u64) -> Result<(), Errno>,
     size: usize,
 ) -> Answer {
-    let now = count.min(budget);
-    for index in 0..now {
-        element(u64::from(index))?;
+    let mut now = 0;
+    while now < count && (now == 0 || !is_over(now)) {
+        element(u64::from(now))?;
+        now = now.wrapping_add(1);
     }
     let left = count.wrapping_sub(now);
     if left == 0 || crate::seeded!("xsa-318") {

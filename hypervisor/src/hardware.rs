@@ -127,6 +127,9 @@ pub trait Hardware: Sync {
         usual
     }
 
+    /// Whole microseconds since the counter had this value: what the length of runs is measured by ([`crate::stretch`]). Tests say what they like.
+    fn microseconds_since(&self, began: u64) -> u64;
+
     /// Ticks of the system counter.
     fn counter(&self) -> u64;
     /// Ticks per second of the counter.

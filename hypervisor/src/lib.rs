@@ -35,6 +35,7 @@ pub mod sched_op;
 pub mod seeded;
 pub mod selfcheck;
 pub mod stage2;
+pub mod stretch;
 pub mod vcpu;
 pub mod vcpu_op;
 pub mod version;

@@ -177,6 +177,8 @@ pub struct Vcpu {
     pub deadline: AtomicU64,
     /// How long it did what, and where that is told.
     pub runstate: RunState,
+    /// When the multicall began in which it is ([`crate::stretch`]); 0 for none. Nobody else looks.
+    pub multicall: AtomicU64,
 }
 
 impl Vcpu {
@@ -197,6 +199,7 @@ impl Vcpu {
             poll: AtomicU32::new(NOT_POLLING),
             deadline: AtomicU64::new(u64::MAX),
             runstate: RunState::new(),
+            multicall: AtomicU64::new(0),
         }
     }
 

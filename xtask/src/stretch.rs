@@ -23,7 +23,12 @@ use crate::{baseline, build, setup, workspace};
 const SHOWN: usize = 16;
 
 /// Who makes the hypervisor work: name, text, and the line after which there is nothing more to see.
-const LOADS: [(&str, &str, &str); 4] = [
+const LOADS: [(&str, &str, &str); 5] = [
+    (
+        "the dearest that guests can ask for",
+        "[[domain]]\nname = \"longest\"\nkernel = \"guest:longest\"\nmemory = \"128M\"\n",
+        "d1: shutdown",
+    ),
     (
         "every call of the conformance suite",
         "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 4\ncmdline = \"passive=2\"\n\

@@ -21,6 +21,7 @@ use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop};
 use crate::machine::{Current, Machine};
 use crate::stage2::{Kind, Stage2};
+use crate::stretch::Stretch;
 
 /// One of the two rings, and the words that count its bytes.
 struct Ring {
@@ -82,7 +83,11 @@ pub fn notified<H: Hardware>(
     let Some(page) = page else { return Ok(0) };
     let mut more = true;
     let mut moved = false;
-    for _ in 0..machine.hw.budget(CHUNKS) {
+    let run = Stretch::begin(machine, current);
+    for chunk in 0..machine.hw.budget(CHUNKS) {
+        if chunk != 0 && run.is_long(machine) {
+            break;
+        }
         more = take(machine, domain, page);
         moved |= more;
         if !more {

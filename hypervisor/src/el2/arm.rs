@@ -251,6 +251,11 @@ impl Hardware for Arm {
         timer::now()
     }
 
+    #[inline]
+    fn microseconds_since(&self, began: u64) -> u64 {
+        timer::microseconds_since(began)
+    }
+
     fn counter_frequency(&self) -> u64 {
         super::timer::frequency()
     }

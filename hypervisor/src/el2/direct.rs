@@ -59,7 +59,9 @@ pub fn copy(to: FrameAddr, from: FrameAddr, len: usize) {
 
 /// Copies `len` bytes that a guest may change meanwhile: each byte is read once.
 ///
-/// 128 bytes a turn where both sides are 8-byte aligned, which whole pages are; else words, else bytes.
+/// 128 bytes a turn where there are so many, however they are aligned: both sides are Normal memory and `SCTLR_EL2.A` is 0, so a load or store
+/// of registers may cross words (Arm ARM B2.8.2); no order within the copy is promised to anybody. Then words where both sides are 8-byte
+/// aligned, or 4-byte aligned, else bytes.
 ///
 /// # Safety
 /// Both ranges are mapped and the destination is writable; they do not overlap, or only as a forward copy allows.
@@ -68,42 +70,42 @@ unsafe fn copy_bytes(to: usize, from: usize, len: usize) {
     let mut to = to;
     let mut from = from;
     let mut left = len;
-    if (to | from).trailing_zeros() >= 3 {
-        let blocks = left / 128;
-        if blocks != 0 {
-            // SAFETY: 128 bytes a turn are left on both sides, `blocks` turns, both sides 8-byte aligned.
-            unsafe {
-                asm!(
-                    "2:",
-                    "ldp {a}, {b}, [{from}]",
-                    "ldp {c}, {d}, [{from}, #16]",
-                    "ldp {e}, {f}, [{from}, #32]",
-                    "ldp {g}, {h}, [{from}, #48]",
-                    "stp {a}, {b}, [{to}]",
-                    "stp {c}, {d}, [{to}, #16]",
-                    "stp {e}, {f}, [{to}, #32]",
-                    "stp {g}, {h}, [{to}, #48]",
-                    "ldp {a}, {b}, [{from}, #64]",
-                    "ldp {c}, {d}, [{from}, #80]",
-                    "ldp {e}, {f}, [{from}, #96]",
-                    "ldp {g}, {h}, [{from}, #112]",
-                    "add {from}, {from}, #128",
-                    "stp {a}, {b}, [{to}, #64]",
-                    "stp {c}, {d}, [{to}, #80]",
-                    "stp {e}, {f}, [{to}, #96]",
-                    "stp {g}, {h}, [{to}, #112]",
-                    "add {to}, {to}, #128",
-                    "subs {n}, {n}, #1",
-                    "b.ne 2b",
-                    a = out(reg) _, b = out(reg) _, c = out(reg) _, d = out(reg) _,
-                    e = out(reg) _, f = out(reg) _, g = out(reg) _, h = out(reg) _,
-                    n = inout(reg) blocks => _,
-                    from = inout(reg) from, to = inout(reg) to,
-                    options(nostack),
-                );
-            }
-            left &= 127;
+    let blocks = left / 128;
+    if blocks != 0 {
+        // SAFETY: 128 bytes a turn are left on both sides, `blocks` turns.
+        unsafe {
+            asm!(
+                "2:",
+                "ldp {a}, {b}, [{from}]",
+                "ldp {c}, {d}, [{from}, #16]",
+                "ldp {e}, {f}, [{from}, #32]",
+                "ldp {g}, {h}, [{from}, #48]",
+                "stp {a}, {b}, [{to}]",
+                "stp {c}, {d}, [{to}, #16]",
+                "stp {e}, {f}, [{to}, #32]",
+                "stp {g}, {h}, [{to}, #48]",
+                "ldp {a}, {b}, [{from}, #64]",
+                "ldp {c}, {d}, [{from}, #80]",
+                "ldp {e}, {f}, [{from}, #96]",
+                "ldp {g}, {h}, [{from}, #112]",
+                "add {from}, {from}, #128",
+                "stp {a}, {b}, [{to}, #64]",
+                "stp {c}, {d}, [{to}, #80]",
+                "stp {e}, {f}, [{to}, #96]",
+                "stp {g}, {h}, [{to}, #112]",
+                "add {to}, {to}, #128",
+                "subs {n}, {n}, #1",
+                "b.ne 2b",
+                a = out(reg) _, b = out(reg) _, c = out(reg) _, d = out(reg) _,
+                e = out(reg) _, f = out(reg) _, g = out(reg) _, h = out(reg) _,
+                n = inout(reg) blocks => _,
+                from = inout(reg) from, to = inout(reg) to,
+                options(nostack),
+            );
         }
+        left &= 127;
+    }
+    if (to | from).trailing_zeros() >= 3 {
         while left >= 8 {
             // SAFETY: 8 bytes are left on both sides, both 8-byte aligned.
             unsafe {

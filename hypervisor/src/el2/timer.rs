@@ -47,6 +47,12 @@ pub fn microseconds() -> u64 {
     now().checked_div(per).unwrap_or(0)
 }
 
+/// Whole microseconds since a system time. The counter may be read a few instructions early: that is a few too few.
+pub fn microseconds_since(began: u64) -> u64 {
+    let per = frequency().checked_div(1_000_000).filter(|per| *per != 0).unwrap_or(1);
+    regs::cntpct_el0::read().wrapping_sub(offset()).saturating_sub(began).checked_div(per).unwrap_or(0)
+}
+
 /// Ticks in so many microseconds.
 pub fn ticks(microseconds: u64) -> u64 {
     frequency().checked_div(1_000_000).unwrap_or(1).max(1).saturating_mul(microseconds)

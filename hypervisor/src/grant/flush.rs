@@ -17,6 +17,7 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, low_u32};
 use crate::machine::{Current, Machine};
+use crate::stretch::Stretch;
 
 /// Units of one run: an element with the first [`LOOK`] references that are looked at for it is one, and so are the next ones each.
 const BUDGET: u32 = 16;
@@ -40,14 +41,18 @@ const fn to_command(reference: u32) -> u32 {
 /// What is left of a run.
 struct Left {
     units: u32,
+    /// It has taken one.
+    begun: bool,
+    run: Stretch,
     /// Where the element in hand goes on.
     from: u32,
 }
 
 impl Left {
-    /// Takes a unit, if there is one.
-    fn take(&mut self) -> bool {
-        let left = self.units.checked_sub(1);
+    /// Takes a unit, if there is one, and the time for it.
+    fn take<H: Hardware>(&mut self, machine: &Machine<H>) -> bool {
+        let left = self.units.checked_sub(1).filter(|_| !self.begun || !self.run.is_long(machine));
+        self.begun = true;
         self.units = left.unwrap_or(0);
         left.is_some()
     }
@@ -57,12 +62,17 @@ impl Left {
 pub(super) fn cache_flush<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
     let [cmd, uop, count, a3, a4] = *args;
     let (cmd, count) = (low_u32(cmd), low_u32(count));
-    let mut left = Left { units: machine.hw.budget(BUDGET), from: from_command(cmd & !CMD_MASK) };
+    let mut left = Left {
+        units: machine.hw.budget(BUDGET),
+        begun: false,
+        run: Stretch::begin(machine, current),
+        from: from_command(cmd & !CMD_MASK),
+    };
     // Each turn takes a unit.
     for index in 0..count {
         let at = guest_memory::element::<CacheFlush>(GuestHandle(uop), index.into())?;
-        let done =
-            left.take() && element(machine, current, &guest_memory::read(machine, current, at)?, &mut left)?;
+        let done = left.take(machine)
+            && element(machine, current, &guest_memory::read(machine, current, at)?, &mut left)?;
         if !done {
             let cmd = cmd & CMD_MASK | to_command(left.from);
             return Err(Stop::Restart([cmd.into(), at.0, count.wrapping_sub(index).into(), a3, a4]));
@@ -128,7 +138,7 @@ fn look<H: Hardware>(
         }
         drop(state);
         left.from = left.from.saturating_add(LOOK);
-        if !left.take() {
+        if !left.take(machine) {
             return Ok(false);
         }
     }

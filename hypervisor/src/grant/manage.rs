@@ -14,8 +14,10 @@ use crate::hypercall::{Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
 
 /// Frames that one run adds to a table before it lets interrupts in: each is two of the machine's, cleared and one of them cleaned to
-/// memory, some 2000 instructions.
-const GROW_BUDGET: u32 = 6;
+/// memory, some 2800 instructions.
+const GROW_BUDGET: u32 = 3;
+/// Frames that a table grows by in the run that does something with the last of them, too: that may split a block.
+const GROWN_WITH: u32 = 0;
 /// `INVALID_GFN`.
 const NO_GFN: u64 = u64::MAX;
 
@@ -60,9 +62,11 @@ pub(crate) fn grow<H: Hardware>(
     if to > grants.max_frames() {
         return Err(Errno::Einval.into());
     }
-    let step = to.min(grants.frames().saturating_add(machine.hw.budget(GROW_BUDGET)));
+    let before = grants.frames();
+    let step = to.min(before.saturating_add(machine.hw.budget(GROW_BUDGET)));
     grants.grow(&machine.hw, &machine.frames, owner, step)?;
-    if step < to { Err(Stop::Restart(*args)) } else { Ok(()) }
+    let grown = step.saturating_sub(before) > machine.hw.budget(GROWN_WITH);
+    if step < to || grown { Err(Stop::Restart(*args)) } else { Ok(()) }
 }
 
 /// Sizes the caller's table and lists where the domain has its frames.

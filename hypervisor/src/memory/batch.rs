@@ -8,8 +8,9 @@ use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop};
 use crate::machine::{Current, Machine};
+use crate::stretch::Stretch;
 
-/// Elements that one run does before it lets interrupts in.
+/// Elements that one run does at most before it lets interrupts in.
 const BUDGET: u32 = 16;
 
 /// Places many pages.
@@ -38,7 +39,11 @@ pub(super) fn add_to_physmap_batch<H: Hardware>(
     let from = |index: u16| {
         Args::from([cmd & MEMOP_CMD_MASK | u64::from(index) << MEMOP_EXTENT_SHIFT, arg, a2, a3, a4])
     };
+    let run = Stretch::begin(machine, current);
     for index in first..end {
+        if index != first && run.is_long(machine) {
+            return Err(Stop::Restart(from(index)));
+        }
         let number = u64::from(index);
         let idx: u64 =
             guest_memory::read(machine, current, guest_memory::element::<u64>(batch.idxs, number)?)?;

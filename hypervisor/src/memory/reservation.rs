@@ -24,6 +24,7 @@ use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
 use crate::stage2::{Kind, Mapping};
+use crate::stretch::Stretch;
 
 /// Which way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,14 +87,16 @@ pub(super) fn adjust<H: Hardware>(
     // This CPU has looked nothing up yet.
     machine.frames.quiescent.pass(current.cpu);
     machine.frames.reclaim();
-    let mut budget = machine.hw.budget(BUDGET);
+    let run = Stretch::begin(machine, current);
+    let full = machine.hw.budget(BUDGET);
+    let mut budget = full;
     // Each turn does a page, and there are `BUDGET` at most.
     while extent < asked.nr_extents {
         // What is undone to its begin needs no further run.
         if undo != 0 && page == 0 {
             return Ok(extent);
         }
-        if budget == 0 {
+        if budget == 0 || (budget < full && run.is_long(machine)) {
             return Err(restart(extent, page, undo));
         }
         if undo != 0 {

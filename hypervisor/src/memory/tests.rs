@@ -13,12 +13,17 @@ const GRANT_GFN: u64 = 0x3_8000;
 
 fn call(world: &World, cmd: u64, arg: &[u8]) -> Result<u64, Errno> {
     world.guest_write(1, ARG, arg);
-    let result = memory_op(&world.machine, &world.current(1, 0), &[cmd, ARG, 0, 0, 0]);
-    world.check();
-    result.map_err(|stop| match stop {
-        Stop::Errno(errno) => errno,
-        Stop::Restart(_) => panic!("restarted"),
-    })
+    let mut args = [cmd, ARG, 0, 0, 0];
+    for _ in 0..64 {
+        let result = memory_op(&world.machine, &world.current(1, 0), &args);
+        world.check();
+        match result {
+            Ok(value) => return Ok(value),
+            Err(Stop::Errno(errno)) => return Err(errno),
+            Err(Stop::Restart(rest)) => args = rest,
+        }
+    }
+    panic!("it never ends")
 }
 
 fn request(space: u32, idx: u64, gpfn: u64) -> AddToPhysmap {
