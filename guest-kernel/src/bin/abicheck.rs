@@ -75,6 +75,8 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     }
     if guest.args().text("role") == Some("control") {
         let mut tap = Tap::new(None);
+        tap.family("limits", control::limits);
+        tap.family("handle", control::handles);
         tap.family("control", control::check);
         return tap.end();
     }

@@ -15,6 +15,8 @@ mod answers;
 mod elsewhere;
 #[path = "rootkit/entries.rs"]
 mod entries;
+#[path = "rootkit/limits.rs"]
+mod limits;
 #[path = "rootkit/memory.rs"]
 mod memory;
 #[path = "rootkit/race.rs"]
@@ -198,6 +200,7 @@ fn main(guest: &Guest) -> Result<(), Failed> {
     if !guest.args().has("walls") {
         // Where roles are not checked some of them are not refused, and this guest would end by what they do.
         answers::all(&mut tap, &target)?;
+        limits::all(&mut tap, guest, &target)?;
     }
     entries::tables_and_text(&mut tap, &target);
     entries::contents(&mut tap, &target)?;

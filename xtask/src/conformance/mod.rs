@@ -209,12 +209,12 @@ pub(crate) fn uncovered() -> Outcome<Vec<String>> {
         return Err(Failure::failed(format!("{} is not there or has no answers", compare::FILE)));
     };
     let mut lines = answers.problems(Calls::Guests, On::Xen, |text| excuses.excuse(text));
-    lines.extend(answers::without_cases(&cases));
+    lines.extend(answers::without_cases(Calls::Guests, &cases));
     Ok(lines)
 }
 
-/// How many answers of these calls a system's console shows (`(dN) # answers ..`), or what is missing of the table, or not in it. What domains without
-/// such calls are answered comes from Xen's kept results.
+/// How many answers of these calls a system's console shows (`(dN) # answers ..`), or what is missing of the table, or not in it, or which kind of case.
+/// What domains without such calls are answered comes from Xen's kept results.
 pub(crate) fn answered(console: &[String], of: Calls) -> Outcome<usize> {
     let mut reader = answers::Reader::new()?;
     console.iter().filter_map(|line| line.split_once(") ")).for_each(|(_, text)| reader.see(text));
@@ -225,7 +225,8 @@ pub(crate) fn answered(console: &[String], of: Calls) -> Outcome<usize> {
         seen.add(kept.only(of));
     }
     let excuses = Differences::load()?;
-    let problems = seen.problems(of, On::Pavo, |text| excuses.excuse(text));
+    let mut problems = seen.problems(of, On::Pavo, |text| excuses.excuse(text));
+    problems.extend(answers::without_cases(of, &cases_of(console)));
     match problems.first() {
         None => Ok(seen.only(of).count()),
         Some(first) => Err(Failure::Shown {
@@ -233,6 +234,16 @@ pub(crate) fn answered(console: &[String], of: Calls) -> Outcome<usize> {
             lines: problems,
         }),
     }
+}
+
+/// The cases that passed in any domain of a system, by its console: `(dN) ok 3 - NAME`.
+fn cases_of(console: &[String]) -> Vec<Case> {
+    let passed = console.iter().filter_map(|line| {
+        let (number, name) = line.split_once(") ok ")?.1.split_once(" - ")?;
+        number.parse::<u32>().ok()?;
+        Some(Case { name: name.into(), passed: true, detail: String::new() })
+    });
+    passed.collect()
 }
 
 fn judge(results: &Results, known: &Differences) -> Outcome<String> {
@@ -262,10 +273,10 @@ fn judge(results: &Results, known: &Differences) -> Outcome<String> {
 
 /// The checking domain, its partners, and domains that end as they are asked: these stay as they are then, as on Xen.
 fn system_text() -> String {
-    const ENDING: [&str; 4] = ["reboot", "crash", "soft-reset", "watchdog"];
+    const ENDING: [&str; 5] = ["reboot", "crash", "soft-reset", "watchdog", "suspend"];
     let mut text = String::from(
         "[[domain]]\nname = \"abicheck\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 4\ncmdline = \"passive=2\"\n\
-         channels = [\"partner\", \"peer\", \"reboot\", \"crash\", \"soft-reset\", \"watchdog\"]\n\
+         channels = [\"partner\", \"peer\", \"reboot\", \"crash\", \"soft-reset\", \"watchdog\", \"suspend\"]\n\
          [[domain]]\nname = \"peer\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 2\n\
          maptrack_frames = 1\ncmdline = \"role=partner page=9\"\n\
          [[domain]]\nname = \"partner\"\nkernel = \"guest:abicheck\"\nmemory = \"32M\"\nvcpus = 2\ncmdline = \"role=partner\"\n",

@@ -55,7 +55,7 @@ fn plain(op: DomctlOp, domain: DomId) -> Result<(), Errno> {
 }
 
 pub(crate) fn check(tap: &mut Tap) {
-    let privileged = plain(DomctlOp::GetDomainInfo, OWN).is_ok();
+    let privileged = is_privileged();
     // Another's looks at who is there all the time.
     let other = if privileged { VICTIM } else { OWN };
     for (number, name) in [(DOMCTL, "domctl"), (SYSCTL, "sysctl"), (PLATFORM, "platform_op")] {
@@ -122,6 +122,100 @@ pub(crate) fn check(tap: &mut Tap) {
         told(tap);
         lives(tap);
     }
+}
+
+fn is_privileged() -> bool {
+    plain(DomctlOp::GetDomainInfo, OWN).is_ok()
+}
+
+/// The last that each sub-call takes, and the first that it does not.
+pub(crate) fn limits(tap: &mut Tap) {
+    if !is_privileged() {
+        return;
+    }
+    let counters = |domain, buffer| AskCounters { domain, pad: [0; 3], buffer };
+    let mut room = Counters::default();
+    let (last, behind) = (DomId(2), DomId(3));
+    tap.is("domctl.getdomaininfo of the last domain", plain(DomctlOp::GetDomainInfo, last), Ok(()));
+    let got = plain(DomctlOp::GetDomainInfo, behind);
+    tap.is("domctl.getdomaininfo of the one behind it", got, Err(Errno::Esrch));
+    for (domain, what, expected) in
+        [(last, "the last domain", Ok(())), (behind, "the one behind it", Err(Errno::Esrch))]
+    {
+        let asked = counters(domain, GuestHandle(address(&mut room)));
+        let got = sysctl(SysctlOp::Counters.number(), SYSCTL_VERSION, &asked);
+        tap.is(format_args!("sysctl.counters of {what}"), got, expected);
+        let expected = expected.and(Err(Errno::Eexist));
+        let got = sysctl(SysctlOp::Build.number(), SYSCTL_VERSION, &counters(domain, GuestHandle::NULL));
+        tap.is(format_args!("sysctl.build of {what}"), got, expected);
+    }
+    let mut map = [0xff_u8; 8];
+    let all = VcpuAffinity {
+        flags: affinity::HARD,
+        hard: GuestHandle(address(&mut map)),
+        hard_bits: 64,
+        ..Default::default()
+    };
+    for (vcpu, expected) in [(0, Ok(())), (1, Err(Errno::Einval)), (u32::MAX, Err(Errno::Einval))] {
+        map.fill(0xff);
+        let asked = VcpuAffinity { vcpu, ..all };
+        let got = domctl(DomctlOp::SetVcpuAffinity.number(), DOMCTL_VERSION, VICTIM, &asked);
+        tap.is(format_args!("domctl.setvcpuaffinity of vCPU {vcpu} of one"), got, expected);
+    }
+    let good = SchedulerParams { scheduler: scheduler::CREDIT2, cmd: scheduler::PUT, weight: 256, cap: 0 };
+    for (weight, cap, expected) in [
+        (1, 1, Ok(())),
+        (u16::MAX, 100, Ok(())),
+        (256, 101, Err(Errno::Einval)),
+        (256, u16::MAX, Err(Errno::Einval)),
+        (256, 0, Ok(())),
+    ] {
+        let asked = SchedulerParams { weight, cap, ..good };
+        let got = domctl(DomctlOp::SchedulerOp.number(), DOMCTL_VERSION, VICTIM, &asked);
+        tap.is(format_args!("domctl.scheduler_op with weight {weight}, cap {cap}"), got, expected);
+    }
+    let time = SetTime { secs: 1_700_000_000, ..SetTime::default() };
+    for (mbz, expected) in [(0, Ok(())), (1, Err(Errno::Einval)), (u32::MAX, Err(Errno::Einval))] {
+        let got = platform(PlatformOp::SetTime64.number(), PLATFORM_VERSION, SetTime { mbz, ..time });
+        tap.is(format_args!("platform_op.settime64 with {mbz:#x} in what must be zero"), got, expected);
+    }
+    let mut text = [0_u8; 64];
+    for count in [0, 1, 64] {
+        let asked = ReadConsole { buffer: GuestHandle(address(&mut text[..])), count, ..Default::default() };
+        let got = sysctl(SysctlOp::ReadConsole.number(), SYSCTL_VERSION, &asked);
+        tap.is(format_args!("sysctl.readconsole of at most {count} bytes"), got, Ok(()));
+    }
+    let mut infos = [DomainInfo::new_zeroed(); 4];
+    for (first, most) in [(0, 0), (2, 1), (3, 4), (u16::MAX, 4)] {
+        let asked = InfoList {
+            first_domain: DomId(first),
+            max_domains: most,
+            buffer: GuestHandle(address(&mut infos[..])),
+            ..Default::default()
+        };
+        let got = sysctl(SysctlOp::GetDomainInfoList.number(), SYSCTL_VERSION, &asked);
+        tap.is(format_args!("sysctl.getdomaininfolist of {most} from {first} on"), got, Ok(()));
+    }
+}
+
+/// What a structure names leads nowhere.
+pub(crate) fn handles(tap: &mut Tap) {
+    if !is_privileged() {
+        return;
+    }
+    let buffer = GuestHandle(NOWHERE);
+    let affinity = VcpuAffinity { flags: affinity::HARD, hard: buffer, hard_bits: 64, ..Default::default() };
+    let got = domctl(DomctlOp::SetVcpuAffinity.number(), DOMCTL_VERSION, VICTIM, &affinity);
+    tap.is("domctl.setvcpuaffinity by a bitmap nowhere", got, Err(Errno::Efault));
+    let console = ReadConsole { buffer, count: 64, ..Default::default() };
+    let got = sysctl(SysctlOp::ReadConsole.number(), SYSCTL_VERSION, &console);
+    tap.is("sysctl.readconsole to nowhere", got, Err(Errno::Efault));
+    let list = InfoList { max_domains: 4, buffer, ..Default::default() };
+    let got = sysctl(SysctlOp::GetDomainInfoList.number(), SYSCTL_VERSION, &list);
+    tap.is("sysctl.getdomaininfolist to nowhere", got, Err(Errno::Efault));
+    let count = AskCounters { domain: VICTIM, pad: [0; 3], buffer };
+    let got = sysctl(SysctlOp::Counters.number(), SYSCTL_VERSION, &count);
+    tap.is("sysctl.counters to nowhere", got, Err(Errno::Efault));
 }
 
 fn affinities(tap: &mut Tap) {

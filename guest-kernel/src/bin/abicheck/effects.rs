@@ -36,8 +36,26 @@ pub(crate) fn end_of(tap: &mut Tap, index: usize, partner: &Partner) {
         3 => end(tap, partner, "crash", Some(ShutdownReason::Crash)),
         4 => end(tap, partner, "soft reset", Some(ShutdownReason::SoftReset)),
         5 => end(tap, partner, "watchdog", None),
+        6 => suspend(tap, partner),
         _ => {}
     }
+}
+
+/// Nobody saves it: it stays as it is on Xen, and ends here. What is mapped of it stays in both.
+fn suspend(tap: &mut Tap, partner: &Partner) {
+    let (index, reference) = partner.grant(partner.own, 0);
+    let (mapped, handle) = map_at(partner.id, reference, AT);
+    tap.is("a page of a domain that suspends is mapped", mapped, GrantStatus::Okay);
+    let said = partner.ask_aid(Aid::End, &[ShutdownReason::Suspend.number()])[0];
+    tap.is("shutdown is announced, suspend", said, 0);
+    let silent = partner.ask_for(Command::Take, &[1], Duration::from_millis(200)).is_none();
+    tap.that("the domain answers no more, suspend", silent);
+    let there = (raw::word(AT << 12, 0), raw::word(AT << 12, 1));
+    tap.is("its page is still there, suspend", there, (PATTERN, index));
+    let event = hypercall::event_send(partner.channel.port());
+    tap.is("an event to it is taken, suspend", event, Ok(()));
+    tap.is("it is unmapped, suspend", unmap_at(AT, handle), GrantStatus::Okay);
+    tap.is("and once, suspend", unmap_at(AT, handle), GrantStatus::BadHandle);
 }
 
 fn end(tap: &mut Tap, partner: &Partner, what: &str, reason: Option<ShutdownReason>) {

@@ -7,6 +7,7 @@ use guest_kernel::{hypercall, time, timer};
 use pv_abi::event::{AllocUnbound, Reset};
 use pv_abi::{DomId, Errno, Port};
 
+use super::raw;
 use super::tap::Tap;
 
 /// Ports that are open when the reset begins: a millisecond of work.
@@ -17,24 +18,26 @@ const STEP: Duration = Duration::from_micros(25);
 /// Nothing came.
 const NOTHING: i64 = 1;
 
+/// What the reset was answered, and what the interrupt's own call.
+type Met = (Result<(), Errno>, raw::Answer);
+
 /// What the interrupt's own call was answered.
 static ANSWER: AtomicI64 = AtomicI64::new(NOTHING);
 
 /// The interrupts of the controller were set up before.
 pub(crate) fn check(tap: &mut Tap) {
-    let other = meeting(reset_too, |own, its| (own, its) == (Ok(()), code(Err(Errno::Ebusy))));
-    tap.is("event_channel_op.reset while another is under way", other, Some((Ok(()), -16)));
-    let port = meeting(new_port, |own, its| (own, its) == (Err(Errno::Eagain), 0));
-    tap.is("event_channel_op.reset that leaves a port made meanwhile", port, Some((Err(Errno::Eagain), 0)));
+    let expected = (Ok(()), Err(Errno::Ebusy));
+    let other = meeting(reset_too, expected);
+    tap.is("event_channel_op.reset while another is under way", other, Some(expected));
+    let expected = (Err(Errno::Eagain), Ok(0));
+    let port = meeting(new_port, expected);
+    tap.is("event_channel_op.reset that leaves a port made meanwhile", port, Some(expected));
     tap.is("event_channel_op.reset of that port", reset(), Ok(()));
     let _ = interrupt::enable(Intid::TIMER, timer::disarm);
 }
 
 /// The first meeting of a reset and an interrupt's call that came out so; else the last.
-fn meeting(
-    handler: fn(),
-    wanted: impl Fn(Result<(), Errno>, i64) -> bool,
-) -> Option<(Result<(), Errno>, i64)> {
+fn meeting(handler: fn(), wanted: Met) -> Option<Met> {
     interrupt::enable(Intid::TIMER, handler).ok()?;
     let mut last = None;
     for after in (1..=TRIES).map(|tries| STEP.saturating_mul(u32::try_from(tries).unwrap_or(u32::MAX))) {
@@ -45,9 +48,9 @@ fn meeting(
         timer::arm(time::now().after(after));
         let own = reset();
         timer::disarm();
-        let met = (own, ANSWER.load(Ordering::Relaxed));
+        let met = (own, Errno::check(ANSWER.load(Ordering::Relaxed)));
         last = Some(met);
-        if wanted(met.0, met.1) {
+        if met == wanted {
             break;
         }
     }

@@ -14,7 +14,7 @@ const NOWHERE: u64 = 0x38fff;
 const NOBODY: u64 = 777;
 const OWN: u64 = DomId::SELF.0 as u64;
 
-fn done(tap: &mut Tap, what: &str, got: Result<(), Errno>) {
+pub(super) fn done(tap: &mut Tap, what: &str, got: Result<(), Errno>) {
     if got.is_err() {
         println!("# {got:?}");
     }
