@@ -128,6 +128,7 @@ impl Options {
         }
         if self.checking() == Checking::Full {
             check_memory(&system)?;
+            system.check_counts()?;
             system.check_cpus()?;
             system.check_kernels()?;
         }

@@ -105,7 +105,7 @@ impl fmt::Display for Refusal {
                 NotAssigned::Unaligned => "passthrough: xen,reg: whole pages expected",
                 NotAssigned::NoSuchDevice => "passthrough: xen,path names no device of the machine",
                 NotAssigned::Dma => {
-                    "passthrough: the device may do DMA: xen,force-assign-without-iommu is missing"
+                    "passthrough: the device may do DMA: unsafe_dma (xen,force-assign-without-iommu) is missing"
                 }
                 NotAssigned::Interrupts => "passthrough: the device's interrupts are not SPIs of the GIC",
                 NotAssigned::TooMany => "passthrough: too many ranges or interrupts",

@@ -306,10 +306,13 @@ fn results(options: &Options, hypervisor: &Hypervisor) -> Outcome<Results> {
     if let Some(ram) = options.ram {
         (system.machine.memory, system.machine.terrain) = ram;
     }
-    build::some(&setup::toolchain()?, &system.guests())?;
+    system.machine.check().map_err(|(key, text)| Failure::usage(format!("--{key}: {text}")))?;
+    let (toolchain, qemu) = (setup::toolchain()?, setup::qemu()?);
+    qemu.check(system.machine.board)?;
+    build::some(&toolchain, &system.guests())?;
     let ended = Regex::new("^d1: (shutdown|destroyed|refused)").doing("pattern")?;
     let mut reader = Reader::new()?;
-    let report = run::boot(&setup::qemu()?, hypervisor, &system, &run, &mut |line| {
+    let report = run::boot(&qemu, hypervisor, &system, &run, &mut |line| {
         let over = match line {
             Line::Log(log) => ended.is_match(&log.text),
             Line::Guest { .. } | Line::Other(_) => false,

@@ -72,6 +72,11 @@ const MOST_CPUS: u32 = 512;
 const MOST_CPUS_GICV2: u32 = 8;
 /// The most vCPUs a domain can have: what its GICv2 can tell apart.
 const MOST_VCPUS: u32 = 8;
+/// vCPUs of all domains together, domains with the control domain, and channels of one, at most: the hypervisor's `sched::MAX_VCPUS`,
+/// `domain::MAX_DOMAINS`, `devicetree::channel::MAX_CHANNELS`.
+const MOST_VCPUS_IN_ALL: u32 = 512;
+const MOST_DOMAINS: usize = 257;
+const MOST_CHANNELS: usize = 8;
 
 /// A system file.
 #[derive(Debug)]
@@ -294,6 +299,30 @@ impl System {
                 kernel_image(&kernel.path()?, Checking::Full).map_err(|failure| {
                     Failure::usage(format!("{}: domain[{}].kernel: {failure}", self.file, index + 1))
                 })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that there is no more of anything than the hypervisor has room for.
+    pub(crate) fn check_counts(&self) -> Outcome<()> {
+        let wrong =
+            |place: &str, text: String| Err(Failure::usage(format!("{}: {place}: {text}", self.file)));
+        if self.domains.len() > MOST_DOMAINS {
+            let text = format!("{} of them, and {MOST_DOMAINS} are the most: use fewer", self.domains.len());
+            return wrong("domain", text);
+        }
+        let vcpus = self.domains.iter().fold(0u32, |sum, domain| sum.saturating_add(domain.vcpus));
+        if vcpus > MOST_VCPUS_IN_ALL {
+            let text = format!("{vcpus} vCPUs in all, and {MOST_VCPUS_IN_ALL} are the most");
+            return wrong("domain", format!("{text}: give domains fewer"));
+        }
+        for (index, domain) in self.domains.iter().enumerate() {
+            let others = self.domains.iter().filter(|other| other.channels.contains(&index)).count();
+            let count = domain.channels.len() + others;
+            if count > MOST_CHANNELS {
+                let text = format!("{count} channels, both sides' counted, and {MOST_CHANNELS} are the most");
+                return wrong(&format!("domain[{}].channels", index + 1), format!("{text}: declare fewer"));
             }
         }
         Ok(())

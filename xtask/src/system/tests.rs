@@ -186,3 +186,40 @@ fn domains_have_cpus_that_the_machine_runs() {
         "s.toml: domain[2].pool: missing: all CPUs are in pools of other domains: name one"
     );
 }
+
+#[test]
+fn there_is_no_more_of_anything_than_the_hypervisor_has_room_for() {
+    let check = |text: &str| read(text).unwrap().check_counts().map_err(|failure| failure.to_string());
+    let many = |domains: u32, vcpus: u32| {
+        (0..domains)
+            .map(|n| format!("[[domain]]\nname = \"a{n}\"\nvcpus = {vcpus}\n"))
+            .collect::<Vec<_>>()
+            .concat()
+    };
+    assert!(check(&many(64, 8)).is_ok() && check(&many(257, 1)).is_ok());
+    assert_eq!(
+        check(&many(65, 8)).unwrap_err(),
+        "s.toml: domain: 520 vCPUs in all, and 512 are the most: give domains fewer"
+    );
+    assert_eq!(
+        check(&many(258, 1)).unwrap_err(),
+        "s.toml: domain: 258 of them, and 257 are the most: use fewer"
+    );
+    // A hub declares half of its channels, the others the rest.
+    let star = |others: u32| {
+        let all = (0..others / 2).map(|n| format!("\"a{n}\", ")).collect::<Vec<_>>().concat();
+        let first = (0..others)
+            .map(|n| {
+                let with = if n < others / 2 { "" } else { "channels = [\"hub\"]\n" };
+                format!("[[domain]]\nname = \"a{n}\"\n{with}")
+            })
+            .collect::<Vec<_>>()
+            .concat();
+        format!("{first}[[domain]]\nname = \"hub\"\nchannels = [{all}]\n")
+    };
+    assert!(check(&star(8)).is_ok());
+    assert_eq!(
+        check(&star(9)).unwrap_err(),
+        "s.toml: domain[10].channels: 9 channels, both sides' counted, and 8 are the most: declare fewer"
+    );
+}

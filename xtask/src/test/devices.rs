@@ -61,7 +61,7 @@ const MACHINES: [Machine; 3] = [
 
 /// Where guests see their first device.
 const SHOWN_AT: &str = "a000000";
-const DMA: &str = "the device may do DMA: xen,force-assign-without-iommu is missing";
+const DMA: &str = "the device may do DMA: unsafe_dma (xen,force-assign-without-iommu) is missing";
 const TAKEN: &str = "the device belongs to somebody else";
 
 fn system(name: &str, machine: &Machine, domains: &str) -> Outcome<systems::Observed> {
