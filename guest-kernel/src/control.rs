@@ -1,7 +1,6 @@
 //! The control domain's calls (`privileged = true`): domains, what the hypervisor has counted, pausing, destroying. In any other domain each is
 //! refused with `-EPERM`.
 #![expect(unsafe_code, reason = "hypercalls that write to places of the caller's")]
-#![expect(clippy::missing_errors_doc, reason = "every error is the hypervisor's refusal")]
 use core::ptr;
 use core::sync::atomic::AtomicU8;
 use core::time::Duration;
@@ -54,6 +53,9 @@ unsafe fn sysctl<T: IntoBytes + FromBytes + Immutable>(op: SysctlOp, payload: &m
 }
 
 /// What is told of a domain.
+///
+/// # Errors
+/// Those of `domctl.getdomaininfo` in docs/abi.md.
 pub fn domain_info(domain: DomId) -> Result<DomainInfo, Errno> {
     let told = domctl(DomctlOp::GetDomainInfo, domain)?;
     let bytes = told.payload.as_bytes().get(..size_of::<DomainInfo>()).ok_or(Errno::Einval)?;
@@ -62,6 +64,9 @@ pub fn domain_info(domain: DomId) -> Result<DomainInfo, Errno> {
 
 /// Tells of the domains from `first` on, ascending; returns of how many. Fewer than `into` holds does not mean that there are no more: ask
 /// again from behind the last one, until none is told of.
+///
+/// # Errors
+/// Those of `sysctl.getdomaininfolist` in docs/abi.md.
 pub fn domain_infos(first: DomId, into: &mut [DomainInfo]) -> Result<usize, Errno> {
     let mut list = InfoList {
         first_domain: first,
@@ -75,6 +80,9 @@ pub fn domain_infos(first: DomId, into: &mut [DomainInfo]) -> Result<usize, Errn
 }
 
 /// Calls `each` for every domain, ascending.
+///
+/// # Errors
+/// Those of [`domain_infos`].
 pub fn for_each_domain(mut each: impl FnMut(&DomainInfo)) -> Result<(), Errno> {
     let mut infos = [DomainInfo::new_zeroed(); 8];
     let mut first = DomId(0);
@@ -91,6 +99,9 @@ pub fn for_each_domain(mut each: impl FnMut(&DomainInfo)) -> Result<(), Errno> {
 }
 
 /// What the hypervisor has counted for a domain, or with [`DomId::XEN`] for itself and for nobody.
+///
+/// # Errors
+/// Those of `sysctl.counters` in docs/abi.md.
 pub fn counters(domain: DomId) -> Result<Counters, Errno> {
     let mut counters = Counters::default();
     let buffer = GuestHandle(ptr::from_mut(&mut counters).expose_provenance() as u64);
@@ -101,11 +112,17 @@ pub fn counters(domain: DomId) -> Result<Counters, Errno> {
 }
 
 /// Pauses a domain once more; none of its vCPUs runs when this returns.
+///
+/// # Errors
+/// Those of `domctl.pausedomain` in docs/abi.md.
 pub fn pause(domain: DomId) -> Result<(), Errno> {
     domctl(DomctlOp::PauseDomain, domain).map(drop)
 }
 
 /// A domain's weight, and its cap: per cent of one CPU, 0 for none.
+///
+/// # Errors
+/// Those of `domctl.scheduler_op` in docs/abi.md.
 pub fn weight_and_cap(domain: DomId) -> Result<(u16, u16), Errno> {
     let ask = SchedulerParams { scheduler: scheduler::CREDIT2, cmd: scheduler::GET, weight: 0, cap: 0 };
     let told = domctl_with(DomctlOp::SchedulerOp, domain, &ask)?;
@@ -114,12 +131,18 @@ pub fn weight_and_cap(domain: DomId) -> Result<(u16, u16), Errno> {
 }
 
 /// Sets a domain's weight (0 leaves it) and cap (0 lifts it).
+///
+/// # Errors
+/// Those of `domctl.scheduler_op` in docs/abi.md.
 pub fn set_weight_and_cap(domain: DomId, weight: u16, cap: u16) -> Result<(), Errno> {
     let ask = SchedulerParams { scheduler: scheduler::CREDIT2, cmd: scheduler::PUT, weight, cap };
     domctl_with(DomctlOp::SchedulerOp, domain, &ask).map(drop)
 }
 
 /// Lets a vCPU run on these CPUs only, bit = CPU; returns those of them that there are.
+///
+/// # Errors
+/// Those of `domctl.setvcpuaffinity` in docs/abi.md.
 pub fn set_affinity(domain: DomId, vcpu: u32, cpus: u8) -> Result<u8, Errno> {
     let map = AtomicU8::new(cpus);
     let at = GuestHandle(map.as_ptr().expose_provenance() as u64);
@@ -129,11 +152,17 @@ pub fn set_affinity(domain: DomId, vcpu: u32, cpus: u8) -> Result<u8, Errno> {
 }
 
 /// Takes one pause back.
+///
+/// # Errors
+/// Those of `domctl.unpausedomain` in docs/abi.md.
 pub fn unpause(domain: DomId) -> Result<(), Errno> {
     domctl(DomctlOp::UnpauseDomain, domain).map(drop)
 }
 
 /// Builds a domain anew that is destroyed, from its modules. It runs when this returns.
+///
+/// # Errors
+/// Those of `sysctl.build` in docs/abi.md.
 pub fn build(domain: DomId) -> Result<(), Errno> {
     let mut ask = AskCounters { domain, pad: [0; 3], buffer: GuestHandle::NULL };
     // SAFETY: the operation writes nothing.
@@ -141,6 +170,9 @@ pub fn build(domain: DomId) -> Result<(), Errno> {
 }
 
 /// Has the hypervisor check itself while all CPUs stand: `-EIO` when something is wrong, which its log names; `-ENOSYS` in a build that does not.
+///
+/// # Errors
+/// Those of `sysctl.self_check` in docs/abi.md.
 pub fn self_check() -> Result<(), Errno> {
     let mut nothing = [0_u8; 0];
     // SAFETY: the operation writes nothing.
@@ -148,6 +180,9 @@ pub fn self_check() -> Result<(), Errno> {
 }
 
 /// Says what time it is: since 1970 began, at a system time in nanoseconds.
+///
+/// # Errors
+/// Those of `platform_op.settime64` in docs/abi.md.
 pub fn set_time(now: Duration, system_time: u64) -> Result<(), Errno> {
     let time = SetTime { secs: now.as_secs(), nsecs: now.subsec_nanos(), mbz: 0, system_time };
     let mut asked = PlatformCall {
@@ -163,6 +198,9 @@ pub fn set_time(now: Duration, system_time: u64) -> Result<(), Errno> {
 
 /// Reads what was on the console, from byte `from` on or, if that is not there any more, from the first that is. Returns where to go on, and how many bytes
 /// there were: fewer than `into` holds is no end, none is.
+///
+/// # Errors
+/// Those of `sysctl.readconsole` in docs/abi.md.
 pub fn read_console(from: u32, into: &mut [u8]) -> Result<(u32, usize), Errno> {
     let buffer = GuestHandle(into.as_mut_ptr().expose_provenance() as u64);
     let count = u32::try_from(into.len()).unwrap_or(u32::MAX);
@@ -173,6 +211,9 @@ pub fn read_console(from: u32, into: &mut [u8]) -> Result<(u32, usize), Errno> {
 }
 
 /// Destroys a domain.
+///
+/// # Errors
+/// Those of `domctl.destroydomain` in docs/abi.md.
 pub fn destroy(domain: DomId) -> Result<(), Errno> {
     domctl(DomctlOp::DestroyDomain, domain).map(drop)
 }

@@ -33,7 +33,7 @@ static UPCALLS: Upcalls = Upcalls([const { Upcall::zeroed() }; MAX_CPUS]);
 /// The page shared with the hypervisor, placed on first use.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// Those of `memory_op.add_to_physmap` in docs/abi.md.
 pub fn shared_page() -> Result<&'static SharedPage, Errno> {
     static PLACED: Once<Result<(), Errno>> = Once::new();
     PLACED
@@ -81,7 +81,7 @@ impl Channel {
     /// The end that the system's configuration made at `port` (a static channel).
     ///
     /// # Errors
-    /// What the hypervisor says about the shared page.
+    /// Those of [`shared_page`].
     pub fn fixed(port: Port) -> Result<Self, Errno> {
         shared_page().map(|_| Self { port, owner: Owner::System })
     }
@@ -89,7 +89,7 @@ impl Channel {
     /// A new end that `peer` may bind to.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `event_channel_op.alloc_unbound` in docs/abi.md, or of [`shared_page`].
     pub fn unbound(peer: DomId) -> Result<Self, Errno> {
         shared_page()?;
         let mut argument = AllocUnbound { dom: DomId::SELF, remote_dom: peer, port: Port(0) };
@@ -100,7 +100,7 @@ impl Channel {
     /// A new end bound to `peer`'s unbound `remote_port`.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `event_channel_op.bind_interdomain` in docs/abi.md, or of [`shared_page`].
     pub fn bind(peer: DomId, remote_port: Port) -> Result<Self, Errno> {
         shared_page()?;
         let mut argument = BindInterdomain { remote_dom: peer, pad: 0, remote_port, local_port: Port(0) };
@@ -111,7 +111,7 @@ impl Channel {
     /// A new channel whose events, which any vCPU of this domain may raise, arrive at `target`.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `event_channel_op.bind_ipi` in docs/abi.md, or of [`shared_page`].
     pub fn ipi(target: Cpu) -> Result<Self, Errno> {
         shared_page()?;
         let mut argument = BindIpi { vcpu: target.number(), port: Port(0) };
@@ -122,7 +122,7 @@ impl Channel {
     /// Makes its events arrive at `target` from now on; [`listen`] there. Not for those of [`Channel::ipi`].
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `event_channel_op.bind_vcpu` in docs/abi.md.
     pub fn deliver_to(&self, target: Cpu) -> Result<(), Errno> {
         hypercall::event_bind_vcpu(&mut BindVcpu { port: self.port, vcpu: target.number() })
     }
@@ -135,7 +135,7 @@ impl Channel {
     /// Raises an event at the other end.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `event_channel_op.send` in docs/abi.md.
     pub fn notify(&self) -> Result<(), Errno> {
         hypercall::event_send(self.port)
     }
@@ -148,7 +148,7 @@ impl Channel {
     /// Waits for an event, blocked in the hypervisor. An event that came since the last wait counts.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `sched_op.poll` in docs/abi.md.
     pub fn wait(&self) -> Result<(), Errno> {
         while !self.take() {
             hypercall::poll(&[self.port], 0)?;
@@ -159,7 +159,7 @@ impl Channel {
     /// Waits for an event, at most for `timeout`.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `sched_op.poll` in docs/abi.md.
     pub fn wait_for(&self, timeout: Duration) -> Result<Wake, Errno> {
         let end = time::now().after(timeout);
         loop {
@@ -192,7 +192,7 @@ pub enum HandlerError {
     NoController,
     /// As many handlers as fit are set.
     TooMany,
-    /// What the hypervisor says.
+    /// The hypervisor's refusal: of [`shared_page`], of `event_channel_op.unmask`, or of `vcpu_op.register_vcpu_info` (docs/abi.md).
     Refused(Errno),
 }
 
@@ -212,7 +212,7 @@ impl Channel {
     /// Lets events interrupt.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `event_channel_op.unmask` in docs/abi.md.
     pub fn unmask(&self) -> Result<(), Errno> {
         hypercall::event_unmask(&mut PortArg { port: self.port })
     }
@@ -274,7 +274,7 @@ fn upcall() {
 /// This domain's own id: what an unbound channel to oneself says of its peer.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// Those of `event_channel_op.alloc_unbound` and `event_channel_op.status` in docs/abi.md.
 pub fn own_id() -> Result<DomId, Errno> {
     let channel = Channel::unbound(DomId::SELF)?;
     let mut status = Status { dom: DomId::SELF, port: channel.port, ..Default::default() };

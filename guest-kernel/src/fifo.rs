@@ -48,7 +48,7 @@ fn frame_number(frame: &Frame) -> u64 {
 /// Goes over to queues. Channels that are there already are masked from now on; what is pending stays pending.
 ///
 /// # Errors
-/// What the hypervisor says; after a failure [`end`] goes back.
+/// Those of `event_channel_op.init_control` and `event_channel_op.expand_array` in docs/abi.md; after a failure [`end`] goes back.
 pub fn begin() -> Result<(), Errno> {
     event::shared_page()?;
     let pages = PAGES.call_once(|| Pages {
@@ -75,7 +75,7 @@ pub fn begin() -> Result<(), Errno> {
 /// Closes all channels and goes back to two levels.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// Those of `event_channel_op.reset` in docs/abi.md.
 pub fn end() -> Result<(), Errno> {
     hypercall::event_reset(&mut Reset { dom: DomId::SELF })?;
     ON.store(false, Ordering::Release);
@@ -85,7 +85,7 @@ pub fn end() -> Result<(), Errno> {
 /// Chooses how urgent a port's next events are: 0 is first, 15 last, 7 at first.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// Those of `event_channel_op.set_priority` in docs/abi.md.
 pub fn set_priority(port: Port, priority: u32) -> Result<(), Errno> {
     hypercall::event_set_priority(&mut SetPriority { port, priority })
 }

@@ -305,7 +305,7 @@ impl Drop for MappedGrant {
 /// Copies `length` bytes from the beginning of the page behind `peer`'s `reference` to the beginning of `to`, without mapping it.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// [`GrantError`]: those of `grant_table_op.copy` in docs/abi.md.
 pub fn copy(peer: DomId, reference: GrantRef, to: &Frame, length: u16) -> Result<(), GrantError> {
     // SAFETY: the destination is a page of atomics; the hypervisor refuses lengths beyond a page.
     copy_with(peer, reference, to, length, |element| unsafe { hypercall::grant(GrantOp::Copy, element) })

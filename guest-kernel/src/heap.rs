@@ -60,7 +60,7 @@ pub fn sizes() -> (usize, usize) {
 /// Gives a page's memory back to the hypervisor: nothing is there until [`take_again`].
 ///
 /// # Errors
-/// What the hypervisor says.
+/// Those of `memory_op.decrease_reservation` in docs/abi.md.
 pub fn give_back(page: &'static Frame) -> Result<(), Errno> {
     reserve(MemoryOp::DecreaseReservation, page)
 }
@@ -68,7 +68,7 @@ pub fn give_back(page: &'static Frame) -> Result<(), Errno> {
 /// Asks for memory where [`give_back`] left none; it is zero.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// Those of `memory_op.populate_physmap` in docs/abi.md.
 pub fn take_again(page: &'static Frame) -> Result<(), Errno> {
     reserve(MemoryOp::PopulatePhysmap, page)
 }
@@ -77,7 +77,7 @@ pub fn take_again(page: &'static Frame) -> Result<(), Errno> {
 /// `max_memory` is the limit.
 ///
 /// # Errors
-/// What the hypervisor says; `-ENOMEM` when they cannot be mapped: those that came stay unused.
+/// Those of `memory_op.populate_physmap` in docs/abi.md; `-ENOMEM` when they cannot be mapped: those that came stay unused.
 pub fn grow(start: u64, pages: u64) -> Result<u64, Errno> {
     let mut came = 0;
     while came < pages {

@@ -3,7 +3,6 @@
 //! 1. A structure's address goes to the hypervisor only for the length of the call (`with`): nothing keeps it.
 //! 2. Calls that change what is behind this guest's own memory are `unsafe`; the modules that own such memory make them.
 #![expect(unsafe_code, reason = "hvc instructions, whose arguments are addresses")]
-#![expect(clippy::missing_errors_doc, reason = "every error is the hypervisor's refusal")]
 #![expect(clippy::inline_always, reason = "what is measured contains little but the call")]
 use core::arch::asm;
 
@@ -83,6 +82,9 @@ unsafe fn with<T: IntoBytes + FromBytes>(call: Hypercall, cmd: u32, argument: &m
 }
 
 /// Major version in bits 31:16, minor in 15:0 (`XENVER_version`).
+///
+/// # Errors
+/// Those of `xen_version.version` in docs/abi.md.
 #[inline(always)]
 pub fn xen_version() -> Result<u64, Errno> {
     let (number, cmd) = (u64::from(Hypercall::XenVersion.number()), u64::from(VersionOp::Version.number()));
@@ -91,6 +93,9 @@ pub fn xen_version() -> Result<u64, Errno> {
 }
 
 /// Features of one submap (`XENVER_get_features`).
+///
+/// # Errors
+/// Those of `xen_version.get_features` in docs/abi.md.
 pub fn features(submap: u32) -> Result<u32, Errno> {
     let mut info = FeatureInfo { submap_idx: submap, submap: 0 };
     // SAFETY: the call writes `info` only.
@@ -99,6 +104,9 @@ pub fn features(submap: u32) -> Result<u32, Errno> {
 }
 
 /// Writes bytes to the hypervisor's console (`CONSOLEIO_write`).
+///
+/// # Errors
+/// Those of `console_io.write` in docs/abi.md.
 pub fn console_write(text: &[u8]) -> Result<u64, Errno> {
     let address = text.as_ptr().expose_provenance() as u64;
     let args = [u64::from(ConsoleOp::Write.number()), text.len() as u64, address, 0, 0];
@@ -107,6 +115,9 @@ pub fn console_write(text: &[u8]) -> Result<u64, Errno> {
 }
 
 /// Reads what was typed on the machine's console, while this domain has the keyboard (`CONSOLEIO_read`); returns how many bytes there were.
+///
+/// # Errors
+/// Those of `console_io.read` in docs/abi.md.
 pub fn console_read(into: &mut [u8]) -> Result<u64, Errno> {
     let address = into.as_mut_ptr().expose_provenance() as u64;
     let args = [u64::from(ConsoleOp::Read.number()), into.len() as u64, address, 0, 0];
@@ -115,6 +126,9 @@ pub fn console_read(into: &mut [u8]) -> Result<u64, Errno> {
 }
 
 /// Gives up the CPU for this turn (`SCHEDOP_yield`).
+///
+/// # Errors
+/// Those of `sched_op.yield` in docs/abi.md.
 #[inline(always)]
 pub fn sched_yield() -> Result<(), Errno> {
     let (number, cmd) = (u64::from(Hypercall::SchedOp.number()), u64::from(SchedOp::Yield.number()));
@@ -124,6 +138,9 @@ pub fn sched_yield() -> Result<(), Errno> {
 
 /// Blocks until an event or interrupt is due, and unmasks interrupts (`SCHEDOP_block`): mask them before looking for work, so
 /// that none comes between the look and the call.
+///
+/// # Errors
+/// Those of `sched_op.block` in docs/abi.md.
 pub fn sched_block() -> Result<(), Errno> {
     let (number, cmd) = (u64::from(Hypercall::SchedOp.number()), u64::from(SchedOp::Block.number()));
     // SAFETY: no argument, no memory.
@@ -131,6 +148,9 @@ pub fn sched_block() -> Result<(), Errno> {
 }
 
 /// Stops this domain (`SCHEDOP_shutdown`). Returns only if the hypervisor refuses.
+///
+/// # Errors
+/// Those of `sched_op.shutdown` in docs/abi.md.
 pub fn shutdown(reason: ShutdownReason) -> Result<(), Errno> {
     let mut argument = sched::Shutdown { reason: reason.number() };
     // SAFETY: the call reads `argument` only.
@@ -139,6 +159,9 @@ pub fn shutdown(reason: ShutdownReason) -> Result<(), Errno> {
 
 /// Sets a new watchdog (id 0, answered with its number), or one that is in use again: in so many seconds it ends this domain; 0 cancels it
 /// (`SCHEDOP_watchdog`).
+///
+/// # Errors
+/// Those of `sched_op.watchdog` in docs/abi.md.
 pub fn watchdog(id: u32, seconds: u32) -> Result<u64, Errno> {
     let mut argument = sched::Watchdog { id, timeout: seconds };
     // SAFETY: the call reads `argument` only.
@@ -147,6 +170,9 @@ pub fn watchdog(id: u32, seconds: u32) -> Result<u64, Errno> {
 
 /// Blocks until one of `ports` is pending or the system time is past `deadline_ns`; 0 waits for ever (`SCHEDOP_poll`).
 /// Does not block when one is pending already: no event is missed.
+///
+/// # Errors
+/// Those of `sched_op.poll` in docs/abi.md; `-EINVAL` for more ports than a `u32` counts.
 pub fn poll(ports: &[Port], deadline_ns: u64) -> Result<(), Errno> {
     let mut argument = sched::Poll {
         ports: GuestHandle(ports.as_ptr().expose_provenance() as u64),
@@ -159,8 +185,11 @@ pub fn poll(ports: &[Port], deadline_ns: u64) -> Result<(), Errno> {
 }
 
 macro_rules! event_calls {
-    ($($(#[$doc:meta])* $name:ident($op:ident, $Argument:ty);)*) => {
+    ($($(#[$doc:meta])* $row:literal: $name:ident($op:ident, $Argument:ty);)*) => {
         $($(#[$doc])*
+        ///
+        /// # Errors
+        #[doc = concat!("Those of `", $row, "` in docs/abi.md.")]
         pub fn $name(argument: &mut $Argument) -> Result<(), Errno> {
             // SAFETY: event channel calls read and write their argument only.
             unsafe { with(Hypercall::EventChannelOp, EventOp::$op.number(), argument) }.map(drop)
@@ -170,28 +199,31 @@ macro_rules! event_calls {
 
 event_calls! {
     /// Makes a port that a remote domain may bind to.
-    event_alloc_unbound(AllocUnbound, event::AllocUnbound);
+    "event_channel_op.alloc_unbound": event_alloc_unbound(AllocUnbound, event::AllocUnbound);
     /// Connects a new port to a remote unbound one.
-    event_bind_interdomain(BindInterdomain, event::BindInterdomain);
+    "event_channel_op.bind_interdomain": event_bind_interdomain(BindInterdomain, event::BindInterdomain);
     /// Binds a new port to a virtual interrupt.
-    event_bind_virq(BindVirq, event::BindVirq);
+    "event_channel_op.bind_virq": event_bind_virq(BindVirq, event::BindVirq);
     /// Makes a port that notifies one's own vCPU.
-    event_bind_ipi(BindIpi, event::BindIpi);
+    "event_channel_op.bind_ipi": event_bind_ipi(BindIpi, event::BindIpi);
     /// Chooses the vCPU that a port notifies.
-    event_bind_vcpu(BindVcpu, event::BindVcpu);
+    "event_channel_op.bind_vcpu": event_bind_vcpu(BindVcpu, event::BindVcpu);
     /// Closes a port.
-    event_close(Close, event::PortArg);
+    "event_channel_op.close": event_close(Close, event::PortArg);
     /// Describes a port.
-    event_status(Status, event::Status);
+    "event_channel_op.status": event_status(Status, event::Status);
     /// Unmasks a port and notifies if it is pending.
-    event_unmask(Unmask, event::PortArg);
+    "event_channel_op.unmask": event_unmask(Unmask, event::PortArg);
     /// Chooses the queue of a port, with FIFO queues.
-    event_set_priority(SetPriority, event::SetPriority);
+    "event_channel_op.set_priority": event_set_priority(SetPriority, event::SetPriority);
     /// Closes all ports of a domain.
-    event_reset(Reset, event::Reset);
+    "event_channel_op.reset": event_reset(Reset, event::Reset);
 }
 
 /// Gives a vCPU its control block for FIFO queues.
+///
+/// # Errors
+/// Those of `event_channel_op.init_control` in docs/abi.md.
 ///
 /// # Safety
 /// The hypervisor writes there from now on: the memory must be only atomics, and stay.
@@ -202,6 +234,9 @@ pub unsafe fn event_init_control(argument: &mut event::InitControl) -> Result<()
 
 /// Adds a page to the array of FIFO queues.
 ///
+/// # Errors
+/// Those of `event_channel_op.expand_array` in docs/abi.md.
+///
 /// # Safety
 /// As [`event_init_control`].
 pub unsafe fn event_expand_array(array_gfn: u64) -> Result<(), Errno> {
@@ -211,6 +246,9 @@ pub unsafe fn event_expand_array(array_gfn: u64) -> Result<(), Errno> {
 }
 
 /// Raises the event at the other end of `port`.
+///
+/// # Errors
+/// Those of `event_channel_op.send` in docs/abi.md.
 #[inline(always)]
 pub fn event_send(port: Port) -> Result<(), Errno> {
     let mut argument = event::PortArg { port };
@@ -219,6 +257,9 @@ pub fn event_send(port: Port) -> Result<(), Errno> {
 }
 
 /// A grant-table call on one element.
+///
+/// # Errors
+/// Those of the operation (`grant_table_op` in docs/abi.md); what became of the element is in its `status`.
 ///
 /// # Safety
 /// As [`raw`]; frames and addresses that the element names must be the caller's to change.
@@ -231,6 +272,9 @@ pub unsafe fn grant<T: IntoBytes + FromBytes>(op: GrantOp, element: &mut T) -> R
 }
 
 /// Frames that this domain's grant table has and may have.
+///
+/// # Errors
+/// Those of `grant_table_op.query_size` in docs/abi.md; `-EINVAL` for a status that is no success.
 pub fn grant_query_size() -> Result<grant::QuerySize, Errno> {
     let mut query = grant::QuerySize { dom: DomId::SELF, ..Default::default() };
     // SAFETY: the call writes `query` only.
@@ -240,6 +284,9 @@ pub fn grant_query_size() -> Result<grant::QuerySize, Errno> {
 
 /// Places a shared frame at a guest frame number (`XENMEM_add_to_physmap`).
 ///
+/// # Errors
+/// Those of `memory_op.add_to_physmap` in docs/abi.md.
+///
 /// # Safety
 /// Whatever was at `argument.gpfn` disappears: nothing may refer to it.
 pub unsafe fn add_to_physmap(argument: &mut AddToPhysmap) -> Result<(), Errno> {
@@ -248,12 +295,18 @@ pub unsafe fn add_to_physmap(argument: &mut AddToPhysmap) -> Result<(), Errno> {
 }
 
 /// A number of pages of this domain: what it has (`XENMEM_current_reservation`), or may have (`XENMEM_maximum_reservation`).
+///
+/// # Errors
+/// Those of `memory_op.current_reservation` and `memory_op.maximum_reservation` in docs/abi.md.
 pub fn reservation(op: MemoryOp) -> Result<u64, Errno> {
     // SAFETY: these operations read their argument only.
     unsafe { with(Hypercall::MemoryOp, op.number(), &mut { DomId::SELF }) }
 }
 
 /// Moves a vCPU's `vcpu_info` into guest memory.
+///
+/// # Errors
+/// Those of `vcpu_op.register_vcpu_info` in docs/abi.md.
 ///
 /// # Safety
 /// The hypervisor writes there from now on: the memory must be only atomics, and stay.
@@ -263,6 +316,9 @@ pub unsafe fn register_vcpu_info(vcpu: u32, argument: &mut RegisterVcpuInfo) -> 
 }
 
 /// Registers where the vCPU's run state is published.
+///
+/// # Errors
+/// Those of `vcpu_op.register_runstate_memory_area` in docs/abi.md.
 ///
 /// # Safety
 /// The hypervisor writes there from now on: the memory must be only atomics, and stay.
@@ -281,6 +337,9 @@ unsafe fn vcpu_op<T>(op: VcpuOp, vcpu: u32, argument: &mut T) -> Result<(), Errn
 }
 
 /// Reads a parameter of this domain (`HVMOP_get_param`).
+///
+/// # Errors
+/// Those of `hvm_op.get_param` in docs/abi.md.
 pub fn hvm_get_param(index: u32) -> Result<u64, Errno> {
     let mut argument = HvmParamArg { domid: DomId::SELF, pad: 0, index, value: 0 };
     // SAFETY: the call writes `argument` only.
@@ -289,6 +348,9 @@ pub fn hvm_get_param(index: u32) -> Result<u64, Errno> {
 }
 
 /// Several calls in one.
+///
+/// # Errors
+/// Those of `multicall.multicall` in docs/abi.md; each entry's answer is in the entry.
 ///
 /// # Safety
 /// As [`raw`], for each entry.

@@ -44,7 +44,7 @@ impl Keyboard {
     /// The domain's PV console, if it has one; else the calls, with `VIRQ_CONSOLE`.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `hvm_op.get_param` and `event_channel_op.bind_virq` in docs/abi.md; `-ENOMEM`, `-EFAULT` or `-EINVAL` when the ring cannot be used.
     pub fn open() -> Result<Self, Errno> {
         let port = hypercall::hvm_get_param(HvmParam::ConsoleEvtchn.number())?;
         if port == 0 {
@@ -71,7 +71,7 @@ impl Keyboard {
     /// Waits for a key.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `console_io.read` and `sched_op.poll` in docs/abi.md.
     pub fn key(&self) -> Result<u8, Errno> {
         loop {
             if let Some(key) = self.take()? {
@@ -102,7 +102,7 @@ impl Keyboard {
     /// Writes text to the PV console; where there is none, to the usual one.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `console_io.write`, or for the ring of `event_channel_op.send`, in docs/abi.md.
     pub fn write(&self, text: &[u8]) -> Result<(), Errno> {
         let Source::Ring(page) = self.source else { return hypercall::console_write(text).map(drop) };
         let mut rest = text;

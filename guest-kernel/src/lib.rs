@@ -1,5 +1,5 @@
-//! What the author of a guest needs, so that a guest is a screenful of safe Rust: boot, page tables, exceptions, heap, console,
-//! events, grants, shared rings, time, power, and further vCPUs.
+//! What the author of a guest needs, so that a guest is a screenful of safe Rust: boot, page tables, exceptions, heap, console, keyboard,
+//! events, grants, shared rings, time, power, further vCPUs, and processes at EL0 with address spaces of their own.
 //!
 //! ```ignore
 //! #![no_std]
@@ -11,17 +11,62 @@
 //! }
 //! ```
 //!
-//! Built for `aarch64-unknown-none-softfloat` and flattened (`llvm-objcopy -O binary`), that is a kernel image for Pavo and for Xen. A
-//! guest in a crate of its own links with this crate's script; its `build.rs` says
+//! # A guest in a crate of its own
 //!
-//! ```ignore
-//! let script = std::env::var("DEP_GUEST_KERNEL_LINKER_SCRIPT").unwrap();
-//! println!("cargo::rustc-link-arg-bins=-T{script}");
-//! println!("cargo::rustc-link-arg-bins=-zmax-page-size=4096");
+//! That is its `src/main.rs`. Beside it `Cargo.toml`, with the path of your copy of Pavo:
+//!
+//! ```toml
+//! [package]
+//! name = "mine"
+//! version = "0.1.0"
+//! edition = "2024"
+//!
+//! [dependencies]
+//! guest-kernel = { path = "../pavo/guest-kernel" }
+//! pv-abi = { path = "../pavo/pv-abi" } # Errno, DomId, Port and the like
+//!
+//! [[bin]]
+//! name = "mine"
+//! test = false
+//!
+//! [profile.release]
+//! panic = "abort"
+//! lto = "fat"
 //! ```
 //!
-//! Everything here also runs on real Xen for ARM64: the calls are Xen's. The parts that need no hardware are compiled and
-//! tested on the host; the rest is compiled for the bare-metal target only.
+//! `build.rs`, which links it with this crate's script:
+//!
+//! ```ignore
+//! fn main() {
+//!     let script = std::env::var("DEP_GUEST_KERNEL_LINKER_SCRIPT").unwrap();
+//!     println!("cargo::rustc-link-arg-bins=-T{script}");
+//!     println!("cargo::rustc-link-arg-bins=-zmax-page-size=4096");
+//! }
+//! ```
+//!
+//! and `.cargo/config.toml`, so that the log of a crash tells who called whom:
+//!
+//! ```toml
+//! [target.aarch64-unknown-none-softfloat]
+//! rustflags = ["-Cforce-frame-pointers=yes"]
+//! ```
+//!
+//! Then (`rustup target add aarch64-unknown-none-softfloat` once; `llvm-objcopy` is LLVM's, and GNU's for this architecture does as well)
+//!
+//! ```text
+//! cargo build --release --target aarch64-unknown-none-softfloat
+//! llvm-objcopy -O binary target/aarch64-unknown-none-softfloat/release/mine mine.img
+//! ```
+//!
+//! and `kernel = "mine.img"` in a system file beside it boots it.
+//!
+//! # On Xen
+//!
+//! The calls are Xen's for ARM64, so such an image runs on real Xen too. What Xen does not have there: checked page tables (`pv`, and
+//! `space` with them; without, it manages the guest's own tables anywhere), and of `control` the hypervisor's counters,
+//! building a domain and the self-check.
+//!
+//! The parts that need no hardware are compiled and tested on the host; the rest is compiled for the bare-metal target only.
 #![cfg_attr(not(test), no_std)]
 // Addresses are 64 bits wide in the interface and on the one target.
 #![cfg_attr(

@@ -7,7 +7,6 @@
     unsafe_code,
     reason = "timed instruction sequences, and another vector table while one is measured"
 )]
-#![expect(clippy::missing_errors_doc, reason = "every error is the hypervisor's refusal")]
 use core::arch::asm;
 
 use aarch64_cpu::registers::{
@@ -108,6 +107,9 @@ fn checked((result, ticks): (i64, u64)) -> Result<u64, Errno> {
 }
 
 /// `xen_version(XENVER_version)`.
+///
+/// # Errors
+/// Those of `xen_version.version` in docs/abi.md.
 pub fn null_hypercall() -> Result<u64, Errno> {
     let cmd = u64::from(VersionOp::Version.number());
     // SAFETY: no argument, no memory.
@@ -115,6 +117,9 @@ pub fn null_hypercall() -> Result<u64, Errno> {
 }
 
 /// A number that no hypercall has: expects the refusal.
+///
+/// # Errors
+/// Whatever the number is answered, if it is not `-ENOSYS`.
 pub fn invalid_hypercall() -> Result<u64, Errno> {
     // SAFETY: no such call, no memory.
     match unsafe { timed(63, [0; 5]) } {
@@ -124,6 +129,9 @@ pub fn invalid_hypercall() -> Result<u64, Errno> {
 }
 
 /// `SCHEDOP_yield`.
+///
+/// # Errors
+/// Those of `sched_op.yield` in docs/abi.md.
 pub fn sched_yield() -> Result<u64, Errno> {
     let cmd = u64::from(SchedOp::Yield.number());
     // SAFETY: no argument, no memory.
@@ -144,6 +152,9 @@ pub fn use_fp() {
 }
 
 /// `SCHEDOP_yield`, to the next instruction and the use of a floating-point register behind it.
+///
+/// # Errors
+/// None: the answer is not looked at.
 #[inline(never)]
 pub fn sched_yield_fp() -> Result<u64, Errno> {
     let (start, end): (u64, u64);
@@ -164,6 +175,9 @@ pub fn sched_yield_fp() -> Result<u64, Errno> {
 }
 
 /// `EVTCHNOP_send`: the counter before it.
+///
+/// # Errors
+/// Those of `event_channel_op.send` in docs/abi.md.
 pub fn event_send_at(port: Port) -> Result<u64, Errno> {
     let mut argument = PortArg { port };
     let args = send_args(&mut argument);
@@ -173,6 +187,9 @@ pub fn event_send_at(port: Port) -> Result<u64, Errno> {
 }
 
 /// `SCHEDOP_poll` of one port for ever: the counter at the first instruction behind it.
+///
+/// # Errors
+/// Those of `sched_op.poll` in docs/abi.md.
 pub fn woken_at(port: Port) -> Result<u64, Errno> {
     let ports = [port];
     let mut argument = Poll {
@@ -193,6 +210,9 @@ fn send_args(argument: &mut PortArg) -> [u64; 5] {
 }
 
 /// `EVTCHNOP_send`, to the next instruction.
+///
+/// # Errors
+/// Those of `event_channel_op.send` in docs/abi.md.
 pub fn event_send(port: Port) -> Result<u64, Errno> {
     let mut argument = PortArg { port };
     let args = send_args(&mut argument);
@@ -302,11 +322,17 @@ pub fn mmio_read(registers: Registers, offset: usize) -> Option<u64> {
 }
 
 /// Giving a page back (`XENMEM_decrease_reservation`): nothing is there until [`populate_page`].
+///
+/// # Errors
+/// Those of `memory_op.decrease_reservation` in docs/abi.md.
 pub fn decrease_page(page: &'static Frame) -> Result<u64, Errno> {
     heap::reserve_by(MemoryOp::DecreaseReservation, page, timed_memory)
 }
 
 /// Asking for a page where one was given back (`XENMEM_populate_physmap`).
+///
+/// # Errors
+/// Those of `memory_op.populate_physmap` in docs/abi.md.
 pub fn populate_page(page: &'static Frame) -> Result<u64, Errno> {
     heap::reserve_by(MemoryOp::PopulatePhysmap, page, timed_memory)
 }
@@ -325,6 +351,9 @@ fn timed_grant<T>(op: GrantOp, element: &mut T, ticks: &mut u64) -> Result<u64, 
 }
 
 /// Mapping a peer's page.
+///
+/// # Errors
+/// [`GrantError`]: those of `grant_table_op.map_grant_ref` in docs/abi.md, or no room for the page.
 pub fn grant_map(peer: DomId, reference: GrantRef) -> Result<(MappedGrant, u64), GrantError> {
     let mut ticks = 0;
     MappedGrant::map_with(peer, reference, Access::ReadWrite, |element| {
@@ -334,12 +363,18 @@ pub fn grant_map(peer: DomId, reference: GrantRef) -> Result<(MappedGrant, u64),
 }
 
 /// Unmapping it.
+///
+/// # Errors
+/// [`GrantError`]: those of `grant_table_op.unmap_grant_ref` in docs/abi.md.
 pub fn grant_unmap(mapped: MappedGrant) -> Result<u64, GrantError> {
     let mut ticks = 0;
     mapped.unmap_with(|element| timed_grant(GrantOp::UnmapGrantRef, element, &mut ticks)).map(|()| ticks)
 }
 
 /// Copying from a peer's page.
+///
+/// # Errors
+/// [`GrantError`]: those of `grant_table_op.copy` in docs/abi.md.
 pub fn grant_copy(peer: DomId, reference: GrantRef, to: &Frame, length: u16) -> Result<u64, GrantError> {
     let mut ticks = 0;
     grant::copy_with(peer, reference, to, length, |element| timed_grant(GrantOp::Copy, element, &mut ticks))

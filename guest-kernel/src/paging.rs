@@ -243,7 +243,7 @@ pub(crate) fn upper_root() -> u64 {
 /// Goes back to the kernel's own root for the lower half.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// Those of `mmuext_op.new_user_baseptr` in docs/abi.md with checked page tables, otherwise none.
 pub fn enter_kernel() -> Result<(), Errno> {
     let root = address(&TABLES_LOCK.lock().roots[0]);
     space::enter(root, ASID)

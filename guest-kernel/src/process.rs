@@ -36,7 +36,7 @@ impl Program {
     /// Copies a program into pages of its own, and makes them text.
     ///
     /// # Errors
-    /// `-ENOMEM`, or what the hypervisor says.
+    /// `-ENOMEM`, or with checked page tables those of `mmuext_op.pin_user_text` in docs/abi.md.
     pub fn load(bytes: &[u8]) -> Result<Self, Errno> {
         let mut pages = Vec::new();
         for part in bytes.chunks(PAGE_SIZE) {
@@ -220,7 +220,7 @@ impl Processes {
     /// Begins a process that runs a program with an argument in x0 and so many bytes of data; its number.
     ///
     /// # Errors
-    /// `-ENOMEM`, `-ENOSPC`, or what the hypervisor says.
+    /// `-ENOMEM`, `-ENOSPC`, or those of [`Space::new`] and [`Space::make_tables`].
     pub fn spawn(&mut self, program: &Program, argument: u64, data: u64) -> Result<u32, Errno> {
         let mut counts = self.execs;
         let made = counts.of(|| self.fresh(program, argument, data));
@@ -256,7 +256,7 @@ impl Processes {
     /// Runs a process until it asks for something, ends, or is interrupted; what it needs of memory it gets meanwhile.
     ///
     /// # Errors
-    /// `-ESRCH`, `-ENOMEM`, or what the hypervisor says.
+    /// `-ESRCH`, `-ENOMEM`, or those of [`Space::enter`], [`Space::make_tables`] and [`Changes::make`].
     pub fn run(&mut self, id: u32) -> Result<Stop, Errno> {
         loop {
             self.switch(id)?;
@@ -327,7 +327,7 @@ impl Processes {
     /// A process becomes two: the new one's number. The new one finds 0 in its x0.
     ///
     /// # Errors
-    /// `-ESRCH`, `-ENOMEM`, `-ENOSPC`, or what the hypervisor says.
+    /// `-ESRCH`, `-ENOMEM`, `-ENOSPC`, or those of [`Space::fork`].
     pub fn fork(&mut self, id: u32) -> Result<u32, Errno> {
         let asid = self.free_asids.pop().ok_or(Errno::Enospc)?;
         let Self { all, pages, forks, .. } = self;
@@ -394,7 +394,7 @@ impl Processes {
     /// Ends a process.
     ///
     /// # Errors
-    /// `-ESRCH`, or what the hypervisor says.
+    /// `-ESRCH`, or those of [`Space::free`].
     pub fn end(&mut self, id: u32, how: Result<u64, (u64, u64)>) -> Result<Ended, Errno> {
         let mut counts = self.exits;
         let ended = counts.of(|| {
@@ -421,7 +421,7 @@ impl Processes {
     /// Lets a process write in a range of its data, or not; the range must be one that it has, or its beginning.
     ///
     /// # Errors
-    /// `-ESRCH`, `-EINVAL`, or what the hypervisor says.
+    /// `-ESRCH`, `-EINVAL`, or those of [`Changes::make`].
     pub fn protect(&mut self, id: u32, range: Range<u64>, writable: bool) -> Result<(), Errno> {
         let Self { all, protections, .. } = self;
         let process = all.iter_mut().find(|process| process.id == id).ok_or(Errno::Esrch)?;

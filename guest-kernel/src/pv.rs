@@ -58,7 +58,7 @@ pub const fn op(op: ExtOp, arg1: u64, arg2: u64) -> MmuExtOp {
 /// Makes operations, one after the other; the first that is refused ends it.
 ///
 /// # Errors
-/// What the hypervisor says, and how many were done before.
+/// That of the first operation that is refused (`mmuext_op` in docs/abi.md, a row each), and how many were done before.
 ///
 /// # Safety
 /// What they change must be the caller's to change.
@@ -77,7 +77,7 @@ pub unsafe fn extended(operations: &[MmuExtOp]) -> Result<(), (Errno, u32)> {
 /// Writes entries of tables, one after the other; the first that is refused ends it.
 ///
 /// # Errors
-/// What the hypervisor says, and how many were done before.
+/// That of the first entry that is refused, of those of `mmu_update.mmu_update` in docs/abi.md, and how many were done before.
 ///
 /// # Safety
 /// What is mapped by them must be the caller's to map.
@@ -101,7 +101,7 @@ unsafe fn batch(number: Hypercall, at: usize, count: usize) -> Result<(), (Errno
 /// Changes the mapping of one page of this address space.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// Those of `update_va_mapping.update_va_mapping` in docs/abi.md.
 ///
 /// # Safety
 /// What is mapped must be the caller's to map, and nobody may rely on what was.
@@ -126,7 +126,8 @@ pub const fn pin_op(page: Page, address: u64) -> MmuExtOp {
 /// Makes a page, at its guest physical address, a table or text.
 ///
 /// # Errors
-/// What the hypervisor says; the page then stays data.
+/// Those of `mmuext_op.pin_l1_table` to `mmuext_op.pin_l4_table`, `mmuext_op.pin_kernel_text` and `mmuext_op.pin_user_text` in
+/// docs/abi.md; the page then stays data.
 ///
 /// Whoever writes to it from here on faults.
 pub fn pin(page: Page, address: u64) -> Result<(), Errno> {
@@ -137,7 +138,7 @@ pub fn pin(page: Page, address: u64) -> Result<(), Errno> {
 /// Makes a page data again.
 ///
 /// # Errors
-/// What the hypervisor says; the page then stays what it is.
+/// Those of `mmuext_op.unpin_table` in docs/abi.md; the page then stays what it is.
 pub fn unpin(address: u64) -> Result<(), Errno> {
     // SAFETY: a page that is in use is refused.
     unsafe { extended(&[op(ExtOp::Unpin, address >> PAGE_SHIFT, 0)]) }.map_err(|(errno, _)| errno)

@@ -166,7 +166,7 @@ impl Changes {
     /// Makes them, in order; complete on all CPUs when this returns.
     ///
     /// # Errors
-    /// What the hypervisor says; those before are made.
+    /// Those of `mmu_update.mmu_update` in docs/abi.md with checked page tables, otherwise none; the changes before are made.
     ///
     /// # Safety
     /// Nobody relies on what was mapped, and what is mapped then is the owner's.
@@ -195,7 +195,7 @@ impl Space {
     /// A lower half that has the kernel's part in common, and nothing else yet.
     ///
     /// # Errors
-    /// `-ENOMEM`, or what the hypervisor says.
+    /// `-ENOMEM`, or with checked page tables those of `mmuext_op.pin_l4_table` in docs/abi.md.
     pub fn new(kernel: u64, asid: u16) -> Result<Self, Errno> {
         let root = take_page()?;
         put(root, kernel);
@@ -242,7 +242,7 @@ impl Space {
     /// Makes the tables that an address needs.
     ///
     /// # Errors
-    /// `-ENOMEM`, or what the hypervisor says.
+    /// `-ENOMEM`, or with checked page tables those of `mmuext_op.pin_l1_table` to `mmuext_op.pin_l4_table` and `mmu_update.mmu_update` in docs/abi.md.
     pub fn make_tables(&mut self, address: u64) -> Result<u64, Errno> {
         let mut table = self.root;
         for level in 0..3 {
@@ -294,7 +294,7 @@ impl Space {
     /// Changes what maps one address of the space that this vCPU uses; `fresh` when nothing did.
     ///
     /// # Errors
-    /// `-ENOMEM`, or what the hypervisor says.
+    /// `-ENOMEM`, or with checked page tables those of [`Space::make_tables`] and `update_va_mapping.update_va_mapping` in docs/abi.md.
     ///
     /// # Safety
     /// As [`Changes::make`].
@@ -356,7 +356,7 @@ impl Space {
     /// A copy of this space: the same pages, all but text to be copied when somebody writes, in both. `shared` hears of each page.
     ///
     /// # Errors
-    /// `-ENOMEM`, or what the hypervisor says.
+    /// `-ENOMEM`, or with checked page tables those of `mmuext_op.pin_l1_table` to `mmuext_op.pin_l4_table` and `mmu_update.mmu_update` in docs/abi.md.
     ///
     /// # Safety
     /// The owner counts who maps a page.
@@ -417,7 +417,7 @@ impl Space {
     /// Goes over to this space: the walker's root for the lower half.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// Those of `mmuext_op.new_user_baseptr` in docs/abi.md with checked page tables, otherwise none.
     pub fn enter(&self) -> Result<(), Errno> {
         enter(self.root, self.asid)
     }
@@ -425,7 +425,7 @@ impl Space {
     /// Frees its tables.
     ///
     /// # Errors
-    /// What the hypervisor says: it is in use. Then nothing is freed.
+    /// Those of `mmuext_op.unpin_table` in docs/abi.md: it is in use. Then nothing is freed.
     ///
     /// # Safety
     /// No vCPU uses it, and nobody has anything of it.
@@ -452,7 +452,7 @@ impl Space {
 /// Takes a root for the lower half.
 ///
 /// # Errors
-/// What the hypervisor says.
+/// Those of `mmuext_op.new_user_baseptr` in docs/abi.md with checked page tables, otherwise none.
 pub(crate) fn enter(root: u64, asid: u16) -> Result<(), Errno> {
     if pv::is_on() {
         // SAFETY: every lower half has the kernel's part.

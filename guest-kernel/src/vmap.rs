@@ -37,7 +37,7 @@ impl Mapped {
     /// Maps so many fresh pages.
     ///
     /// # Errors
-    /// `-ENOMEM`, or what the hypervisor says.
+    /// `-ENOMEM`, or those of [`Space::make_tables`] and [`Changes::make`].
     pub fn new(count: usize) -> Result<Self, Errno> {
         with(|space, next| {
             let at = *next + PAGE;
@@ -72,7 +72,7 @@ impl Mapped {
     /// Takes the right to write away, for as long as the result is held.
     ///
     /// # Errors
-    /// What the hypervisor says.
+    /// As [`Changes::make`].
     pub fn protect(&mut self) -> Result<Protected<'_>, Errno> {
         self.change(Rights::Constant)?;
         Ok(Protected(self))

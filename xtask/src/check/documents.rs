@@ -1,8 +1,12 @@
 //! Documents against what they tell of: each key of a system file has a row in `docs/system-file.md`, each guest one in `docs/guests.md`, and
-//! the system files that are shown can be read; README's is the demonstration's.
+//! the system files that are shown can be read, README's is the demonstration's; and each sub-call that `guest-kernel` names by its row of
+//! `docs/abi.md` is there.
 
 use std::collections::BTreeSet;
 
+use pv_abi::call::TABLE;
+use pv_abi::control::PRIVILEGED;
+use regex::Regex;
 use toml::Table;
 
 use super::Found;
@@ -30,10 +34,14 @@ pub(super) fn check() -> Outcome<Found> {
     if !guests.contains(&format!("|{}\n", header.join("\n|"))) {
         wrong.push(format!("{GUESTS} does not have the table of guest-kernel/src/bin/control.rs"));
     }
+    for file in super::sources::rust_files(&workspace::root().join("guest-kernel/src")) {
+        let text = std::fs::read_to_string(&file).doing(file.display())?;
+        wrong.extend(no_rows(&text)?.into_iter().map(|row| format!("{}: no row `{row}`", file.display())));
+    }
     for (file, text) in [(KEYS, &keys), (GUESTS, &guests), (README, &readme)] {
         for shown in shown(text) {
             let read = System::parse(file, &workspace::root(), shown, Checking::Full)
-                .and_then(|system| system.check_cpus());
+                .and_then(|system| system.check_counts().and_then(|()| system.check_cpus()));
             wrong.extend(read.err().map(|why| format!("a system file that is shown: {why}")));
         }
     }
@@ -55,6 +63,18 @@ pub(super) fn check() -> Outcome<Found> {
 
 fn text(file: &str) -> Outcome<String> {
     std::fs::read_to_string(workspace::root().join(file)).doing(file)
+}
+
+/// Sub-calls that a text names, as `call.sub_call` in backquotes or quotation marks, and that are not in pv-abi's table.
+fn no_rows(text: &str) -> Outcome<Vec<String>> {
+    let named = Regex::new(r#"[`"]([a-z_]+)\.([a-z_0-9]+)[`"]"#).doing("pattern")?;
+    let rows = || TABLE.iter().chain(PRIVILEGED);
+    let unknown = named.captures_iter(text).filter(|found| {
+        let mut calls = rows().filter(|row| row.name == &found[1]).peekable();
+        calls.peek().is_some()
+            && !calls.any(|row| row.operations.iter().any(|operation| operation.name == &found[2]))
+    });
+    Ok(unknown.map(|found| format!("{}.{}", &found[1], &found[2])).collect())
 }
 
 /// What stands between a heading and the next one.
@@ -110,6 +130,12 @@ mod tests {
         );
         assert_eq!(differences("p", &["x".into(), "x".into()], &known(&["x"])), ["p: two rows of one name"]);
         assert!(super::rows(section(PAGE, "## `[c]`")).is_empty());
+    }
+
+    #[test]
+    fn a_sub_call_that_is_not_in_the_table_is_found() {
+        let text = "`sched_op.poll`, `sched_op.pole`, \"memory_op.send\", `lib.rs`, `call.rs`";
+        assert_eq!(no_rows(text).unwrap(), ["sched_op.pole", "memory_op.send"]);
     }
 
     #[test]
