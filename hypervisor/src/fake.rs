@@ -21,6 +21,7 @@ mod caches;
 mod guest;
 mod memory;
 mod mmu;
+mod tlb;
 mod world;
 
 use core::sync::atomic::{AtomicU64, Ordering, fence};
@@ -37,12 +38,13 @@ use crate::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, Vmid};
 use crate::log::Event;
 use crate::pagetable::Half;
 use crate::pagetable::control::Controls;
+use crate::tlb::{Barrier, Maintenance, Tlbi};
 use crate::vcpu::VcpuIndex;
 use crate::vgic::PrivateIntid;
 use caches::Caches;
 use memory::Ram as Memory;
-use mmu::Tlb;
 pub use mmu::{GuestAccess, GuestFault, Stage2Fault, Stale};
+use tlb::Tlbs;
 pub use world::{MEMORY_KIB, RAM, World};
 
 /// What RAM holds that nobody has written.
@@ -96,14 +98,12 @@ pub enum Op {
 #[derive(Debug, Default)]
 struct Inner {
     ram: Memory,
-    tlb: Tlb,
+    tlbs: Tlbs,
     caches: Caches,
     ops: Vec<Op>,
     pages: BTreeMap<u64, (Ipa, bool)>,
     identity: bool,
     loads: bool,
-    /// `TTBR0_EL1` and `TTBR1_EL1` of the current vCPU.
-    bases: [u64; 2],
     controls: Controls,
     /// Calls of atomics that still succeed before one answers [`Contended`].
     contend_after: Option<u32>,
@@ -277,15 +277,30 @@ impl FakeHardware {
         self.inner().controls = controls;
     }
 
+    /// What is done from here on is done by this CPU: at first all is CPU 0's.
+    pub fn run_on(&self, cpu: CpuId) {
+        self.inner().tlbs.run_on(cpu);
+    }
+
+    /// The vCPU leaves its CPU, which walks by none of its roots any more and remembers what it did.
+    pub fn leave_roots(&self) {
+        (0..2).for_each(|half| self.inner().tlbs.set_base(half, 0));
+    }
+
+    /// TLB maintenance by the current CPU, instruction by instruction, for this address space.
+    pub const fn maintains(&self, vmid: Vmid) -> Maintains<'_> {
+        Maintains { hw: self, vmid }
+    }
+
     /// The roots that the hypervisor gave the current vCPU, as `TTBR`s.
     pub fn bases(&self) -> [u64; 2] {
-        self.inner().bases
+        self.inner().tlbs.bases()
     }
 
     /// The first translation that the TLB remembers and the tables do not allow any more.
     pub fn stale_translation(&self) -> Option<Stale> {
         let inner = &*self.inner();
-        inner.tlb.stale(&inner.ram)
+        inner.tlbs.stale(&inner.ram)
     }
 
     /// Bytes of RAM as they are, unrecorded.
@@ -339,6 +354,24 @@ impl FakeHardware {
         let mut inner = self.inner();
         inner.ops.push(op);
         inner
+    }
+}
+
+/// The current CPU, with `VTTBR_EL2` of an address space.
+#[derive(Clone, Copy, Debug)]
+pub struct Maintains<'a> {
+    hw: &'a FakeHardware,
+    vmid: Vmid,
+}
+
+impl Maintenance for Maintains<'_> {
+    fn invalidate(&self, what: Tlbi) {
+        self.hw.inner().tlbs.invalidate(self.vmid, what);
+    }
+
+    fn wait(&self, barrier: Barrier) {
+        let inner = &mut *self.hw.inner();
+        inner.tlbs.wait(&inner.ram, barrier);
     }
 }
 
@@ -417,12 +450,16 @@ impl Hardware for FakeHardware {
         inner.caches.cleaned(frame);
         inner.ram.check(frame);
         inner.ram.invalidate(frame);
+        drop(inner);
+        self.maintains(Vmid(0)).wait(Barrier::Everywhere);
     }
 
     fn sync_instructions(&self, frame: Mfn) {
         let inner = self.record(Op::SyncInstructions(frame));
         inner.caches.fetched(frame);
         inner.ram.check(frame);
+        drop(inner);
+        self.maintains(Vmid(0)).wait(Barrier::Everywhere);
     }
 
     fn load_u64(&self, at: FrameAddr) -> u64 {
@@ -484,39 +521,40 @@ impl Hardware for FakeHardware {
 
     fn table_write(&self, table: Mfn, index: usize, entry: u64) {
         let mut inner = self.record(Op::TableWrite { table, index, entry });
-        let old = inner.ram.entry(table, index);
-        inner.tlb.table_written(table, index, old, entry);
-        let Inner { caches, ram, tlb, .. } = &mut *inner;
-        if !caches.is_handed(table) {
-            tlb.stage2_written(old, entry);
-        }
+        let Inner { caches, ram, tlbs, .. } = &mut *inner;
+        tlbs.writes(ram, table, index, entry, !caches.is_handed(table));
         caches.table_written(table, entry, ram.frames());
         inner.ram.set_entry(table, index, entry);
     }
 
     fn tables_written(&self) {
         drop(self.record(Op::TablesWritten));
+        self.maintains(Vmid(0)).wait(Barrier::Stores);
     }
 
     fn flush_page(&self, vmid: Vmid, ipa: Ipa) {
         self.seen();
-        self.record(Op::FlushPage(vmid, ipa)).tlb.flush_page(vmid, ipa);
+        drop(self.record(Op::FlushPage(vmid, ipa)));
+        crate::tlb::forget_page(&self.maintains(vmid), ipa);
     }
 
     fn flush_all(&self, vmid: Vmid) {
-        self.record(Op::FlushAll(vmid)).tlb.flush_all(vmid);
+        drop(self.record(Op::FlushAll(vmid)));
+        crate::tlb::forget_all(&self.maintains(vmid));
     }
 
     fn flush_stage1(&self, vmid: Vmid) {
-        self.record(Op::FlushStage1(vmid)).tlb.flush_stage1(vmid);
+        drop(self.record(Op::FlushStage1(vmid)));
+        crate::tlb::forget_stage1(&self.maintains(vmid));
     }
 
     fn flush_stage1_address(&self, vmid: Vmid, va: GuestVa) {
-        self.record(Op::FlushStage1Address(vmid, va)).tlb.flush_stage1_address(vmid, va.get());
+        drop(self.record(Op::FlushStage1Address(vmid, va)));
+        crate::tlb::forget_address(&self.maintains(vmid), va);
     }
 
     fn set_base(&self, half: Half, base: u64) {
-        self.record(Op::SetBase(half, base)).bases[half as usize] = base;
+        self.record(Op::SetBase(half, base)).tlbs.set_base(half as usize, base);
     }
 
     fn translation_controls(&self) -> Controls {

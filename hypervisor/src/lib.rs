@@ -36,6 +36,7 @@ pub mod seeded;
 pub mod selfcheck;
 pub mod stage2;
 pub mod stretch;
+pub mod tlb;
 pub mod vcpu;
 pub mod vcpu_op;
 pub mod version;

@@ -81,11 +81,11 @@ mod tests {
 
     impl LocalTlb for OneCpu<'_> {
         fn forget_stage1(&self, vmid: Vmid) {
-            self.0.flush_stage1(vmid);
+            crate::tlb::forget_stage1_here(&self.0.maintains(vmid));
             self.1.borrow_mut().push("stage 1");
         }
         fn forget_all(&self, vmid: Vmid) {
-            self.0.flush_all(vmid);
+            crate::tlb::forget_all_here(&self.0.maintains(vmid));
             self.1.borrow_mut().push("all");
         }
     }

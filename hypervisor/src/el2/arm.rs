@@ -9,6 +9,7 @@ use hypervisor::hardware::{Access, Contended, CpuId, Hardware, Untranslatable, V
 use hypervisor::log::Event;
 use hypervisor::pagetable::Half;
 use hypervisor::pagetable::control::Controls;
+use hypervisor::tlb::{self, Barrier, Maintenance, Tlbi};
 use hypervisor::vcpu::VcpuIndex;
 use hypervisor::vgic::PrivateIntid;
 use tock_registers::LocalRegisterCopy;
@@ -149,58 +150,23 @@ impl Hardware for Arm {
     /// A store to a table is seen by walkers after a DSB (Arm ARM D8.2.6). No ISB: the guest's own accesses come after an ERET.
     #[inline]
     fn tables_written(&self) {
-        // SAFETY: a barrier.
-        unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) };
+        Instructions.wait(Barrier::Stores);
     }
 
-    /// Invalidation by IPA removes stage-2 entries only; combined entries go with all stage-1 entries of the VMID (Arm ARM
-    /// D8.14.5), hence both, in this order, each completed.
     fn flush_page(&self, vmid: Vmid, ipa: Ipa) {
-        with_vmid(vmid, || {
-            // SAFETY: TLB maintenance of the address space that VTTBR_EL2 names.
-            unsafe {
-                asm!(
-                    "dsb ishst",
-                    "tlbi ipas2e1is, {ipa}",
-                    "dsb ish",
-                    "tlbi vmalle1is",
-                    "dsb ish",
-                    "isb",
-                    ipa = in(reg) ipa.get() >> 12,
-                    options(nostack, preserves_flags),
-                );
-            }
-        });
+        with_vmid(vmid, || tlb::forget_page(&Instructions, ipa));
     }
 
     fn flush_all(&self, vmid: Vmid) {
-        with_vmid(vmid, || {
-            // SAFETY: TLB maintenance of the address space that VTTBR_EL2 names.
-            unsafe {
-                asm!("dsb ishst", "tlbi vmalls12e1is", "dsb ish", "isb", options(nostack, preserves_flags));
-            }
-        });
+        with_vmid(vmid, || tlb::forget_all(&Instructions));
     }
 
     fn flush_stage1(&self, vmid: Vmid) {
-        with_vmid(vmid, || {
-            // SAFETY: TLB maintenance of the address space that VTTBR_EL2 names.
-            unsafe {
-                asm!("dsb ishst", "tlbi vmalle1is", "dsb ish", "isb", options(nostack, preserves_flags));
-            }
-        });
+        with_vmid(vmid, || tlb::forget_stage1(&Instructions));
     }
 
-    /// `TLBI VAAE1IS`: VA[55:12] in bits 43:0, whatever the guest said; the bits above are a hint of levels (none) and RES0.
     fn flush_stage1_address(&self, vmid: Vmid, va: GuestVa) {
-        let page = va.get() >> 12 & TLBI_VA;
-        with_vmid(vmid, || {
-            // SAFETY: as above.
-            unsafe {
-                asm!("dsb ishst", "tlbi vaae1is, {page}", "dsb ish", "isb", page = in(reg) page,
-                    options(nostack, preserves_flags));
-            }
-        });
+        with_vmid(vmid, || tlb::forget_address(&Instructions, va));
     }
 
     /// The caller's own registers, which are in this CPU while it makes its call. The ISB is for translations of handles.
@@ -316,6 +282,47 @@ impl Hardware for Arm {
 
     fn log(&self, event: Event) {
         log::event(event);
+    }
+}
+
+/// This CPU, as it maintains TLBs: one instruction each.
+pub struct Instructions;
+
+/// An instruction of TLB maintenance, without or with an operand, or a barrier.
+macro_rules! instruction {
+    ($text:literal) => {{
+        // SAFETY: invalidates translations of the address space that VTTBR_EL2 names, or waits.
+        unsafe { asm!($text, options(nostack, preserves_flags)) }
+    }};
+    ($text:literal, $operand:expr) => {{
+        // SAFETY: as above.
+        unsafe { asm!($text, in(reg) $operand, options(nostack, preserves_flags)) }
+    }};
+}
+
+impl Maintenance for Instructions {
+    #[inline(always)]
+    fn invalidate(&self, what: Tlbi) {
+        match what {
+            // IPA[47:12] in bits 35:0. Above them a hint of levels (none), and RES0.
+            Tlbi::Stage2Page(ipa) => instruction!("tlbi ipas2e1is, {}", ipa.get() >> 12),
+            Tlbi::Stage1 => instruction!("tlbi vmalle1is"),
+            // VA[55:12] in bits 43:0, whatever the guest said; above them as for an IPA.
+            Tlbi::Stage1Address(va) => instruction!("tlbi vaae1is, {}", va.get() >> 12 & TLBI_VA),
+            Tlbi::All => instruction!("tlbi vmalls12e1is"),
+            Tlbi::Stage1Here => instruction!("tlbi vmalle1"),
+            Tlbi::AllHere => instruction!("tlbi vmalls12e1"),
+        }
+    }
+
+    #[inline(always)]
+    fn wait(&self, barrier: Barrier) {
+        match barrier {
+            Barrier::Stores => instruction!("dsb ishst"),
+            Barrier::Everywhere => instruction!("dsb ish"),
+            Barrier::Here => instruction!("dsb nsh"),
+            Barrier::Context => instruction!("isb"),
+        }
     }
 }
 

@@ -22,12 +22,14 @@ use hypervisor::domain::{Domain, DomainState};
 use hypervisor::hardware::{CpuId, Vmid};
 use hypervisor::pagetable::Bases;
 use hypervisor::sched::MAX_CPUS;
+use hypervisor::tlb;
 use hypervisor::vcpu::{Run, Vcpu};
 use hypervisor::vgic::{PrivateIntid, VcpuGic, VcpuShared};
 use hypervisor::vmid::{LastHere, LocalTlb};
 
 use tock_registers::LocalRegisterCopy;
 
+use super::arm::Instructions;
 use super::gic::{self, HardwareLrs};
 use super::percpu::{self, PerCpu};
 use super::regs::{self, PFR0};
@@ -438,14 +440,12 @@ struct Local;
 impl LocalTlb for Local {
     #[inline(always)]
     fn forget_stage1(&self, _: Vmid) {
-        // SAFETY: invalidates stage-1 and combined entries of this VMID on this CPU.
-        unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+        tlb::forget_stage1_here(&Instructions);
     }
 
     #[inline(always)]
     fn forget_all(&self, _: Vmid) {
-        // SAFETY: invalidates all entries of this VMID on this CPU, those of stage 2 alone and walk caches too.
-        unsafe { asm!("tlbi vmalls12e1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
+        tlb::forget_all_here(&Instructions);
     }
 }
 

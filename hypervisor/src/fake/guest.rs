@@ -25,7 +25,7 @@ impl FakeHardware {
     /// The fault that the guest would take.
     pub fn guest_read(&self, vmid: Vmid, root: Mfn, ipa: Ipa, into: &mut [u8]) -> Result<(), Stage2Fault> {
         let inner = &mut *self.inner();
-        let at = inner.tlb.access(&inner.ram, vmid, root, ipa, Access::Read)?;
+        let at = inner.tlbs.access(&inner.ram, vmid, root, ipa, Access::Read)?;
         inner.ram.read(at, into);
         Ok(())
     }
@@ -36,7 +36,7 @@ impl FakeHardware {
     /// The fault that the guest would take.
     pub fn guest_write(&self, vmid: Vmid, root: Mfn, ipa: Ipa, from: &[u8]) -> Result<(), Stage2Fault> {
         let inner = &mut *self.inner();
-        let at = inner.tlb.access(&inner.ram, vmid, root, ipa, Access::Write)?;
+        let at = inner.tlbs.access(&inner.ram, vmid, root, ipa, Access::Write)?;
         inner.ram.write(at, from);
         Ok(())
     }
@@ -54,12 +54,13 @@ impl FakeHardware {
         from: &[u8],
     ) -> Result<(), Stage2Fault> {
         let inner = &mut *self.inner();
-        let at = inner.tlb.access(&inner.ram, vmid, root, ipa, Access::Write)?;
+        let at = inner.tlbs.access(&inner.ram, vmid, root, ipa, Access::Write)?;
         inner.ram.write_behind(at, from);
         Ok(())
     }
 
-    /// A guest accesses an address of its own through both stages, and what the TLB remembers of either.
+    /// A guest accesses an address of its own on the current CPU, through both stages and what the TLB remembers of either. By `base`, a `TTBR`; the half that
+    /// the address is in is bits 63:48 of it.
     ///
     /// # Errors
     /// The stage whose fault the guest would take.
@@ -72,6 +73,6 @@ impl FakeHardware {
         access: GuestAccess,
     ) -> Result<FrameAddr, GuestFault> {
         let inner = &mut *self.inner();
-        inner.tlb.access_both(&inner.ram, vmid, root, base, va, access)
+        inner.tlbs.access_both(&inner.ram, vmid, root, base, va, access)
     }
 }

@@ -1,12 +1,12 @@
-//! Stage 2 as the architecture walks it, decoded here once more and independently of [`crate::stage2`], and a TLB that forgets only what it is
-//! told to.
+//! Walks of both stages as the architecture makes them, decoded here once more and independently of [`crate::stage2`], and its rule of breaking before
+//! making.
+//!
+//! A walker sees of a table what was written before the last barrier for stores; what was written since it may see or not, and here does not.
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::vec::Vec;
 
 use super::memory::Ram;
-use crate::addr::{FrameAddr, Ipa, Mfn, Pa};
-use crate::hardware::{Access, Vmid};
+use crate::addr::{Ipa, Mfn, Pa};
+use crate::hardware::Vmid;
 
 /// What a guest's access ends in when stage 2 does not allow it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,43 +48,51 @@ pub enum GuestFault {
     Stage2,
 }
 
+/// What stage 2 says of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Translation {
-    page: u64,
-    writable: bool,
-    executable: bool,
+pub(super) struct Translation {
+    pub(super) page: u64,
+    pub(super) writable: bool,
+    pub(super) executable: bool,
 }
 
-/// A leaf of stage 1, with everything that was read to find it.
-#[derive(Clone, Debug)]
-struct Stage1 {
-    leaf: u64,
-    page: u64,
-    /// (place, entry) of each level.
-    path: Vec<(u64, usize, u64)>,
-}
+pub(super) const VALID: u64 = 1;
+pub(super) const ADDRESS: u64 = 0x0000_FFFF_FFFF_F000;
+/// `S2AP[1]`.
+const WRITE: u64 = 1 << 7;
 
+/// An entry's place: table and index.
+pub(super) type At = (u64, usize);
+
+/// What walkers may still read, by place: the entry before the writes that no barrier has shown them.
 #[derive(Debug, Default)]
-pub(super) struct Tlb {
-    entries: HashMap<(u16, u64), (Mfn, Translation)>,
-    /// By VMID, base and page: what stage 1 said.
-    first: HashMap<(u16, u64, u64), Stage1>,
-    /// Entries that were valid and are not, with what they were, until the flush that they need.
-    broken: HashMap<(u64, usize), u64>,
-}
+pub(super) struct Unseen(HashMap<At, u64>);
 
-const VALID: u64 = 1;
-const ADDRESS: u64 = 0x0000_FFFF_FFFF_F000;
+impl Unseen {
+    /// The entry as a walker reads it.
+    pub(super) fn entry(&self, ram: &Ram, table: Mfn, index: usize) -> u64 {
+        let before = if self.0.is_empty() { None } else { self.0.get(&(table.get(), index)) };
+        before.copied().unwrap_or_else(|| ram.entry(table, index))
+    }
+
+    pub(super) fn written(&mut self, at: At, old: u64) {
+        self.0.entry(at).or_insert(old);
+    }
+
+    pub(super) fn show(&mut self) {
+        self.0.clear();
+    }
+}
 
 /// D8.2: 40 bits from level 1, two concatenated root tables.
-fn walk(ram: &Ram, root: Mfn, ipa: u64) -> Option<Translation> {
+pub(super) fn walk(entry: impl Fn(Mfn, usize) -> u64, root: Mfn, ipa: u64) -> Option<Translation> {
     if ipa >> 40 != 0 {
         return None;
     }
     let mut table = root.base().get() + (ipa >> 39) * 4096;
     for (level, shift) in [(1, 30), (2, 21), (3, 12)] {
         let index = usize::try_from(ipa >> shift & 511).unwrap();
-        let entry = ram.entry(Pa::new(table).unwrap().frame(), index);
+        let entry = entry(Pa::new(table).unwrap().frame(), index);
         match (entry & 0b11, level) {
             (0b11, 1 | 2) => table = entry & ADDRESS,
             (0b01, 1 | 2) | (0b11, 3) => {
@@ -95,7 +103,7 @@ fn walk(ram: &Ram, root: Mfn, ipa: u64) -> Option<Translation> {
                 assert!(base & ((1 << shift) - 1) == 0, "misaligned block: {entry:#x}");
                 return Some(Translation {
                     page: base + within,
-                    writable: entry >> 7 & 1 == 1,
+                    writable: entry & WRITE != 0,
                     executable: entry >> 54 & 1 == 0,
                 });
             }
@@ -105,162 +113,78 @@ fn walk(ram: &Ram, root: Mfn, ipa: u64) -> Option<Translation> {
     None
 }
 
-impl Tlb {
-    pub(super) fn access(
-        &mut self,
-        ram: &Ram,
-        vmid: Vmid,
-        root: Mfn,
-        ipa: Ipa,
-        access: Access,
-    ) -> Result<FrameAddr, Stage2Fault> {
-        let page = ipa.frame().base().get();
-        let (_, found) = match self.entries.entry((vmid.0, page)) {
-            Entry::Occupied(entry) => *entry.get(),
-            Entry::Vacant(entry) => {
-                *entry.insert((root, walk(ram, root, ipa.get()).ok_or(Stage2Fault::Translation)?))
-            }
-        };
-        if access == Access::Write && !found.writable {
-            return Err(Stage2Fault::Permission);
-        }
-        Ok(FrameAddr::new(Pa::new(found.page).unwrap().frame(), ipa.page_offset()).unwrap())
-    }
+/// An entry that was valid and is not, and what has been invalidated since, on all CPUs.
+#[derive(Clone, Copy, Debug)]
+struct Broken {
+    old: u64,
+    /// An entry of stage 2, of which what says so alone is not invalidated yet: what combines both stages goes after that (D8.14.5).
+    second: bool,
+}
 
-    /// D8.2: 48 bits, 4 KiB pages, from level 0. Every table is read through stage 2.
-    pub(super) fn access_both(
-        &mut self,
-        ram: &Ram,
-        vmid: Vmid,
-        root: Mfn,
-        base: u64,
-        va: u64,
-        access: GuestAccess,
-    ) -> Result<FrameAddr, GuestFault> {
-        let key = (vmid.0, base, va >> 12);
-        let found = match self.first.get(&key) {
-            Some(found) => found.clone(),
-            None => self.walk_first(ram, vmid, root, base, va)?,
-        };
-        self.first.insert(key, found.clone());
-        let bit = |n: u32| found.leaf >> n & 1 == 1;
-        let allowed = match access {
-            GuestAccess::Read => true,
-            GuestAccess::Write => !bit(7),
-            GuestAccess::Execute => !bit(53),
-            GuestAccess::ExecuteUser => !bit(54),
-        };
-        if !allowed {
-            return Err(GuestFault::Stage1);
-        }
-        let ipa = Ipa::new(found.page | va & 0xFFF).ok_or(GuestFault::Stage1)?;
-        let how = if access == GuestAccess::Write { Access::Write } else { Access::Read };
-        let at = self.access(ram, vmid, root, ipa, how).map_err(|_| GuestFault::Stage2)?;
-        let (_, second) = self.entries[&(vmid.0, ipa.frame().base().get())];
-        let executes = matches!(access, GuestAccess::Execute | GuestAccess::ExecuteUser);
-        if executes && !second.executable { Err(GuestFault::Stage2) } else { Ok(at) }
+impl Broken {
+    /// Whether it mapped a page by an entry of its own, for which an invalidation by address is enough: bits 1:0 and, which a link has not, the access flag.
+    const fn is_page(self) -> bool {
+        self.old & (0b11 | 1 << 10) == (0b11 | 1 << 10)
     }
+}
 
-    fn walk_first(
-        &mut self,
-        ram: &Ram,
-        vmid: Vmid,
-        root: Mfn,
-        base: u64,
-        va: u64,
-    ) -> Result<Stage1, GuestFault> {
-        let mut table = base & ADDRESS;
-        let mut path = Vec::new();
-        for (level, shift) in [(0, 39), (1, 30), (2, 21), (3, 12)] {
-            let ipa = Ipa::new(table).ok_or(GuestFault::Stage1)?;
-            let at = self.access(ram, vmid, root, ipa, Access::Read).map_err(|_| GuestFault::Stage2)?;
-            let index = usize::try_from(va >> shift & 511).unwrap();
-            let entry = ram.entry(at.frame(), index);
-            path.push((at.frame().get(), index, entry));
-            match (entry & 0b11, level) {
-                (0b11, 0..=2) => table = entry & ADDRESS,
-                (0b01, 1 | 2) | (0b11, 3) => {
-                    let page = entry & ADDRESS | va & ((1 << shift) - 1) & !0xFFF;
-                    return Ok(Stage1 { leaf: entry, page, path });
-                }
-                _ => return Err(GuestFault::Stage1),
-            }
-        }
-        Err(GuestFault::Stage1)
-    }
+/// Entries that were valid and are not, until all that came of them is invalidated.
+#[derive(Debug, Default)]
+pub(super) struct Breaks(HashMap<At, Broken>);
 
-    /// A translation of stage 1 that the tables do not give any more.
-    fn stale_first(&self, ram: &Ram) -> Option<Stale> {
-        self.first.iter().find_map(|((vmid, _, page), found)| {
-            let changed = |(frame, index, entry): &(u64, usize, u64)| {
-                ram.entry(Mfn::new(*frame).unwrap(), *index) != *entry
-            };
-            found.path.iter().any(changed).then_some(Stale { vmid: Vmid(*vmid), ipa: *page << 12 })
-        })
-    }
-
-    pub(super) fn flush_stage1(&mut self, vmid: Vmid) {
-        self.first.retain(|(of, ..), _| *of != vmid.0);
-        self.broken.clear();
-    }
-
-    pub(super) fn flush_stage1_address(&mut self, vmid: Vmid, va: u64) {
-        self.first.retain(|(of, _, page), _| *of != vmid.0 || *page != va << 16 >> 28);
-    }
-
-    pub(super) fn stale(&self, ram: &Ram) -> Option<Stale> {
-        if let Some(stale) = self.stale_first(ram) {
-            return Some(stale);
-        }
-        self.entries.iter().find_map(|((vmid, ipa), (root, kept))| {
-            (walk(ram, *root, *ipa) != Some(*kept)).then_some(Stale { vmid: Vmid(*vmid), ipa: *ipa })
-        })
-    }
-
+impl Breaks {
     /// Break-before-make (D8.16.1): between two valid and different values of an entry it is invalid and flushed, unless they differ in
     /// permissions only: AP, S2AP (7:6), AF (10), PXN and XN (54:53), software's bits (58:55).
-    pub(super) fn table_written(&mut self, table: Mfn, index: usize, old: u64, new: u64) {
-        let at = (table.get(), index);
+    pub(super) fn written(&mut self, at: At, old: u64, new: u64, second: bool) {
         if old & VALID != 0 {
             assert!(
                 new & VALID == 0 || (new ^ old) & !(0b11 << 6 | 1 << 10 | 0b11 << 53 | 0b1111 << 55) == 0,
-                "entry {index} of {:#x}: {old:#x} to {new:#x} without a break",
+                "entry {} of {:#x}: {old:#x} to {new:#x} without a break",
+                at.1,
                 at.0
             );
             if new & VALID == 0 {
-                self.broken.insert(at, old);
+                self.0.insert(at, Broken { old, second });
             }
         } else if new & VALID != 0
-            && let Some(broken) = self.broken.remove(&at)
+            && let Some(broken) = self.0.remove(&at)
         {
-            assert!(broken == new, "entry {index} of {:#x}: {:#x} to {new:#x} without a flush", at.0, broken);
-        }
-    }
-
-    /// A leaf of stage 2 is written: a page that the guest may write from here on is none by which a TLB walks.
-    pub(super) fn stage2_written(&self, old: u64, new: u64) {
-        const WRITE: u64 = 1 << 7;
-        if old & new & VALID != 0 && !old & new & WRITE != 0 {
-            let page = (new & ADDRESS) >> 12;
-            let walked = |found: &Stage1| found.path.iter().any(|(frame, ..)| *frame == page);
             assert!(
-                !self.first.values().any(walked),
-                "frame {page:#x} can be written while a TLB walks by it"
+                broken.old == new,
+                "entry {} of {:#x}: {:#x} to {new:#x} without a flush",
+                at.1,
+                at.0,
+                broken.old
             );
         }
     }
 
-    pub(super) fn flush_page(&mut self, vmid: Vmid, ipa: Ipa) {
-        self.entries.remove(&(vmid.0, ipa.frame().base().get()));
-        self.first.retain(|(of, ..), _| *of != vmid.0);
+    /// What stage 2 alone says of a page is gone everywhere. A link or block needs more than that.
+    pub(super) fn second_page(&mut self, ipa: Ipa) {
         let index = usize::try_from(ipa.get() >> 12 & 511).unwrap();
-        // Only a page's own entry: a table or block needs `flush_all`.
-        self.broken.retain(|(_, at), old| *at != index || *old & 0b11 != 0b11);
+        for ((_, at), broken) in &mut self.0 {
+            broken.second &= *at != index || !broken.is_page();
+        }
     }
 
-    pub(super) fn flush_all(&mut self, vmid: Vmid) {
-        self.entries.retain(|(of, _), _| *of != vmid.0);
-        self.first.retain(|(of, ..), _| *of != vmid.0);
-        self.broken.clear();
+    /// Stage 1 and what combines both is gone everywhere.
+    pub(super) fn first(&mut self) {
+        self.0.retain(|_, broken| broken.second);
     }
+
+    /// What stage 1 says of an address is gone everywhere.
+    pub(super) fn first_address(&mut self, va: u64) {
+        let index = usize::try_from(va >> 12 & 511).unwrap();
+        self.0.retain(|(_, at), broken| broken.second || *at != index || !broken.is_page());
+    }
+
+    /// Everything is gone everywhere.
+    pub(super) fn all(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Whether an entry of stage 2 lets its page be written that could not be before.
+pub(super) const fn allows_writing(old: u64, new: u64) -> bool {
+    old & new & VALID != 0 && !old & new & WRITE != 0
 }

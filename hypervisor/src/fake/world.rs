@@ -185,9 +185,10 @@ impl World {
         self.machine.domain(DomId(id)).unwrap()
     }
 
-    /// vCPU `vcpu` of a domain as the caller, on CPU 0.
+    /// vCPU `vcpu` of a domain as the caller, on CPU 0; what TLBs remember of it is that of the CPU with its number.
     pub fn current(&self, id: u16, vcpu: u32) -> Current<'_> {
         let domain = self.domain(id);
+        self.machine.hw.run_on(CpuId(u8::try_from(vcpu).unwrap_or(0)));
         Current { domain, vcpu: domain.vcpu(vcpu).unwrap(), cpu: CpuId(0), reschedule: &self.reschedule }
     }
 

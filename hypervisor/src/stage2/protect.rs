@@ -10,8 +10,11 @@ impl Slot {
     /// permissions is under way any more (a DSB after the invalidation waits for them, D8.16.3).
     pub fn protect<H: Hardware>(self, hw: &H, kind: Kind) {
         if let Some(there) = self.current(hw) {
+            if crate::seeded!("protect-late") {
+                hw.flush_page(self.vmid, self.ipa());
+            }
             hw.table_write(self.table, self.index, Descriptor::leaf(there.mfn, kind, LAST_LEVEL).raw());
-            if !crate::seeded!("xsa-408") {
+            if !crate::seeded!("xsa-408") && !crate::seeded!("protect-late") {
                 hw.flush_page(self.vmid, self.ipa());
             }
         }

@@ -254,6 +254,7 @@ fn software_sees_a_block_while_it_is_split() {
     let place = place.below(place.read(&hw).as_table().unwrap(), gfn(0x200));
     assert_eq!(place.read(&hw), block);
     place.write(&hw, block.in_transit());
+    hw.tables_written();
     assert_eq!(stage2.lookup(&hw, gfn(0x234)), at(mfn(0x4_0234), Kind::Ram));
     assert_eq!(write(&hw, &stage2, gfn(0x234), 1), Err(Stage2Fault::Translation), "the guest retries");
 }

@@ -115,7 +115,9 @@ impl Run {
             _ => return 0,
         };
         let extra = if how >> 5 == 7 { 1 << n.below(64) } else { 0 };
-        address(gfn) | flags | extra
+        // Some for one ASID, some for all.
+        let not_global = if flags == LINK { 0 } else { u64::from(how >> 5 & 1) << 11 };
+        address(gfn) | flags | not_global | extra
     }
 
     /// One element for `mmuext_op`, executed to its end.

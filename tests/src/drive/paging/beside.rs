@@ -2,9 +2,9 @@
 use hypervisor::addr::{Ipa, Mfn};
 use hypervisor::fake::{GuestAccess, GuestFault};
 use hypervisor::frame::Role as Found;
-use hypervisor::hardware::Hardware;
+use hypervisor::hardware::{CpuId, Hardware};
 use hypervisor::pagetable::control::{Controls, Register};
-use hypervisor::pagetable::start;
+use hypervisor::pagetable::{Half, start};
 use hypervisor::stage2::{Entry as TableEntry, Kind, walk};
 use hypervisor::vcpu::Run as RunState;
 
@@ -36,7 +36,8 @@ impl Run {
         let domain = self.world.domain(id);
         let base = u64::from(root.asid) << 48 | address(root.gfn);
         let hw = &self.world.machine.hw;
-        let found = hw.guest_access(domain.vmid, domain.stage2_root, base, va & ((1 << 48) - 1), access);
+        hw.run_on(CpuId(vcpu as u8));
+        let found = hw.guest_access(domain.vmid, domain.stage2_root, base, va, access);
         let found = found.map(|at| at.frame().get()).map_err(|fault| match fault {
             GuestFault::Stage1 => 1_u8,
             GuestFault::Stage2 => 2,
@@ -80,6 +81,9 @@ impl Run {
                 return Ok(());
             }
             self.tell(|| format!("d{id}v1 goes off"));
+            let hw = &self.world.machine.hw;
+            hw.run_on(CpuId(1));
+            hw.leave_roots();
             self.world.domain(id).vcpu(1).expect("it exists").run.set(RunState::Offline);
             self.spec.switch_off(id, 1);
             return Ok(());
@@ -90,6 +94,12 @@ impl Run {
         }
         let found = start(&self.world.machine, domain, &mut domain.state.lock(), vcpu);
         vcpu.run.set(RunState::Running);
+        if let Some(bases) = found {
+            let hw = &self.world.machine.hw;
+            hw.run_on(CpuId(1));
+            hw.set_base(Half::Lower, bases.lower);
+            hw.set_base(Half::Upper, bases.upper);
+        }
         self.tell(|| format!("d{id}v1 comes on"));
         let wanted = self.spec.switch_on(id, 1);
         let base = |root: Root| u64::from(root.asid) << 48 | address(root.gfn);
