@@ -96,7 +96,7 @@ pub const BUGS: &[(&str, &str)] = &[
     ("flush-one-asid", "stage 1 is flushed for one ASID"),
     ("flush-unordered", "an invalidation may come before the writes that it is for"),
     ("flush-unfinished", "nobody waits for an invalidation"),
-    ("protect-late", "stage 2 is flushed before a page becomes a table, not after"),
+    ("protect-early", "stage 2 is flushed before a page becomes a table, not after"),
     ("change-unbroken", "an entry is replaced by another in one step"),
     ("update-data", "entries are written into what is no table"),
     ("batch-count", "a batch goes on after what it was refused"),

@@ -153,37 +153,26 @@ pub fn lookup<H: Hardware>(hw: &H, root: Mfn, gfn: Gfn) -> Option<Mapping> {
     two.below(table, gfn).read(hw).mapping(gfn, level_order(3))
 }
 
-/// The 2 MiB around a guest frame, while the domain's lock is held: whether each page of them is there can be said by one load at most.
+/// What maps the 2 MiB around a guest frame, while the domain's lock is held.
 #[derive(Clone, Copy, Debug)]
-pub struct Near {
-    /// Which 2 MiB.
-    region: u64,
-    /// Their table; none when a block maps them all.
-    table: Option<Mfn>,
-}
+pub struct Near(Option<Mfn>);
 
 impl Near {
     /// Looks them up; `None` when nothing is there.
     #[inline(never)]
     pub fn find<H: Hardware>(hw: &H, root: Mfn, gfn: Gfn) -> Option<Self> {
-        let region = gfn.get() >> level_order(2);
         let one = Place::first(root, gfn)?;
         let entry = one.read(hw);
-        let Some(table) = entry.as_table() else { return entry.kind().map(|_| Self { region, table: None }) };
+        let Some(table) = entry.as_table() else { return entry.kind().map(|_| Self(None)) };
         let entry = one.below(table, gfn).read(hw);
         let table = entry.as_table();
-        (table.is_some() || entry.kind().is_some()).then_some(Self { region, table })
+        (table.is_some() || entry.kind().is_some()).then_some(Self(table))
     }
 
-    /// Whether a guest frame is mapped; `None` when it lies elsewhere.
+    /// Their table; none when a block maps them all.
     #[inline]
-    pub fn has<H: Hardware>(self, hw: &H, gfn: Gfn) -> Option<bool> {
-        if gfn.get() >> level_order(2) != self.region {
-            return None;
-        }
-        let Some(table) = self.table else { return Some(true) };
-        // At level 3 nothing is in transit and nothing is a link.
-        Some(hw.table_read(table, index(gfn.get())) != Descriptor::INVALID.raw())
+    pub const fn table(self) -> Option<Mfn> {
+        self.0
     }
 }
 

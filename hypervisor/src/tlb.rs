@@ -28,7 +28,7 @@ pub enum Tlbi {
     /// `TLBI VMALLS12E1`: as [`Self::All`], on this CPU.
     AllHere,
     /// `TLBI ASIDE1IS`, which would be too little anywhere: what is of one ASID and not global.
-    #[cfg(feature = "seeded")]
+    #[cfg(any(test, feature = "fake", feature = "seeded"))]
     Stage1Asid(u16),
 }
 
@@ -209,6 +209,8 @@ mod tests {
             (address(VA), Barrier::Everywhere, true),
             (address(VA + 0x1000), Barrier::Everywhere, false),
             (Tlbi::Stage2Page(page), Barrier::Everywhere, false),
+            // It is for all ASIDs.
+            (Tlbi::Stage1Asid(0), Barrier::Everywhere, false),
             // Only here, or only known to be done here.
             (Tlbi::Stage1Here, Barrier::Here, false),
             (Tlbi::AllHere, Barrier::Everywhere, false),

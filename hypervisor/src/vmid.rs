@@ -74,7 +74,6 @@ mod tests {
     use super::*;
     use crate::addr::Ipa;
     use crate::fake::{FakeHardware, GuestAccess, RAM, World};
-    use crate::hardware::Hardware;
 
     /// The TLB of the fake machine, as that of one CPU.
     struct OneCpu<'w>(&'w FakeHardware, RefCell<Vec<&'static str>>);

@@ -97,7 +97,11 @@ fn xsa_310_domains_that_end_in_any_state_give_everything_back() {
         for id in 1..=setup.domains {
             let ended = Life::Shutdown(ShutdownReason::Poweroff);
             // They leave their CPUs.
-            world.domain(id).vcpus.iter().for_each(|vcpu| vcpu.run.set(hypervisor::vcpu::Run::Offline));
+            for vcpu in world.domain(id).vcpus {
+                vcpu.run.set(hypervisor::vcpu::Run::Offline);
+                let _ = world.current(id, vcpu.number);
+                world.machine.hw.leave_roots();
+            }
             end_domain(&world.machine, &world.current(id, 0), world.domain(id), ended);
             work(world);
             world.check();

@@ -164,7 +164,6 @@ impl Cpu {
                 self.first.retain(|(vmid, ..), _| *vmid != of);
                 self.second.retain(|(vmid, _), _| *vmid != of);
             }
-            #[cfg(feature = "seeded")]
             Tlbi::Stage1Asid(asid) => {
                 self.first.retain(|(vmid, ..), found| *vmid != of || found.asid != Some(asid));
             }
@@ -318,11 +317,9 @@ impl Tlbs {
     fn complete(&mut self, ram: &Ram, by: usize, vmid: Vmid, what: Tlbi, barrier: Barrier) {
         let everywhere = match what {
             Tlbi::Stage1Here | Tlbi::AllHere => false,
-            Tlbi::Stage2Page(_) | Tlbi::Stage1 | Tlbi::Stage1Address(_) | Tlbi::All => {
+            Tlbi::Stage2Page(_) | Tlbi::Stage1 | Tlbi::Stage1Address(_) | Tlbi::All | Tlbi::Stage1Asid(_) => {
                 barrier == Barrier::Everywhere
             }
-            #[cfg(feature = "seeded")]
-            Tlbi::Stage1Asid(_) => true,
         };
         self.speculate(ram);
         for (number, cpu) in self.cpus.iter_mut().enumerate() {
@@ -336,9 +333,7 @@ impl Tlbs {
                 Tlbi::Stage1 => self.breaks.first(),
                 Tlbi::Stage1Address(va) => self.breaks.first_address(va.get()),
                 Tlbi::All => self.breaks.all(),
-                Tlbi::Stage1Here | Tlbi::AllHere => {}
-                #[cfg(feature = "seeded")]
-                Tlbi::Stage1Asid(_) => {}
+                Tlbi::Stage1Here | Tlbi::AllHere | Tlbi::Stage1Asid(_) => {}
             }
         }
         self.speculate(ram);

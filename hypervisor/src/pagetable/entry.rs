@@ -11,7 +11,7 @@ use crate::domain::Domain;
 use crate::frame::Role;
 use crate::hardware::Hardware;
 use crate::machine::Machine;
-use crate::stage2::{self, GFN_LIMIT, Near};
+use crate::stage2::{self, ENTRIES, GFN_LIMIT, Near};
 
 /// A level of tables: 0 is the root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,29 +126,42 @@ pub(super) fn data_page(entry: u64) -> Option<Gfn> {
     Gfn::new((entry & ADDRESS) >> PAGE_SHIFT)
 }
 
-/// Which pages stage 2 maps, as long as the domain's lock is held.
-#[derive(Clone, Copy, Default)]
-pub(super) struct There(Option<Near>);
+/// Which entries of level 3 map data that is there, as long as the domain's lock is held: those of one 2 MiB of guest frames, by one comparison.
+#[derive(Clone, Copy)]
+pub(super) struct There {
+    /// Bits of an entry that must be `is`: all that [`data_page`] looks at, and which 2 MiB it names.
+    bits: u64,
+    is: u64,
+    /// Stage 2's table of these 2 MiB; none when a block maps them all.
+    table: Option<Mfn>,
+}
 
 impl There {
-    /// Whether a page is mapped; `None` when it is elsewhere.
+    /// None: an entry that is not empty is never 0.
+    pub(super) const NOWHERE: Self = Self { bits: u64::MAX, is: 0, table: None };
+
+    /// Whether an entry that is not empty maps data that is there; false when it maps something else, or elsewhere.
     #[inline(always)]
-    #[expect(clippy::inline_always, reason = "a few loads")]
-    pub(super) fn near<H: Hardware>(self, hw: &H, page: Gfn) -> Option<bool> {
-        self.0.and_then(|near| near.has(hw, page))
+    #[expect(clippy::inline_always, reason = "a few instructions")]
+    pub(super) fn is_data<H: Hardware>(self, hw: &H, entry: u64) -> bool {
+        // At level 3 of stage 2 nothing is in transit and nothing is a link: what is there is not 0.
+        entry & self.bits == self.is
+            && self
+                .table
+                .is_none_or(|table| hw.table_read(table, (entry >> PAGE_SHIFT) as usize & (ENTRIES - 1)) != 0)
     }
 
-    /// Whether a page is mapped, for an entry that maps data.
-    #[inline]
-    pub(super) fn has<H: Hardware>(&mut self, machine: &Machine<H>, domain: &Domain, page: Gfn) -> bool {
-        let hw = &machine.hw;
-        if let Some(found) = self.0.and_then(|near| near.has(hw, page)) {
-            return found;
-        }
-        self.0 = Near::find(hw, domain.stage2_root, page);
-        self.0.and_then(|near| near.has(hw, page)).unwrap_or(false)
+    /// What is near what an entry maps, if it may map data.
+    #[inline(never)]
+    pub(super) fn find<H: Hardware>(machine: &Machine<H>, domain: &Domain, entry: u64) -> Option<Self> {
+        let near = Near::find(&machine.hw, domain.stage2_root, data_page(entry)?)?;
+        let bits = DATA_PAGE | !LEAF | ADDRESS & !(REGION - 1);
+        Some(Self { bits, is: DATA_PAGE | entry & ADDRESS & !(REGION - 1), table: near.table() })
     }
 }
+
+/// Bytes that a table of level 3 maps.
+const REGION: u64 = (ENTRIES as u64) << PAGE_SHIFT;
 
 /// Whether an entry is empty.
 #[inline]
@@ -162,14 +175,10 @@ pub(super) const fn differ_in_permissions(old: u64, new: u64) -> bool {
     (old ^ new) & !PERMISSIONS == 0
 }
 
-/// The frame of an entry of level 3 that maps data, if it may be replaced in one step by another that does too. What the first may say was checked.
+/// Whether two entries, one of which maps data, differ in what may be done with it, and in nothing else: then the other maps the same data.
 #[inline]
-pub(super) fn same_data_page(old: u64, new: u64) -> Option<Gfn> {
-    let rights = (old ^ new) & !(PERMISSIONS & !(PXN | UXN)) == 0;
-    if !rights || old & PXN == 0 || old & UXN == 0 || !super::CHECKED {
-        return None;
-    }
-    Gfn::new((new & ADDRESS) >> PAGE_SHIFT)
+pub(super) const fn differ_in_rights(old: u64, new: u64) -> bool {
+    (old ^ new) & !(PERMISSIONS & !(PXN | UXN)) == 0
 }
 
 /// Decodes an entry of a table of a level. `None` for one that is not allowed.

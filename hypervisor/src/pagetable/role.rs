@@ -15,9 +15,11 @@ use crate::hardware::Hardware;
 use crate::machine::Machine;
 use crate::stage2::{ENTRIES, Kind};
 
-/// What one run checks or releases, some 4000 instructions: an empty entry is 1, one that maps data [`DATA`], one that is counted [`COUNTED`].
+/// What one run checks or releases, some 4000 instructions: an empty entry is 1; one that maps data [`DATA`] more, far from the one before [`FAR`] more; one
+/// that is counted [`COUNTED`] more.
 const STEP: u32 = 256;
-const DATA: u32 = 3;
+const DATA: u32 = 1;
+const FAR: u32 = 5;
 const COUNTED: u32 = 8;
 const ALL: u32 = 512;
 const _: () = assert!(ALL as usize == ENTRIES);
@@ -212,7 +214,7 @@ pub(super) fn pin<H: Hardware>(
     };
     let (mut end, mut cost) = (first, 0_u32);
     let budget = machine.hw.budget(STEP);
-    let mut there = There::default();
+    let mut there = There::NOWHERE;
     while end < ALL && cost < budget {
         let index = end;
         end = end.wrapping_add(1);
@@ -221,10 +223,18 @@ pub(super) fn pin<H: Hardware>(
         if entry::is_empty(raw) {
             continue;
         }
-        cost = cost.wrapping_add(DATA);
-        if level == Level::Three && entry::data_page(raw).is_some_and(|page| there.has(machine, domain, page))
-        {
-            continue;
+        if level == Level::Three {
+            if there.is_data(&machine.hw, raw) {
+                cost = cost.wrapping_add(DATA);
+                continue;
+            }
+            cost = cost.wrapping_add(FAR);
+            if let Some(near) = There::find(machine, domain, raw) {
+                there = near;
+                if there.is_data(&machine.hw, raw) {
+                    continue;
+                }
+            }
         }
         cost = cost.wrapping_add(COUNTED);
         let held = entry::decode(raw, level)

@@ -20,12 +20,14 @@ use crate::machine::{Current, Machine};
 use crate::stage2::ENTRIES;
 
 /// What one run may cost while it holds the lock, for which as many as seven siblings may wait with interrupts masked: an entry of the quick kind is
-/// 1 (40 instructions).
-const BUDGET: u32 = 64;
-/// Another entry: some 300 instructions.
+/// 1 (some 35 instructions).
+const BUDGET: u32 = 96;
+/// More for one that is not like the one before: another table, data far away.
+const UNLIKE: u32 = 3;
+/// More for one of another kind: some 300 instructions in all.
 const OTHER: u32 = 6;
-/// A flush: the time that all CPUs take to answer. What a quick entry costs more when it is broken first.
-const FLUSH: u32 = 2;
+/// More for a flush: the time that all CPUs take to answer.
+const FLUSH: u32 = 1;
 
 /// The domain's tables while its lock is held. What it has changed holds when [`Editor::finish`] has run.
 struct Editor<'a, H: Hardware> {
@@ -71,13 +73,10 @@ impl Quick {
         let fits = if entry::is_empty(new) {
             entry::is_empty(old) && !self.is_stale() || entry::data_page(old).is_some()
         } else {
-            let page = if entry::is_empty(old) {
-                // After one that still waits for its flush, that comes first.
-                if self.is_stale() { None } else { entry::data_page(new) }
-            } else {
-                entry::same_data_page(old, new)
-            };
-            page.and_then(|page| self.there.near(hw, page)) == Some(true)
+            // After one that still waits for its flush, that comes first.
+            let step =
+                if entry::is_empty(old) { !self.is_stale() } else { entry::differ_in_rights(old, new) };
+            step && self.there.is_data(hw, new)
         };
         if !fits {
             return false;
@@ -103,7 +102,8 @@ impl Quick {
         let (start, table) = self.table;
         let index = (at >> 3) as usize & (ENTRIES - 1);
         if at & !IN_TABLE != start
-            || entry::data_page(new).and_then(|page| self.there.near(hw, page)) != Some(true)
+            || entry::is_empty(new)
+            || !self.there.is_data(hw, new)
             || entry::data_page(hw.table_read(table, index)).is_none()
             || crate::seeded!("change-unbroken")
         {
@@ -122,19 +122,23 @@ impl Quick {
 impl<'a, H: Hardware> Editor<'a, H> {
     /// `_state` shows that the lock is held.
     fn new(machine: &'a Machine<H>, domain: &'a Domain, _state: &DomainState) -> Self {
-        let nothing = Quick { table: (u64::MAX, Mfn::default()), there: There::default(), stale: 0, made: 0 };
+        let nothing = Quick { table: (u64::MAX, Mfn::default()), there: There::NOWHERE, stale: 0, made: 0 };
         Self { machine, domain, table: None, quick: nothing, cost: 0 }
     }
 
     /// Writes an entry; entries like it are quick afterwards.
     #[inline(never)]
     fn write(&mut self, at: u64, new: u64) -> Result<(), Errno> {
+        self.cost = self.cost.wrapping_add(UNLIKE);
         let gfn = Gfn::new(at >> PAGE_SHIFT).ok_or(Errno::Einval)?;
         if at & 7 == NORMAL_PT_UPDATE && self.table.is_none_or(|(before, ..)| before != gfn) {
             self.find(gfn)?;
         }
-        if let Some(page) = entry::data_page(new) {
-            let _ = self.quick.there.has(self.machine, self.domain, page);
+        if !entry::is_empty(new)
+            && !self.quick.there.is_data(&self.machine.hw, new)
+            && let Some(near) = There::find(self.machine, self.domain, new)
+        {
+            self.quick.there = near;
         }
         if self.quick.write(&self.machine.hw, at, new) {
             return Ok(());
@@ -270,8 +274,13 @@ fn in_one_page<H: Hardware>(
     }
     let first = at.offset() >> 3;
     let most = there.min(usize::try_from(batch.left).unwrap_or(there));
-    let rest = usize::try_from(budget.saturating_sub(editor.cost)).unwrap_or(0);
-    let mut end = first.wrapping_add(most.min(rest).wrapping_mul(2));
+    let last = first.wrapping_add(most.wrapping_mul(2));
+    // Those of this page are counted in the end.
+    let within = |cost: u32| {
+        let rest = usize::try_from(budget.saturating_sub(cost)).unwrap_or(0);
+        last.min(first.wrapping_add(rest.wrapping_mul(2)))
+    };
+    let mut end = within(editor.cost);
     let mut quick = editor.quick;
     let mut result = Ok(());
     let mut index = first;
@@ -280,15 +289,13 @@ fn in_one_page<H: Hardware>(
         let ptr = machine.hw.table_read(at.frame(), index);
         let val = machine.hw.table_read(at.frame(), index.wrapping_add(1));
         if !quick.write(&machine.hw, ptr, val) {
-            let before = editor.cost;
             editor.quick = quick;
             result = editor.write(ptr, val);
             if result.is_err() && !crate::seeded!("batch-count") {
                 break;
             }
             quick = editor.quick;
-            let more = usize::try_from(editor.cost.wrapping_sub(before)).unwrap_or(end);
-            end = end.saturating_sub(more.wrapping_mul(2));
+            end = within(editor.cost);
         }
         index = index.wrapping_add(2);
     }

@@ -10,11 +10,12 @@ impl Slot {
     /// permissions is under way any more (a DSB after the invalidation waits for them, D8.16.3).
     pub fn protect<H: Hardware>(self, hw: &H, kind: Kind) {
         if let Some(there) = self.current(hw) {
-            if crate::seeded!("protect-late") {
+            let early = crate::seeded!("protect-early");
+            if early {
                 hw.flush_page(self.vmid, self.ipa());
             }
             hw.table_write(self.table, self.index, Descriptor::leaf(there.mfn, kind, LAST_LEVEL).raw());
-            if !crate::seeded!("xsa-408") && !crate::seeded!("protect-late") {
+            if !(early || crate::seeded!("xsa-408")) {
                 hw.flush_page(self.vmid, self.ipa());
             }
         }
