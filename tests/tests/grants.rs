@@ -548,5 +548,22 @@ fn a_domain_that_keeps_to_itself_shares_with_nobody_but_itself() {
     assert_eq!(two.grant(GrantOp::Copy, from_other).1.status, PERMISSION_DENIED);
     let to_it = copy_op((DomId::SELF.0, GFN, 0), (2, 8, 0), 1, 2);
     assert_eq!(one.grant(GrantOp::Copy, to_it).1.status, PERMISSION_DENIED);
+
+    // Both sides its own, a third one copies: that would tell it what is in its pages, and by which it copied.
+    two.grants(10, 1, GFN, EntryFlags::READONLY);
+    two.grants(11, 1, GFN + 1, EntryFlags::empty());
+    let inside = copy_op((2, 10, 0), (2, 11, 0), 1, 3);
+    world.guest_write(2, GFN << 12, &[0x5A]);
+    assert_eq!(one.grant(GrantOp::Copy, inside).1.status, PERMISSION_DENIED);
+    assert_eq!(world.guest_read::<1>(2, (GFN + 1) << 12), [0]);
+    // It may copy so itself, and two others may have a third one between them.
+    two.grants(12, 2, GFN, EntryFlags::READONLY);
+    let own = copy_op((2, 12, 0), (DomId::SELF.0, GFN + 1, 0), 1, 1);
+    assert_eq!(two.grant(GrantOp::Copy, own).1.status, OKAY);
+    assert_eq!(world.guest_read::<1>(2, (GFN + 1) << 12), [0x5A]);
+    one.grants(10, 3, GFN, EntryFlags::READONLY);
+    one.grants(11, 3, GFN + 1, EntryFlags::empty());
+    let between = copy_op((1, 10, 0), (1, 11, 0), 1, 3);
+    assert_eq!(three.grant(GrantOp::Copy, between).1.status, OKAY);
     world.check();
 }

@@ -44,7 +44,9 @@ pub(super) fn copy<H: Hardware>(
     let flags = CopyFlags::from_bits_truncate(op.flags);
     let from = side(machine, current, &op.source, flags.contains(CopyFlags::SOURCE_GREF), Use::Read)?;
     let to = side(machine, current, &op.dest, flags.contains(CopyFlags::DEST_GREF), Use::Write)?;
-    if !from.domain.may_talk_to(to.domain) {
+    // Who copies learns of one side and tells the other, so he must be allowed to talk to both; then they may talk through him. (Xen's
+    // silo policy asks whether the two sides may talk, and is silent when both are one domain and he is another.)
+    if !current.domain.may_talk_to(from.domain) || !current.domain.may_talk_to(to.domain) {
         return Err(GrantStatus::PermissionDenied);
     }
     let source = claim(machine, current, from)?;
