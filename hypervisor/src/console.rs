@@ -1,8 +1,8 @@
 //! `console_io`: text of guests on the machine's console, a line at a time, as `(dN) line`.
 //!
 //! Invariants
-//! 1. What a guest writes appears on lines that begin with its name, and holds no control characters but tabs and no log mark: a
-//!    guest can neither forge the hypervisor's log nor another guest's lines.
+//! 1. What a guest writes appears on lines that begin with its name, and is UTF-8 without control characters but tabs, without what
+//!    orders or breaks lines, and without the log's mark ([`utf8`]): a guest can neither forge the hypervisor's log nor another guest's lines.
 //! 2. A guest writes at most [`BURST`] bytes at once and [`BYTES_PER_SECOND`] over time. What is more is dropped and counted, whole
 //!    lines, and the count is told before the next line that comes through.
 //! 3. A line is put out in one piece, when it is complete, when it is full, and when the domain ends.
@@ -15,6 +15,7 @@
 
 pub mod keyboard;
 pub mod ring;
+mod utf8;
 
 use heapless::Vec;
 use pv_abi::console::ConsoleOp;
@@ -28,6 +29,7 @@ use crate::hypercall::{Answer, Args, Stop, low_u32};
 use crate::machine::{Current, Machine};
 use crate::sched;
 use crate::stretch::Stretch;
+use utf8::{Character, Step};
 
 /// Most characters of a line that are kept until the newline comes.
 pub const LINE_LENGTH: usize = 160;
@@ -45,13 +47,12 @@ const CHUNKS: u32 = 2;
 const LINES: usize = 4;
 /// The prefix, its number and the newline.
 const DECORATION: usize = 16;
-/// The two bytes of `§` in UTF-8, which mark a line of the hypervisor's log.
-const MARK: [u8; 2] = [0xC2, 0xA7];
-
 /// What a domain has written since the last newline, and what it may still write. Under its own lock, rank 50.
 #[derive(Debug)]
 pub struct LineBuffer {
     text: Vec<u8, LINE_LENGTH>,
+    /// The character of several bytes that was begun. What there is of it is not in `text`.
+    character: Character,
     /// Bytes that it may write now.
     tokens: u64,
     /// Counter value at which `tokens` was true.
@@ -73,7 +74,15 @@ impl Default for LineBuffer {
 impl LineBuffer {
     /// An empty line and a full bucket.
     pub const fn new() -> Self {
-        Self { text: Vec::new(), tokens: BURST, refilled: 0, dropped: 0, torn: false, waits: 0 }
+        Self {
+            text: Vec::new(),
+            character: Character::NONE,
+            tokens: BURST,
+            refilled: 0,
+            dropped: 0,
+            torn: false,
+            waits: 0,
+        }
     }
 
     /// Takes tokens for `bytes`; false, and they are counted as dropped, when there are not enough.
@@ -100,6 +109,7 @@ impl LineBuffer {
         let begun = u64::try_from(self.text.len()).unwrap_or(0);
         self.dropped = self.dropped.saturating_add(begun);
         self.text.clear();
+        self.character = Character::NONE;
         self.torn = refused.last() != Some(&b'\n');
     }
 
@@ -116,25 +126,55 @@ impl LineBuffer {
         rest
     }
 
-    /// Takes a byte; false when there is no room for the line that it would put out, and nothing is changed.
+    /// Takes a byte; false when there is no room for the line that it would put out, and it is to be put again.
     fn put<H: Hardware>(&mut self, hw: &H, id: DomId, byte: u8) -> bool {
         match byte {
-            b'\n' => self.put_out(hw, id),
-            b'\t' | b' '..=b'~' | 0x80.. => {
-                if byte == MARK[1] && self.text.last() == Some(&MARK[0]) {
-                    self.text.pop();
-                    return true;
-                }
-                if self.text.is_full() && !self.put_out(hw, id) {
+            b'\n' => {
+                self.character = Character::NONE;
+                self.put_out(hw, id)
+            }
+            b'\t' | b' '..=b'~' => {
+                self.character = Character::NONE;
+                if !self.make_room(hw, id, 1) {
                     return false;
                 }
                 // There is room now.
                 let _ = self.text.push(byte);
                 true
             }
-            // Control characters, DEL.
-            _ => true,
+            0x80.. => match self.character.next(byte) {
+                Step::More(character) => {
+                    self.character = character;
+                    true
+                }
+                Step::Whole(character) => {
+                    // What was begun stays begun until there is room.
+                    if !self.make_room(hw, id, character.length()) {
+                        return false;
+                    }
+                    self.character = Character::NONE;
+                    for byte in character.bytes() {
+                        let _ = self.text.push(byte);
+                    }
+                    true
+                }
+                Step::Nothing => {
+                    self.character = Character::NONE;
+                    true
+                }
+            },
+            // Control characters, DEL: what they interrupt is not one character.
+            _ => {
+                self.character = Character::NONE;
+                true
+            }
         }
+    }
+
+    /// Puts the line out if so many bytes have no room in it; false when there is no room for that, and nothing is changed.
+    #[inline]
+    fn make_room<H: Hardware>(&mut self, hw: &H, id: DomId, bytes: usize) -> bool {
+        self.text.len().saturating_add(bytes) <= LINE_LENGTH || self.put_out(hw, id)
     }
 
     /// Puts out what there is of the line, even if it is empty; false when the console has no room and waiting is not over.
@@ -234,7 +274,7 @@ fn portion(chunk: &[u8]) -> &[u8] {
     newlines.nth(LINES.saturating_sub(1)).and_then(|(end, _)| chunk.get(..end)).unwrap_or(chunk)
 }
 
-/// Puts out the line that a domain has begun: it has ended.
+/// Puts out the line that a domain has begun: it has ended, and its next life begins a line.
 pub fn flush<H: Hardware>(hw: &H, domain: &Domain) {
     let mut buffer = domain.console.lock();
     if !buffer.text.is_empty() || buffer.dropped != 0 {
@@ -242,6 +282,7 @@ pub fn flush<H: Hardware>(hw: &H, domain: &Domain) {
         hw.console_last(&buffer.line(domain.id));
         buffer.text.clear();
     }
+    (buffer.character, buffer.torn, buffer.waits) = (Character::NONE, false, 0);
 }
 
 /// Reads keys: as many as there are.

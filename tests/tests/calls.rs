@@ -3,7 +3,7 @@
 
 use core::sync::atomic::Ordering;
 
-use hypervisor::console::{BURST, LINE_LENGTH};
+use hypervisor::console::{self, BURST, LINE_LENGTH};
 use hypervisor::domain::Life;
 use hypervisor::fake::{COUNTER_FREQUENCY, Op, RAM};
 use hypervisor::hardware::CpuId;
@@ -347,6 +347,67 @@ fn a_guest_writes_lines_under_its_name() {
     let out = say(one, &long);
     assert_eq!(out.len(), LINE_LENGTH + 6, "what is full goes out");
     assert_eq!(say(one, b"\n").len(), 300 - LINE_LENGTH + 6);
+}
+
+#[test]
+fn no_terminal_is_told_to_go_where_others_lines_are() {
+    let world = two();
+    let one = guest(&world, 1);
+    // CSI in UTF-8 and alone, longer forms of it, and what breaks or orders lines: up a line, "erase", and another's name.
+    for sequence in ["\u{9B}", "\u{85}", "\u{2028}", "\u{202E}", "\u{2066}"]
+        .map(str::as_bytes)
+        .into_iter()
+        .chain([b"\x9B".as_slice(), b"\xE0\x82\x9B", b"\xC2\xC2\x9B", b"\x1B\x9B"])
+    {
+        // At the start of a line, in it, and where it is full; each byte by a call of its own.
+        for before in [0, 7, LINE_LENGTH - 2, LINE_LENGTH - 1, LINE_LENGTH, LINE_LENGTH + 1] {
+            for part in
+                [vec![b'y'; before], sequence.to_vec(), b"1A(d2) \xC3\xA9\n".to_vec()].concat().chunks(1)
+            {
+                one.write(ARG, part);
+                one.call(number::CONSOLE_IO, [0, 1, ARG, 0, 0]);
+            }
+            let out = String::from_utf8(world.machine.hw.take_console()).unwrap();
+            let lines: Vec<_> = out.lines().collect();
+            assert!(lines.iter().all(|line| line.starts_with("(d1) ")), "{sequence:x?} {lines:?}");
+            let said: String = lines.iter().filter_map(|line| line.strip_prefix("(d1) ")).collect();
+            assert_eq!(said, "y".repeat(before) + "1A(d2) \u{e9}", "{sequence:x?}");
+        }
+    }
+}
+
+#[test]
+fn a_character_is_not_torn_by_the_end_of_a_line_or_of_a_life() {
+    let world = two();
+    let one = guest(&world, 1);
+    for before in LINE_LENGTH - 3..LINE_LENGTH {
+        let text = "x".repeat(before) + "\u{20AC}\n";
+        one.write(ARG, text.as_bytes());
+        assert_eq!(one.call(number::CONSOLE_IO, [0, text.len() as u64, ARG, 0, 0]), 0);
+        let out = String::from_utf8(world.machine.hw.take_console()).unwrap();
+        assert_eq!(out.lines().count(), if before == LINE_LENGTH - 3 { 1 } else { 2 });
+        assert_eq!(out.replace("(d1) ", "").replace('\n', ""), text.trim_end());
+    }
+    // What has begun, a character or a line that is over the rate, is not gone on with by the next life.
+    one.write(ARG, b"end\xE2\x82");
+    assert_eq!(one.call(number::CONSOLE_IO, [0, 5, ARG, 0, 0]), 0);
+    console::flush(&world.machine.hw, world.domain(1));
+    assert_eq!(world.machine.hw.take_console(), b"(d1) end\n");
+    one.write(ARG, b"\xACnew\n");
+    assert_eq!(one.call(number::CONSOLE_IO, [0, 5, ARG, 0, 0]), 0);
+    assert_eq!(world.machine.hw.take_console(), b"(d1) new\n");
+    let more = [b'x'; 2048];
+    one.write(ARG, &more);
+    for _ in 0..=BURST / 2048 {
+        assert_eq!(one.call(number::CONSOLE_IO, [0, 2048, ARG, 0, 0]), 0);
+    }
+    world.machine.hw.take_console();
+    console::flush(&world.machine.hw, world.domain(1));
+    world.machine.hw.take_console();
+    world.machine.hw.advance(COUNTER_FREQUENCY);
+    one.write(ARG, b"hello\n");
+    assert_eq!(one.call(number::CONSOLE_IO, [0, 6, ARG, 0, 0]), 0);
+    assert_eq!(world.machine.hw.take_console(), b"(d1) hello\n");
 }
 
 #[test]
