@@ -17,7 +17,8 @@
 //!    lock, and only a hint: who needs the truth looks stage 2 up.
 //! 4. `order` has a meaning in the first frame of a free block only; everywhere else it is [`NO_ORDER`].
 //! 5. Frames that are not RAM have the role [`Role::NotRam`] for ever.
-//! 6. `prev` of a frame of role [`Role::Validating`] or [`Role::Releasing`] is how far that is ([`FrameTable::progress`]).
+//! 6. `prev` of a frame of role [`Role::Validating`] or [`Role::Releasing`] is how far that is ([`FrameTable::progress`]), of an orphan whose it was
+//!    last.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 use core::ops::Range;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -291,6 +292,8 @@ pub struct FrameTable {
     totals: [[AtomicU64; Role::ALL.len()]; OWNERS],
     /// Frames of RAM by owner that its stage 2 maps in blocks; all others of its RAM are in pages. Changed under the owner's lock.
     in_blocks: [AtomicU64; OWNERS],
+    /// Orphans by whose they were last. Changed under the allocator's lock.
+    orphans: [AtomicU64; OWNERS],
     /// Counters of fewer bits, for tests of what happens when they are full.
     #[cfg(any(test, feature = "fake"))]
     most: AtomicU32,
@@ -310,6 +313,7 @@ impl FrameTable {
             entries,
             totals: [const { [const { AtomicU64::new(0) }; Role::ALL.len()] }; OWNERS],
             in_blocks: [const { AtomicU64::new(0) }; OWNERS],
+            orphans: [const { AtomicU64::new(0) }; OWNERS],
             #[cfg(any(test, feature = "fake"))]
             most: AtomicU32::new(MAX_COUNT),
         })
@@ -465,6 +469,30 @@ impl FrameTable {
     /// Frames of RAM that a domain's stage 2 maps in blocks.
     pub fn in_blocks(&self, owner: DomId) -> u64 {
         self.in_blocks.get(row(owner)).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// Frames of a domain's former lives that others still have mapped.
+    pub fn orphans(&self, last: DomId) -> u64 {
+        self.orphans.get(row(last)).map_or(0, |counter| counter.load(Ordering::Acquire))
+    }
+
+    /// A frame is an orphan from now on; it was this domain's. Under the allocator's lock.
+    pub(crate) fn orphaned(&self, mfn: Mfn, last: DomId) {
+        if let (Some(entry), Some(counter)) = (self.entry(mfn), self.orphans.get(row(last))) {
+            entry.set_prev(u32::from(last.0));
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// An orphan has no mappings any more. Under the allocator's lock.
+    pub(crate) fn let_go(&self, mfn: Mfn) {
+        let last = self.entry(mfn).and_then(|entry| u16::try_from(entry.prev()).ok());
+        if let (Some(entry), Some(last)) = (self.entry(mfn), last) {
+            entry.set_prev(NO_LINK);
+            if let Some(counter) = self.orphans.get(row(DomId(last))) {
+                counter.fetch_sub(1, Ordering::Release);
+            }
+        }
     }
 
     /// Notes how many frames of RAM a domain's stage 2 maps in blocks. The caller holds the owner's lock.

@@ -168,7 +168,7 @@ impl Frames {
     }
 
     /// Takes a frame of RAM away from a domain that is dying while another has it mapped: it is nobody's ([`DomId::XEN`]'s) and counts those
-    /// mappings from now on, one for each call.
+    /// mappings from now on, one for each call. Its last owner's next life waits for it ([`FrameTable::orphans`]).
     ///
     /// # Errors
     /// It is no such frame.
@@ -179,7 +179,9 @@ impl Frames {
             (DomId::XEN, Role::Data) => self.table.reference(mfn, DomId::XEN),
             (of, Role::Data) if of == owner => {
                 let nobodys = FrameState::unreferenced(DomId::XEN, Role::Data);
-                self.table.transit(mfn, state, FrameState { count: 1, ..nobodys })
+                self.table.transit(mfn, state, FrameState { count: 1, ..nobodys })?;
+                self.table.orphaned(mfn, owner);
+                Ok(())
             }
             _ => Err(FrameError::WrongOwner),
         }
@@ -196,7 +198,10 @@ impl Frames {
         }
         self.table.release(mfn)?;
         match self.table.state(mfn) {
-            Some(state) if state.count == 0 => lists.limbo.take(&self.table, mfn, DomId::XEN),
+            Some(state) if state.count == 0 => {
+                self.table.let_go(mfn);
+                lists.limbo.take(&self.table, mfn, DomId::XEN)
+            }
             _ => Ok(()),
         }
     }

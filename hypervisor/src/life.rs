@@ -14,6 +14,8 @@
 //! 3. Its frames become free after every CPU has passed once more: since its ports were closed and its areas forgotten.
 //! 4. Others keep what they have mapped of it, as orphans; everything else is free. Its root tables, its shared-info frame and its boot storage stay
 //!    with its number.
+//! 5. Orphans are charged to the number that they were of: no life of it begins while others have more than [`MOST_ORPHANS`] of its former ones, so what
+//!    a domain and its former lives have is never more than its quota and those.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod fate;
@@ -35,6 +37,11 @@ use crate::machine::Machine;
 use crate::{sched, wallclock};
 use undo::Progress;
 
+/// Frames of a domain's former lives that others may have mapped when its next one begins: some rings of drivers, which their other ends may keep for
+/// ever. With more of them it waits.
+pub const MOST_ORPHANS: u64 = 64;
+/// Milliseconds until a CPU looks again whether others have let go of enough.
+const PATIENCE_MILLISECONDS: u64 = 100;
 /// Microseconds until a CPU makes the next step, or looks again whether it can.
 const INTERVAL_MICROSECONDS: u64 = 20;
 
@@ -89,11 +96,14 @@ pub(crate) fn ended<H: Hardware>(machine: &Machine<H>, domain: &Domain, end: Lif
 /// Begins to build a domain anew that is dead.
 ///
 /// # Errors
-/// `-EEXIST`: it is not dead.
+/// `-EEXIST`: it is not dead. `-ENOMEM`: others have too much of its former lives.
 pub(crate) fn build<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result<(), Errno> {
     let state = domain.state.lock();
     if domain.life.stage() != Stage::Dead {
         return Err(Errno::Eexist);
+    }
+    if is_held(machine, domain) {
+        return Err(Errno::Enomem);
     }
     domain.life.go(Stage::Building);
     drop(state);
@@ -135,12 +145,14 @@ fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) -> u64 {
         return again;
     }
     let first = reaper.turn.load(Ordering::Relaxed);
+    let waiting =
+        now.saturating_add(machine.hw.counter_frequency().saturating_mul(PATIENCE_MILLISECONDS) / 1000);
     let (before, after) = machine.domains.split_at_checked(first).unwrap_or((&[], machine.domains));
     // One load a domain.
-    let found = after
-        .iter()
-        .chain(before)
-        .position(|domain| matches!(domain.life.stage(), Stage::Dying | Stage::Building));
+    let found = after.iter().chain(before).position(|domain| {
+        matches!(domain.life.stage(), Stage::Dying | Stage::Building)
+            && !(domain.fate.waits() && domain.fate.comes_again() && is_held(machine, domain))
+    });
     let at = found.and_then(|found| first.wrapping_add(found).checked_rem(machine.domains.len()));
     if let Some((at, domain)) = at.and_then(|at| Some((at, machine.domains.get(at)?))) {
         let next = match domain.life.stage() {
@@ -151,12 +163,27 @@ fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) -> u64 {
         reaper.turn.store(next.checked_rem(machine.domains.len()).unwrap_or(0), Ordering::Relaxed);
     }
     reaper.busy.store(false, Ordering::Release);
-    if reaper.dying.load(Ordering::Acquire) == 0 { u64::MAX } else { again }
+    match reaper.dying.load(Ordering::Acquire) {
+        0 => u64::MAX,
+        _ if found.is_none() => waiting,
+        _ => again,
+    }
+}
+
+/// Whether others have too much of a domain's former lives for the next one to begin.
+fn is_held<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> bool {
+    machine.frames.table.orphans(domain.id) > MOST_ORPHANS
 }
 
 fn undo_step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> Progress {
-    let progress = undo::step(machine, cpu, domain);
+    let progress = if domain.fate.waits() { Progress::Done } else { undo::step(machine, cpu, domain) };
     if progress == Progress::Done {
+        if domain.fate.comes_again() && is_held(machine, domain) {
+            domain.fate.set_waits(true);
+            machine.hw.log(Event::Waits(domain.id, machine.frames.table.orphans(domain.id)));
+            return Progress::Waits;
+        }
+        domain.fate.set_waits(false);
         if domain.fate.takes_again() {
             domain.life.go(Stage::Building);
         } else {

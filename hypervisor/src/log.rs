@@ -15,6 +15,10 @@ pub enum Event {
     BuiltAgain(DomId, u32),
     /// A domain could not be built anew.
     NotBuilt(DomId),
+    /// This domain has so many mappings of pages of that one, which has ended.
+    Holds(DomId, DomId, u32),
+    /// A domain waits for its next life: others have so many frames of its former ones mapped.
+    Waits(DomId, u64),
     /// A domain was to be built anew, too often in a minute.
     TooOften(DomId),
     /// This domain gets from now on what is typed.

@@ -4,7 +4,7 @@
 
 use hypervisor::devicetree::Paging;
 use hypervisor::domain::{Fault, Life, Stage};
-use hypervisor::fake::{MEMORY_KIB, RAM, World};
+use hypervisor::fake::{COUNTER_FREQUENCY, MEMORY_KIB, RAM, World};
 use hypervisor::frame::Role;
 use hypervisor::hardware::CpuId;
 use hypervisor::life::{self, Action, Policy};
@@ -405,6 +405,108 @@ fn a_domain_is_built_again_as_it_was_at_first() {
         world.check();
     }
     assert_eq!(world.domain(1).fate.generation(), 4);
+}
+
+/// Grants pages of a domain's from [`PAGE`] on to another, which maps them from [`AT`] on; the handles.
+fn hold(world: &World, from: u16, to: u16, pages: u64) -> Vec<GrantHandle> {
+    let (granter, mapper) = (guest(world, from), guest(world, to));
+    let held = (0..pages).map(|page| {
+        let gref = u32::try_from(8 + page).unwrap();
+        granter.grants(gref, to, (PAGE >> 12) + page, EntryFlags::empty());
+        let at = AT + (page << 12);
+        let free = (0..8).map(|n| at + n * 0x100_0000).find(|at| mapper.mapping(at >> 12).is_none()).unwrap();
+        let (status, handle) = map(mapper, from, gref, free, HOST_MAP);
+        assert_eq!(status, 0);
+        handle
+    });
+    held.collect()
+}
+
+/// Lets the hypervisor work until it has nothing to do now, and says whether it waits for somebody.
+fn work_or_wait(world: &World) -> bool {
+    let machine = &world.machine;
+    for _ in 0..10_000 {
+        machine.frames.reclaim();
+        machine.frames.quiescent.pass(CPU);
+        match life::work(machine, CPU, 0) {
+            u64::MAX => return false,
+            // It looks again in a tenth of a second; while there is something to do, after 20 us.
+            later if later >= COUNTER_FREQUENCY / 10 => return true,
+            _ => {}
+        }
+    }
+    panic!("it never ends");
+}
+
+#[test]
+fn what_others_keep_of_former_lives_is_charged_to_the_next_ones() {
+    let world = World::with_control(3);
+    let (machine, one, three) = (&world.machine, world.domain(1), guest(&world, 3));
+    let reboot = || {
+        let reboot = Life::Shutdown(ShutdownReason::Reboot);
+        hypervisor::sched_op::end_domain(machine, &world.current(1, 0), one, reboot);
+    };
+    let came_back = |generation| {
+        assert_eq!((one.life.stage(), one.fate.generation()), (Stage::Running, generation));
+        world.pick(one.vcpu(0).unwrap().home.get()).unwrap().run.set(Run::Blocked);
+        world.check();
+    };
+    let frames = &machine.frames;
+    let quota = has(&world, 1)[0];
+    // What rings of drivers take is no reason to wait, however often it reboots.
+    let mut rings = Vec::new();
+    for life in 1..5 {
+        rings.extend(hold(&world, 1, 2, 16));
+        reboot();
+        assert!(!work_or_wait(&world));
+        came_back(life + 1);
+        assert_eq!((orphans(&world), has(&world, 1)[0]), (16 * u64::from(life), quota));
+    }
+    // Two accomplices that keep more: the next life waits, and the log says for whom.
+    let more = hold(&world, 1, 3, 40);
+    machine.hw.take_events();
+    reboot();
+    assert!(work_or_wait(&world));
+    assert_eq!((one.life.stage(), has(&world, 1), orphans(&world)), (Stage::Dying, [0, 2, 1, 0], 104));
+    let told = machine.hw.take_events();
+    assert!(told.contains(&Event::Holds(DomId(3), DomId(1), 40)), "{told:?}");
+    assert!(told.contains(&Event::Waits(DomId(1), 104)), "{told:?}");
+    assert!(work_or_wait(&world) && machine.hw.take_events().is_empty(), "told once");
+    assert_eq!(
+        (machine.reaper.alive(), frames.table.orphans(DomId(1))),
+        (4, 104),
+        "it is no domain that has ended"
+    );
+    // Another domain's end is not kept waiting by it.
+    let reboot_two = Life::Shutdown(ShutdownReason::Reboot);
+    for (page, handle) in (0..).zip(&more).take(39) {
+        assert_eq!(unmap(three, *handle, AT + (page << 12)), 0);
+    }
+    assert!(work_or_wait(&world), "65 are still one too many");
+    hypervisor::sched_op::end_domain(machine, &world.current(2, 0), world.domain(2), reboot_two);
+    assert!(!work_or_wait(&world), "the other has let go with its end");
+    assert_eq!((orphans(&world), frames.table.orphans(DomId(1)), has(&world, 1)[0]), (1, 1, quota));
+    world.pick(world.domain(2).vcpu(0).unwrap().home.get()).unwrap().run.set(Run::Blocked);
+    came_back(6);
+    assert_eq!(unmap(three, more[39], AT + (39 << 12)), 0);
+    assert_eq!((orphans(&world), frames.table.orphans(DomId(1))), (0, 0));
+}
+
+#[test]
+fn who_waits_for_others_to_let_go_can_be_destroyed() {
+    let world = World::with_control(2);
+    let (machine, one, two) = (&world.machine, world.domain(1), guest(&world, 2));
+    let held = hold(&world, 1, 2, 65);
+    let reboot = Life::Shutdown(ShutdownReason::Reboot);
+    hypervisor::sched_op::end_domain(machine, &world.current(1, 0), one, reboot);
+    assert!(work_or_wait(&world));
+    assert_eq!(destroy(&world, 1), 0, "at once");
+    assert_eq!((one.life.stage(), machine.reaper.alive()), (Stage::Dead, 2));
+    assert!(!work_or_wait(&world));
+    assert_eq!(build(&world, 1), ENOMEM, "others have too much of it");
+    assert_eq!(unmap(two, held[0], AT), 0);
+    assert_eq!(build(&world, 1), 0);
+    world.check();
 }
 
 /// Each reservation of a life that is built anew fails in turn; returns how many there are.

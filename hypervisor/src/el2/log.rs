@@ -149,6 +149,16 @@ fn say(event: Event) {
             defmt::info!("d{=u16}: built again, {=u32} times by now", domain.0, generation);
         }
         Event::NotBuilt(domain) => defmt::error!("d{=u16}: refused: it cannot be built again", domain.0),
+        Event::Holds(holder, of, mappings) => {
+            defmt::info!("d{=u16}: d{=u16} has {=u32} mappings of its pages still", of.0, holder.0, mappings);
+        }
+        Event::Waits(domain, frames) => {
+            defmt::warn!(
+                "d{=u16}: not built again before others let go of its {=u64} frames",
+                domain.0,
+                frames
+            );
+        }
         Event::TooOften(domain) => {
             defmt::warn!("d{=u16}: not built again: too many restarts in a minute", domain.0);
         }

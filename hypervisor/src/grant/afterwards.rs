@@ -56,19 +56,20 @@ pub(crate) fn give_up<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
 }
 
 /// Makes orphans of the frames that `mapper` has mapped of a domain that is dying, from handle `from` of the mapper's on. Nobody begins to use a
-/// grant of it any more, and no copy is under way. Returns where to go on, `None` when there is nothing left.
+/// grant of it any more, and no copy is under way. Returns where to go on, `None` when there is nothing left, and how many mappings were handed over.
 pub(crate) fn orphan<H: Hardware>(
     machine: &Machine<H>,
     granter: &Domain,
     mapper: &Domain,
     from: u32,
-) -> Option<u32> {
+) -> (Option<u32>, u32) {
     let (mut own, theirs) = lock_two(granter, mapper);
-    let mut theirs = theirs?;
+    let Some(mut theirs) = theirs else { return (None, 0) };
     let used = theirs.grants.used_tracks();
     if theirs.grants.mapped() == 0 || from >= used {
-        return None;
+        return (None, 0);
     }
+    let mut held: u32 = 0;
     let next = from.saturating_add(HANDLES);
     for handle in (from..used.min(next)).map(GrantHandle) {
         let Some(Track::Mapped { granter: of, gref, gfn, writable }) =
@@ -87,7 +88,8 @@ pub(crate) fn orphan<H: Hardware>(
             theirs.grants.retrack(&machine.hw, handle, Track::Orphan { frame, gfn, writable });
             active.unpin(if writable { Use::Write } else { Use::Read });
             own.grants.set_active(machine, gref, active);
+            held = held.saturating_add(1);
         }
     }
-    (next < used).then_some(next)
+    ((next < used).then_some(next), held)
 }

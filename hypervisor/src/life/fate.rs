@@ -57,6 +57,8 @@ pub struct Fate {
     generation: AtomicU32,
     /// Whether it is to be built anew once it is dead.
     again: AtomicBool,
+    /// It is taken back, and waits for its next life until others have let go of enough ([`super::MOST_ORPHANS`]).
+    waits: AtomicBool,
     /// Restarts since a moment, a minute ago at most.
     restarts: AtomicU32,
     since: AtomicU64,
@@ -69,6 +71,7 @@ impl Fate {
             policy,
             generation: AtomicU32::new(1),
             again: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
             restarts: AtomicU32::new(0),
             since: AtomicU64::new(0),
         }
@@ -100,6 +103,19 @@ impl Fate {
 
     pub(super) fn set_again(&self, again: bool) {
         self.again.store(again, Ordering::Release);
+    }
+
+    pub(super) fn comes_again(&self) -> bool {
+        self.again.load(Ordering::Acquire)
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// By the one who makes the steps.
+    pub(super) fn set_waits(&self, waits: bool) {
+        self.waits.store(waits, Ordering::Relaxed);
     }
 
     pub(super) fn takes_again(&self) -> bool {

@@ -11,6 +11,7 @@ use crate::domain::{Domain, DomainState};
 use crate::frame::{FrameState, Role};
 use crate::hardware::{CpuId, Hardware};
 use crate::hvm::Params;
+use crate::log::Event;
 use crate::machine::{Current, Machine};
 use crate::sched::MAX_CPUS;
 use crate::stage2::ROOT_TABLES;
@@ -39,9 +40,9 @@ pub enum Undo {
     Mappings(u32),
     /// Its areas are forgotten.
     Areas,
-    /// What others have mapped of it becomes theirs to let go: the other domain (index), and a handle of it. From there on these frames count
-    /// mappings alone, so whatever else referred to them has let go before.
-    Orphans(u16, u32),
+    /// What others have mapped of it becomes theirs to let go: the other domain (index), a handle of it, and how many mappings it has by now.
+    /// From there on these frames count mappings alone, so whatever else referred to them has let go before.
+    Orphans(u16, u32, u32),
     /// Every CPU passes again.
     SettleAgain(Since),
     /// Its frames become free, from this one on.
@@ -97,9 +98,9 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
         Undo::Mappings(from) => grant::give_up(machine, &current, from).map_or(Undo::Areas, Undo::Mappings),
         Undo::Areas => {
             areas(machine, domain);
-            Undo::Orphans(0, 0)
+            Undo::Orphans(0, 0, 0)
         }
-        Undo::Orphans(other, from) => orphans(machine, domain, other, from),
+        Undo::Orphans(other, from, held) => orphans(machine, domain, other, from, held),
         Undo::Frames(from) => {
             let Some(next) = frames(machine, domain, from) else {
                 finish(machine, domain);
@@ -135,21 +136,27 @@ fn stop<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> bool 
     all
 }
 
-/// Asks a few other domains for what they have mapped.
-fn orphans<H: Hardware>(machine: &Machine<H>, domain: &Domain, other: u16, from: u32) -> Undo {
-    let mut from = from;
+/// Asks a few other domains for what they have mapped, and says who has something. A step ends with what it says.
+fn orphans<H: Hardware>(machine: &Machine<H>, domain: &Domain, other: u16, from: u32, held: u32) -> Undo {
+    let (mut from, mut held) = (from, held);
     for index in other..other.saturating_add(DOMAINS) {
         let Some(mapper) = machine.domains.get(usize::from(index)) else {
             return Undo::SettleAgain(machine.frames.quiescent.now());
         };
-        if mapper.id != domain.id
-            && let Some(next) = grant::orphan(machine, domain, mapper, from)
-        {
-            return Undo::Orphans(index, next);
+        if mapper.id != domain.id {
+            let (next, more) = grant::orphan(machine, domain, mapper, from);
+            held = held.saturating_add(more);
+            if let Some(next) = next {
+                return Undo::Orphans(index, next, held);
+            }
+        }
+        if held != 0 {
+            machine.hw.log(Event::Holds(mapper.id, domain.id, held));
+            return Undo::Orphans(index.saturating_add(1), 0, 0);
         }
         from = 0;
     }
-    Undo::Orphans(other.saturating_add(DOMAINS), 0)
+    Undo::Orphans(other.saturating_add(DOMAINS), 0, 0)
 }
 
 /// Forgets where its vCPUs' states are told, and gives the references to those frames back.
