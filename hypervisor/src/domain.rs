@@ -211,6 +211,8 @@ pub struct Domain {
     pub fifo: Fifo,
     /// Its vCPUs, index = number.
     pub vcpus: &'static [Vcpu],
+    /// The device tree that it starts with.
+    pub tree: &'static [u8],
     /// What the vCPUs' virtual interrupt state shares between CPUs, index = number.
     pub gic: &'static [VcpuShared],
     /// Everything that changes under the lock.

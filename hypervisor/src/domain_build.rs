@@ -20,6 +20,7 @@ mod refusal;
 
 pub(crate) use again::step;
 pub use again::{Build, Plans};
+use make::tree_room;
 pub use make::{Shape, Storage, storage_of};
 pub use refusal::Refusal;
 
@@ -118,6 +119,8 @@ struct Contents {
     console: Option<Mfn>,
     /// Frames of RAM.
     ram: u64,
+    /// The guest's device tree, for its next lives.
+    tree: &'static [u8],
     boot: BootState,
 }
 
@@ -195,6 +198,8 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             load::module(self.hw, &stage2, placement.ramdisk, range)?;
         }
         load::bytes(self.hw, &stage2, placement.tree, tree)?;
+        let kept = self.storage.slice(tree_room(config), |at| tree.get(at).copied().unwrap_or(0));
+        let kept: &'static [u8] = kept.ok_or(Refusal::NoStorage)?;
 
         let shared_info =
             self.frames.allocate_clear(self.hw, 0, config.id, Role::Shared).ok_or(out_of_memory)?;
@@ -209,6 +214,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             stage2,
             shared_info,
             ram: ram.frames(),
+            tree: kept.get(..tree.len()).unwrap_or_default(),
             boot: BootState { pc: placement.kernel, x0: placement.tree },
         })
     }

@@ -39,10 +39,12 @@ use pv_abi::{DomId, Errno, GuestHandle, Port};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::console::ring;
+use crate::domain::Domain;
 use crate::guest_memory;
 use crate::hardware::Hardware;
 use crate::hypercall::{Answer, Args, Stop, any_domain};
 use crate::machine::{Current, Machine};
+use bind::NotBound;
 use close::Closed;
 use port::{CONSOLE_VIRQ, End};
 
@@ -104,7 +106,7 @@ pub(crate) fn notify<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, p
 
 /// Raises the console's virtual interrupt of the current domain, whose ports these are, if it has bound that.
 pub(crate) fn raise_console<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, ports: &PortsState) {
-    let port = ports.console();
+    let port = ports.virq(port::virq_index(CONSOLE_VIRQ, 0));
     let word = port::load(current.domain, port);
     if word.kind == PortKind::Virq(CONSOLE_VIRQ) {
         deliver::raise(machine, current, current.domain, port, word.vcpu);
@@ -124,21 +126,22 @@ fn others<H: Hardware>(
     if cmd == fifo::CONTINUE && fifo::is_used(current.domain) {
         return raised(fifo::raise_kept(machine, current), args);
     }
-    let op = EventOp::from_number(cmd).ok_or(Errno::Enosys)?;
+    let search = searches(current.domain, cmd);
+    let (op, from) = search.or_else(|| Some((EventOp::from_number(cmd)?, Port(0)))).ok_or(Errno::Enosys)?;
     match op {
         EventOp::Send => send_event(machine, current, read::<PortArg, H>(machine, current, arg)?.port, args),
-        EventOp::AllocUnbound => {
-            answer(machine, current, arg, |it: &AllocUnbound| bind::alloc_unbound(machine, current, *it))
-        }
-        EventOp::BindInterdomain => {
-            answer(machine, current, arg, |it: &BindInterdomain| bind::bind_interdomain(machine, current, it))
-        }
-        EventOp::BindVirq => {
-            answer(machine, current, arg, |it: &BindVirq| bind::bind_virq(machine, current, it))
-        }
-        EventOp::BindIpi => {
-            answer(machine, current, arg, |it: &BindIpi| bind::bind_ipi(machine, current, *it))
-        }
+        EventOp::AllocUnbound => answer_made(machine, current, (op, args), |it: &AllocUnbound| {
+            bind::alloc_unbound(machine, current, *it, from)
+        }),
+        EventOp::BindInterdomain => answer_made(machine, current, (op, args), |it: &BindInterdomain| {
+            bind::bind_interdomain(machine, current, it, from)
+        }),
+        EventOp::BindVirq => answer_made(machine, current, (op, args), |it: &BindVirq| {
+            bind::bind_virq(machine, current, it, from)
+        }),
+        EventOp::BindIpi => answer_made(machine, current, (op, args), |it: &BindIpi| {
+            bind::bind_ipi(machine, current, *it, from)
+        }),
         EventOp::Status => answer(machine, current, arg, |it: &Status| status(machine, current, it)),
         EventOp::Close => {
             let port = read::<PortArg, H>(machine, current, arg)?.port;
@@ -187,6 +190,45 @@ fn read<T: FromBytes + IntoBytes, H: Hardware>(
     arg: GuestHandle,
 ) -> Result<T, Stop> {
     Ok(guest_memory::read(machine, current, arg)?)
+}
+
+/// In a command: the rest says what an operation that makes a port goes on with, which no run of the guest's own has said.
+const GOES_ON: u32 = 1 << 31;
+/// Where in such a command the port is at which the search goes on.
+const PORT_SHIFT: u32 = 8;
+const _: () = assert!(fifo::CONTINUE == GOES_ON | EventOp::ExpandArray.number());
+
+/// What a command goes on with that an interrupted search has left: in a domain whose guest may call free ports busy. Whoever invents one skips ports of
+/// its own.
+fn searches(domain: &Domain, cmd: u32) -> Option<(EventOp, Port)> {
+    if cmd & GOES_ON == 0 || !fifo::is_used(domain) {
+        return None;
+    }
+    let op = EventOp::from_number(cmd & 0xFF).filter(|op| {
+        matches!(op, EventOp::AllocUnbound | EventOp::BindInterdomain | EventOp::BindVirq | EventOp::BindIpi)
+    })?;
+    Some((op, Port((cmd & !GOES_ON) >> PORT_SHIFT)))
+}
+
+/// [`answer`] of an operation that makes a port: the search for a free one may go on in another run.
+fn answer_made<T: FromBytes + IntoBytes + Immutable, H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    (op, args): (EventOp, &Args),
+    deed: impl FnOnce(&T) -> Result<T, NotBound>,
+) -> Answer {
+    let [cmd, arg, a, b, c] = *args;
+    let arg = GuestHandle(arg);
+    let made = deed(&guest_memory::read(machine, current, arg)?).map_err(|why| match why {
+        NotBound::Errno(errno) => Stop::Errno(errno),
+        NotBound::Later(None) => Stop::Restart(*args),
+        NotBound::Later(Some(port)) => {
+            let next = GOES_ON | port.0 << PORT_SHIFT | op.number();
+            Stop::Restart([cmd & !0xFFFF_FFFF | u64::from(next), arg.0, a, b, c])
+        }
+    })?;
+    guest_memory::write(machine, current, arg, &made)?;
+    Ok(0)
 }
 
 /// Reads an argument, does what it asks and writes it back with its results. When they cannot be written the deed stays done, as in

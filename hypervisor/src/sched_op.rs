@@ -5,7 +5,9 @@ use core::sync::atomic::{Ordering, fence};
 
 use pv_abi::sched::{POLL_PORTS_MAX, Poll, RemoteShutdown, SchedOp, Shutdown, ShutdownReason};
 use pv_abi::{Errno, GuestHandle, Port};
+use zerocopy::IntoBytes;
 
+use crate::addr::GuestVa;
 use crate::domain::{Domain, Life};
 use crate::evtchn::{self, PortKind};
 use crate::hardware::{CpuId, Hardware};
@@ -18,6 +20,10 @@ use crate::vgic::VcpuShared;
 use crate::{console, guest_memory, life, watchdog};
 
 const NANOSECONDS: u64 = 1_000_000_000;
+/// Ports of a poll at most.
+const MANY: usize = POLL_PORTS_MAX as usize;
+/// Ports of a poll that are read at once.
+const CHUNK: usize = 16;
 
 /// `sched_op`.
 ///
@@ -126,40 +132,45 @@ fn poll<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, asked: &Poll) 
     if asked.nr_ports > POLL_PORTS_MAX {
         return Err(Errno::Einval.into());
     }
-    let Some(last) = look(machine, current, asked)? else { return Ok(0) };
-    let polled = if asked.nr_ports == 1 { last.0 } else { POLLING_MANY };
+    let mut ports = [Port(0); MANY];
+    let ports = ports.get_mut(..usize::try_from(asked.nr_ports).unwrap_or(0)).ok_or(Errno::Einval)?;
+    if look(machine, current, asked.ports, ports)? {
+        return Ok(0);
+    }
+    let polled = if let [one] = ports { one.0 } else { POLLING_MANY };
     current.vcpu.poll.store(polled, Ordering::Relaxed);
     let deadline = (asked.timeout != 0).then(|| ticks(asked.timeout, machine.hw.counter_frequency()));
     sched::block(machine, current, deadline, || {
-        match asked.nr_ports {
-            _ if has_mail(current) => true,
-            0 => false,
-            1 => evtchn::is_pending(machine, current.domain, last),
-            // What cannot be read any more wakes too: the guest looks itself.
-            _ => !matches!(look(machine, current, asked), Ok(Some(_))),
-        }
+        has_mail(current) || ports.iter().any(|port| evtchn::is_pending(machine, current.domain, *port))
     });
     Ok(0)
 }
 
-/// Looks at the ports of a poll: `None` when one is pending, else the last one. At most [`POLL_PORTS_MAX`] turns.
+/// Reads the ports of a poll, and looks at each before the next; whether one is pending. At most [`MANY`] turns.
 fn look<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
-    asked: &Poll,
-) -> Result<Option<Port>, Errno> {
-    let mut last = Port(0);
-    for index in 0..asked.nr_ports.min(POLL_PORTS_MAX) {
-        let at = guest_memory::element::<Port>(asked.ports, u64::from(index))?;
-        last = guest_memory::read(machine, current, at)?;
-        if evtchn::find(current.domain, last)?.kind == PortKind::Free {
-            return Err(Errno::Einval);
-        }
-        if evtchn::is_pending(machine, current.domain, last) {
-            return Ok(None);
+    list: GuestHandle,
+    ports: &mut [Port],
+) -> Result<bool, Errno> {
+    for (first, chunk) in (0_u64..).step_by(CHUNK).zip(ports.chunks_mut(CHUNK)) {
+        let at = guest_memory::element::<Port>(list, first)?;
+        let whole = guest_memory::read_bytes(machine, current, GuestVa::new(at.0), chunk.as_mut_bytes());
+        for (index, port) in (first..).zip(chunk) {
+            // Where some of them are nowhere, those before them count.
+            if whole.is_err() {
+                let at = guest_memory::element::<Port>(list, index)?;
+                *port = guest_memory::read(machine, current, at)?;
+            }
+            if evtchn::find(current.domain, *port)?.kind == PortKind::Free {
+                return Err(Errno::Einval);
+            }
+            if evtchn::is_pending(machine, current.domain, *port) {
+                return Ok(true);
+            }
         }
     }
-    Ok(Some(last))
+    Ok(false)
 }
 
 /// System time in nanoseconds as a value of the counter, rounded up; both count from the same moment.

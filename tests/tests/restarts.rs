@@ -17,7 +17,9 @@ use hypervisor::hypercall::Outcome;
 use pavo_tests::{ARG, Guest, guest, number};
 use pv_abi::call::{Cost, TABLE};
 use pv_abi::control::PRIVILEGED;
-use pv_abi::event::{BindIpi, EventOp, Reset};
+use pv_abi::event::{
+    AllocUnbound, BindInterdomain, BindIpi, BindVirq, EventOp, ExpandArray, InitControl, PortArg, Reset,
+};
 use pv_abi::grant::{
     CacheFlush, CopyFlags, CopyPtr, EntryFlags, GrantCopy, GrantOp, MapGrantRef, SetupTable, SwapGrantRef,
     UnmapGrantRef,
@@ -367,6 +369,66 @@ fn reset(world: &World) -> (u64, Args) {
     (number::EVENT_CHANNEL_OP, [EventOp::Reset.number().into(), ARG, 0, 0, 0])
 }
 
+/// Ports in use behind the console's, of which the last one is free; where the search for it begins is noted as the first.
+fn last_port_free(one: Guest<'_>) {
+    let ipi = || one.event(EventOp::BindIpi, BindIpi { vcpu: 0, port: Port(0) }).1.port;
+    let all: Vec<Port> = (0..30).map(|_| ipi()).collect();
+    let (first, last) = (all[0], all[29]);
+    one.event(EventOp::Close, PortArg { port: first });
+    assert_eq!(ipi(), first);
+    one.event(EventOp::Close, PortArg { port: last });
+}
+
+/// Behind ports in use some that are free, of which their guest says that they are in a queue still.
+fn busy_ports(one: Guest<'_>) {
+    last_port_free(one);
+    one.event(EventOp::InitControl, InitControl { control_gfn: GFN, ..InitControl::default() });
+    for port in 31_u64..50 {
+        one.write((GFN + 1) * 4096 + port * 4, &(1_u32 << 29).to_le_bytes());
+    }
+    one.event(EventOp::ExpandArray, ExpandArray { array_gfn: GFN + 1 });
+}
+
+fn event<T: IntoBytes + Immutable>(one: Guest<'_>, op: EventOp, arg: T) -> (u64, Args) {
+    one.write(ARG, arg.as_bytes());
+    (number::EVENT_CHANNEL_OP, [op.number().into(), ARG, 0, 0, 0])
+}
+
+fn alloc_unbound(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    last_port_free(one);
+    event(one, EventOp::AllocUnbound, AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) })
+}
+
+fn alloc_unbound_busy(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    busy_ports(one);
+    event(one, EventOp::AllocUnbound, AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) })
+}
+
+fn bind_interdomain(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    let there = guest(world, 2).unbound(1);
+    last_port_free(one);
+    event(
+        one,
+        EventOp::BindInterdomain,
+        BindInterdomain { remote_dom: DomId(2), remote_port: there, ..BindInterdomain::default() },
+    )
+}
+
+fn bind_virq(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    busy_ports(one);
+    event(one, EventOp::BindVirq, BindVirq { virq: 3, vcpu: 0, port: Port(0) })
+}
+
+fn bind_ipi(world: &World) -> (u64, Args) {
+    let one = guest(world, 1);
+    last_port_free(one);
+    event(one, EventOp::BindIpi, BindIpi { vcpu: 1, port: Port(0) })
+}
+
 /// Long calls among short ones, one that is refused, and one that is no call.
 fn multicall(world: &World) -> (u64, Args) {
     let one = guest(world, 1);
@@ -416,6 +478,15 @@ const SCENES: &[Scene] = &[
     Scene { name: "event_channel_op.send", units: 17, prepare: ring },
     Scene { name: "event_channel_op.reset", units: 19, prepare: reset },
     Scene { name: "multicall.multicall", units: 9, prepare: multicall },
+];
+
+/// Searches for a free port: short but for who has thousands in use before it, or says that free ones are in a queue still.
+const SEARCHES: &[Scene] = &[
+    Scene { name: "event_channel_op.alloc_unbound", units: 30, prepare: alloc_unbound },
+    Scene { name: "event_channel_op.alloc_unbound", units: 49, prepare: alloc_unbound_busy },
+    Scene { name: "event_channel_op.bind_interdomain", units: 30, prepare: bind_interdomain },
+    Scene { name: "event_channel_op.bind_virq", units: 49, prepare: bind_virq },
+    Scene { name: "event_channel_op.bind_ipi", units: 30, prepare: bind_ipi },
 ];
 
 /// Calls that restart by something else than a budget, or need another machine: where they are interrupted, and by what name.
@@ -490,7 +561,7 @@ fn a_call_whose_units_are_long_restarts_after_each_and_ends_as_if_it_had_not() {
 
 #[test]
 fn every_long_call_restarts_at_every_unit_and_ends_as_if_it_had_not() {
-    for scene in SCENES {
+    for scene in SCENES.iter().chain(SEARCHES) {
         let (whole, none) = play(scene, u32::MAX);
         // One call of the multicall gives the CPU away.
         let pauses = u32::from(scene.name == "multicall.multicall");

@@ -26,8 +26,9 @@ const SHOWN: usize = 16;
 const LOADS: [(&str, &str, &str); 5] = [
     (
         "the dearest that guests can ask for",
-        "[[domain]]\nname = \"longest\"\nkernel = \"guest:longest\"\nmemory = \"128M\"\n",
-        "d1: shutdown",
+        "[[domain]]\nname = \"longest\"\nkernel = \"guest:longest\"\nmemory = \"128M\"\non_crash = \"restart\"\nmax_restarts = 1\n\
+         [[domain]]\nname = \"after\"\nkernel = \"guest:faulty\"\nmemory = \"8M\"\ncmdline = \"how=watchdog-blocked\"\n",
+        "d2: shutdown",
     ),
     (
         "every call of the conformance suite",
@@ -94,6 +95,7 @@ fn cause(class: u32, number: u32, operation: u32) -> String {
     match (class, number) {
         (0x40, _) => "interrupt".into(),
         (0x41, _) => "while idle".into(),
+        (0x42, _) => "telling of a crash".into(),
         (0x16, 0xFFFF) => format!("psci {operation:#x}"),
         (0x16, number) => {
             let call =

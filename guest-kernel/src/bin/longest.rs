@@ -1,22 +1,29 @@
-//! Asks for what takes the hypervisor longest in one piece, so that `cargo xtask bench --stretches` sees it: batches of the dearest elements, and multicalls of
-//! such batches. A call that is refused where it must not be ends it by a panic, whose line says which.
+//! Asks for what takes the hypervisor longest in one piece, so that `cargo xtask bench --stretches` sees it: batches of the dearest elements, multicalls of
+//! such batches, ports that are looked for among many, polls of many, and in the end a crash with much to tell. It ends so each time; a call that is refused
+//! where it must not be ends it by a panic, whose line says which.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "raw calls with pages that are not used otherwise")]
 extern crate alloc;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::hint::black_box;
 use core::mem::MaybeUninit;
+use core::sync::atomic::Ordering;
+use core::time::Duration;
 
 use guest_kernel::event;
 use guest_kernel::frame::Frame;
 use guest_kernel::grant::{Access, Grant};
-use guest_kernel::{Guest, hypercall, println};
+use guest_kernel::{Guest, hypercall, power, println, time};
 use pv_abi::console::ConsoleOp;
+use pv_abi::event::fifo::{LINKED, WORDS_PER_PAGE};
+use pv_abi::event::{AllocUnbound, BindIpi, BindVirq, InitControl, PortArg, Reset};
 use pv_abi::grant::{CopyPtr, GrantCopy, GrantOp, MapFlags, MapGrantRef, UnmapGrantRef};
 use pv_abi::memory::{AddToPhysmapBatch, MapSpace, MemoryOp};
 use pv_abi::multicall::MulticallEntry;
-use pv_abi::{DomId, Errno, GrantHandle, GuestHandle, Hypercall, PAGE_SIZE};
+use pv_abi::sched::{Poll, SchedOp};
+use pv_abi::{DomId, Errno, GrantHandle, GuestHandle, Hypercall, PAGE_SIZE, Port};
 
 guest_kernel::main!(main);
 
@@ -36,7 +43,12 @@ fn main(_: &Guest) -> Result<(), Errno> {
     places(&blocks());
     println!("longest: multicalls");
     multicalls();
-    Ok(())
+    println!("longest: ports");
+    ports()?;
+    queues()?;
+    println!("longest: a crash");
+    // Two deep for each caller that is told of.
+    if black_box(dive(32)) == 0 { Err(Errno::Einval) } else { power::crash() }
 }
 
 /// Addresses of blocks of RAM of which nobody uses a page: the heap gives them once, as aligned as they are large, and never has them back.
@@ -154,4 +166,66 @@ fn multicalls() {
     multicall("multicall of lines", Hypercall::ConsoleIo, args);
     // One that is over in a moment, as multicalls mostly are.
     multicall("multicall of nothing", Hypercall::XenVersion, [0; 5]);
+}
+
+fn unbound() -> Result<Port, Errno> {
+    let mut port = AllocUnbound { dom: DomId::SELF, remote_dom: DomId::SELF, port: Port(0) };
+    hypercall::event_alloc_unbound(&mut port)?;
+    Ok(port.port)
+}
+
+/// All ports in use but one, which is far away; and polls of many.
+fn ports() -> Result<(), Errno> {
+    let mut all = Vec::new();
+    while let Ok(port) = unbound() {
+        all.push(port);
+    }
+    // Nothing comes: it goes on when its time is over.
+    for shift in [0_usize, 2] {
+        let mut list = [0_u8; 4 * 128 + 2];
+        for (to, port) in list[shift..].chunks_exact_mut(4).zip(&all) {
+            to.copy_from_slice(&port.0.to_le_bytes());
+        }
+        let soon = time::system_time() + u64::try_from(Duration::from_millis(1).as_nanos()).unwrap_or(0);
+        let poll = [Poll { ports: GuestHandle(at(&list[shift..])), nr_ports: 128, pad: 0, timeout: soon }];
+        call(Hypercall::SchedOp, [u64::from(SchedOp::Poll.number()), at(&poll), 0, 0, 0])?;
+    }
+    let (first, last) = (all[0], all[all.len() - 1]);
+    for _ in 0..2 {
+        hypercall::event_close(&mut PortArg { port: first })?;
+        assert_eq!(unbound(), Ok(first), "the first port");
+        hypercall::event_close(&mut PortArg { port: last })?;
+        assert_eq!(unbound(), Ok(last), "the last port");
+    }
+    let mut virq = BindVirq { virq: 3, vcpu: 0, port: Port(0) };
+    assert_eq!(hypercall::event_bind_virq(&mut virq), Err(Errno::Enospc), "no port is free");
+    hypercall::event_reset(&mut Reset { dom: DomId::SELF })
+}
+
+/// Ports of which this guest says that their last event is in a queue still.
+fn queues() -> Result<(), Errno> {
+    let control: &Frame = Box::leak(Frame::boxed());
+    let mut init = InitControl { control_gfn: gfn(control), ..InitControl::default() };
+    // SAFETY: the pages are of atomics, and leaked.
+    unsafe { hypercall::event_init_control(&mut init) }?;
+    for _ in 0..4096 / WORDS_PER_PAGE {
+        let array: &Frame = Box::leak(Frame::boxed());
+        array.words().iter().for_each(|word| word.store(LINKED, Ordering::Relaxed));
+        // SAFETY: as above.
+        unsafe { hypercall::event_expand_array(gfn(array)) }?;
+    }
+    assert_eq!(unbound(), Err(Errno::Enospc), "every port is busy");
+    assert_eq!(hypercall::event_bind_ipi(&mut BindIpi { vcpu: 0, port: Port(0) }), Err(Errno::Enospc));
+    let mut virq = BindVirq { virq: 3, vcpu: 0, port: Port(0) };
+    assert_eq!(hypercall::event_bind_virq(&mut virq), Err(Errno::Enospc), "none for an interrupt");
+    hypercall::event_reset(&mut Reset { dom: DomId::SELF })
+}
+
+/// Crashes so many calls deep. It looks as if it came back (`faulty`).
+#[inline(never)]
+fn dive(depth: u32) -> u32 {
+    if black_box(depth) == 0 {
+        power::crash()
+    }
+    dive(black_box(depth - 1)) + 1
 }

@@ -10,7 +10,6 @@
 use core::sync::atomic::Ordering;
 
 use pv_abi::PAGE_SHIFT;
-use spin::mutex::TicketMutex;
 
 use super::image::KernelImage;
 use super::make::max_frames;
@@ -36,8 +35,6 @@ const LARGEST: u32 = 9;
 const CLEARED: u64 = 8;
 /// Parts of a module that one step copies, a frame each at most.
 const COPIED: u32 = 6;
-/// Bytes of a guest's device tree at most.
-const TREE: usize = 8 << 10;
 
 /// What domains are built anew of.
 pub struct Plans {
@@ -45,14 +42,12 @@ pub struct Plans {
     configs: &'static [DomainConfig<'static>],
     host: Host<'static>,
     spis: usize,
-    /// Where a device tree is written before it is copied. No other lock is taken under it.
-    scratch: TicketMutex<[u8; TREE]>,
 }
 
 impl Plans {
     /// Of what the domains were built of at boot, in their order, with so many shared interrupts.
     pub const fn new(configs: &'static [DomainConfig<'static>], host: Host<'static>, spis: usize) -> Self {
-        Self { configs, host, spis, scratch: TicketMutex::new([0; TREE]) }
+        Self { configs, host, spis }
     }
 
     fn of(&self, domain: &Domain) -> Option<&DomainConfig<'static>> {
@@ -83,7 +78,7 @@ pub enum Build {
     Kernel(u64),
     /// Copy the RAM disk, from this byte on.
     Ramdisk(u64),
-    /// Write the device tree.
+    /// Copy the device tree.
     Tree,
     /// Everything else, and let it run.
     Start,
@@ -118,7 +113,8 @@ pub(crate) fn step<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result
                 hw.clear(frame);
                 hw.clean_to_memory(frame);
             }
-            if until < count {
+            // Marking a large block is a step of its own.
+            if until < count || (done < count && count > CLEARED) {
                 Build::Clear { at, first, order, done: until }
             } else {
                 settle(frames, gfn, first, count);
@@ -137,9 +133,8 @@ pub(crate) fn step<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Result
             Some(_) | None => Build::Tree,
         },
         Build::Tree => {
-            let mut scratch = machine.plans.scratch.lock();
-            let tree = machine.plans.host.tree(config, &ram, &placement, None, scratch.as_mut_slice())?;
-            load::bytes(hw, &state.stage2, placement.tree, tree)?;
+            // To write it takes long, and what it says has not changed.
+            load::bytes(hw, &state.stage2, placement.tree, domain.tree)?;
             Build::Start
         }
         Build::Start => {

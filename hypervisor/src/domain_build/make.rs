@@ -41,6 +41,9 @@ fn max_tracks(maptrack_frames: u32) -> u32 {
 const MAX_GRANT_FRAMES: u32 = 64;
 const _: () = assert!(MAX_GRANT_FRAMES * ENTRIES_PER_FRAME <= GREF_LIMIT);
 
+/// Bytes of a guest's device tree at most: 8 vCPUs and a command line of 2 KiB.
+const TREE: usize = 8 << 10;
+
 /// Memory for what lives as long as the hypervisor, carved at boot and never given back.
 pub trait Storage {
     /// `n` values, made by their index; `None` when there is no room.
@@ -66,9 +69,15 @@ pub fn storage_of(config: &DomainConfig<'_>) -> u64 {
         bytes::<VcpuShared>(config.vcpus),
         bytes::<Option<TableFrame>>(grant_frames.min(MAX_GRANT_FRAMES)),
         bytes::<Option<Mfn>>(tracks.div_ceil(TRACKS_PER_FRAME)),
+        tree_room(config) as u64,
     ]
     .into_iter()
     .fold(0, u64::saturating_add)
+}
+
+/// Bytes of boot storage in which a domain's device tree is kept: as many as it may have, but for a domain with devices, which is not built again.
+pub(super) fn tree_room(config: &DomainConfig<'_>) -> usize {
+    if config.device_tree.is_some() { 0 } else { TREE }
 }
 
 /// A domain's place among the others.
@@ -162,6 +171,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             ports,
             fifo: Fifo::new(),
             vcpus: all,
+            tree: contents.tree,
             gic: self.carve(vcpus, |_| VcpuShared::new())?,
             state: TicketMutex::new(state),
             console: TicketMutex::new(LineBuffer::new()),

@@ -1,28 +1,36 @@
 //! What the log tells of a vCPU whose domain has crashed: its registers, its last hypercalls, and the calls that led there, from the frame pointers
 //! on its stack (AAPCS64: x29 points to a pair, the caller's x29 and the return address).
 //!
+//! A line costs some 4000 instructions, and interrupts are let in after each ([`breathe`]): this CPU has nothing of the dead domain's to go on with, and holds no
+//! lock. Others wait for it as for the rest of the domain's turn.
+//!
 //! The guest's stack is read as a handle is: what is not there ends the walk. So only a vCPU that is in a CPU is told of in full, by that CPU; of one that
 //! waits elsewhere its registers in memory are told, of those that say where it is.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hypervisor::domain::{Fault, Life};
 use hypervisor::guest_memory;
 use hypervisor::machine::Machine;
-use hypervisor::vcpu::Run;
+use hypervisor::sched::MAX_VCPUS;
+use hypervisor::vcpu::{Run, VcpuIndex};
 use pv_abi::sched::ShutdownReason;
 use pv_abi::{DomId, GuestHandle};
 
 use super::arm::Arm;
 use super::context::{ArchVcpu, Frame, Place};
 use super::percpu::PerCpu;
+use super::{gic, regs, trap};
 
 /// Callers that are told of at most.
 const DEPTH: u32 = 16;
 const FRAME_POINTER: u64 = 29;
 
 /// Tells of the loaded vCPU if its domain has crashed. `frame` has its general registers, the CPU all others.
-pub fn tell(machine: &Machine<Arm>, cpu: &PerCpu, arch: &ArchVcpu, frame: &Frame) {
+pub fn tell(machine: &Machine<Arm>, cpu: &'static PerCpu, arch: &ArchVcpu, frame: &Frame) {
     if is_crash(arch.domain.life.get()) {
         registers(machine, cpu, arch, frame);
+        look_again(cpu);
     }
 }
 
@@ -34,8 +42,13 @@ fn is_crash(end: Life) -> bool {
     }
 }
 
-/// Tells of the vCPUs that are on and in no CPU, if that end was a crash. It is published already: whoever chooses one of them from here on sees it and
-/// loads nothing, and nothing is taken back before this CPU has passed, so what is in memory stays as it is. At most eight turns.
+/// vCPUs that are to be told of by [`rest`], a bit each, and whether there are any.
+static UNTOLD: [AtomicU64; MAX_VCPUS.div_ceil(64)] = [const { AtomicU64::new(0) }; MAX_VCPUS.div_ceil(64)];
+static ANY: AtomicBool = AtomicBool::new(false);
+
+/// Notes the vCPUs that are on and in no CPU, if that end was a crash, for this CPU's next look: locks may be held here. The end is published already:
+/// whoever chooses one of them from here on sees it and loads nothing, and nothing is taken back before this CPU has passed, so what is in memory stays as
+/// it is until then. At most eight turns.
 #[cold]
 #[inline(never)]
 pub fn waiting(domain: DomId, end: Life) {
@@ -48,13 +61,67 @@ pub fn waiting(domain: DomId, end: Life) {
             Run::Running | Run::Offline => continue,
             Run::Runnable | Run::Blocked | Run::Paused => {}
         }
-        if let Some(arch) = super::arch_vcpu(vcpu.index).filter(|arch| arch.is_out()) {
-            let (place, calls) = arch.place();
-            told(arch, &place);
-            last_calls(arch, calls);
+        let index = usize::from(vcpu.index.0);
+        if super::arch_vcpu(vcpu.index).is_some_and(ArchVcpu::is_out)
+            && let Some(word) = UNTOLD.get(index / 64)
+        {
+            word.fetch_or(1_u64.wrapping_shl(u32::from(vcpu.index.0)), Ordering::Relaxed);
+            ANY.store(true, Ordering::Release);
+            gic::kick(super::percpu::this().id);
         }
     }
 }
+
+/// Tells of the vCPUs that were noted, by this CPU or another, before this one passes.
+#[inline]
+pub fn rest(cpu: &'static PerCpu) {
+    if ANY.load(Ordering::Relaxed) {
+        all(cpu);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn all(cpu: &'static PerCpu) {
+    ANY.store(false, Ordering::Relaxed);
+    for (word, first) in UNTOLD.iter().zip((0_u16..).step_by(64)) {
+        let mut bits = word.swap(0, Ordering::Acquire);
+        // A bit a turn.
+        while bits != 0 {
+            let index = first.wrapping_add(u16::try_from(bits.trailing_zeros()).unwrap_or(0));
+            bits &= bits.wrapping_sub(1);
+            if let Some(arch) = super::arch_vcpu(VcpuIndex(index)) {
+                let (place, calls) = arch.place();
+                told(arch, &place);
+                breathe(cpu);
+                last_calls(arch, calls);
+                breathe(cpu);
+            }
+        }
+    }
+    look_again(cpu);
+}
+
+/// Interrupts were served in between that may ask for another look: this CPU is interrupted once more, since it may go to a guest now.
+fn look_again(cpu: &PerCpu) {
+    if cpu.reschedule.get() {
+        gic::kick(cpu.id);
+    }
+}
+
+/// Serves an interrupt that is pending, as a CPU does that has waited for it.
+fn breathe(cpu: &'static PerCpu) {
+    #[cfg(feature = "selfcheck")]
+    super::stretch::end();
+    #[cfg(feature = "selfcheck")]
+    super::stretch::told();
+    if regs::isr_el1::read() & ISR_I != 0 {
+        trap::interrupt(cpu);
+    }
+}
+
+/// `ISR_EL1.I`: an interrupt is pending.
+const ISR_I: u64 = 1 << 7;
 
 fn told(arch: &ArchVcpu, at: &Place) {
     defmt::warn!(
@@ -90,9 +157,12 @@ fn last_calls(arch: &ArchVcpu, calls: u64) {
 
 #[cold]
 #[inline(never)]
-fn registers(machine: &Machine<Arm>, cpu: &PerCpu, arch: &ArchVcpu, frame: &Frame) {
+fn registers(machine: &Machine<Arm>, cpu: &'static PerCpu, arch: &ArchVcpu, frame: &Frame) {
     let (domain, vcpu) = (arch.domain.id.0, arch.vcpu.number);
-    told(arch, &Place::here());
+    let here = Place::here();
+    breathe(cpu);
+    told(arch, &here);
+    breathe(cpu);
     for first in (0..31_u64).step_by(4) {
         let x = |offset: u64| frame.get(first.wrapping_add(offset));
         defmt::warn!(
@@ -105,8 +175,10 @@ fn registers(machine: &Machine<Arm>, cpu: &PerCpu, arch: &ArchVcpu, frame: &Fram
             x(2),
             x(3)
         );
+        breathe(cpu);
     }
     last_calls(arch, frame.calls);
+    breathe(cpu);
     let Some(current) = cpu.current.get() else { return };
     let mut pointer = frame.get(FRAME_POINTER);
     for _ in 0..DEPTH {
@@ -116,6 +188,7 @@ fn registers(machine: &Machine<Arm>, cpu: &PerCpu, arch: &ArchVcpu, frame: &Fram
             break;
         };
         defmt::warn!("d{=u16} vCPU {=u32}: called from {=u64:#x}", domain, vcpu, caller);
+        breathe(cpu);
         if next <= pointer {
             break;
         }

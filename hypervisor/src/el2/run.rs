@@ -31,6 +31,7 @@ extern "C" fn switch_entry(frame: &mut Frame) {
         super::stop::here();
         console::pump();
         attend(cpu);
+        report::rest(cpu);
         let now = timer::now();
         sched::pass(machine, cpu.id, now);
         let soon = life::work(machine, cpu.id, now);

@@ -2,7 +2,7 @@
 //! self-check only; where instructions are counted (`-icount`, one a tick) the lengths are instructions, without the few of vectors.S.
 //!
 //! The log is told of each cause whose longest stretch has grown by an eighth, with its cause: `stretch LENGTH CLASS NUMBER OPERATION`. CLASS is the exception
-//! class, or 0x40 for an interrupt, 0x41 for what a CPU that waited did next; NUMBER and OPERATION are a hypercall's, or the function of a PSCI call.
+//! class, or 0x40 for an interrupt, 0x41 for what a CPU that waited did next, 0x42 for one that tells of a crash; NUMBER and OPERATION are a hypercall's, or the function of a PSCI call.
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hypervisor::sched::MAX_CPUS;
@@ -14,6 +14,7 @@ use super::regs;
 
 const INTERRUPT: u64 = 0x40;
 const WAITED: u64 = 0x41;
+const TOLD: u64 = 0x42;
 /// `ESR_EL2.EC` of `hvc`.
 const HVC: u64 = 0x16;
 /// Shorter ones are not told.
@@ -50,6 +51,11 @@ pub fn interrupt() {
 /// A CPU waits no more.
 pub fn waited() {
     begin(WAITED << 48);
+}
+
+/// A CPU tells of a crash, and has just let interrupts in.
+pub fn told() {
+    begin(TOLD << 48);
 }
 
 /// What is under way does not count: nobody has it in an image that is shipped.

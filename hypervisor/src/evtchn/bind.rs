@@ -1,41 +1,72 @@
 //! Making ports: for others to bind to, to others', to virtual interrupts, to oneself, and at boot.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use pv_abi::event::{AllocUnbound, BindInterdomain, BindIpi, BindVirq, NR_VIRQS, Virq};
+use pv_abi::event::{AllocUnbound, BindInterdomain, BindIpi, BindVirq, NR_VIRQS};
 use pv_abi::{DomId, Errno, Port};
 
 use super::deliver;
-use super::port::{self, CONSOLE_VIRQ, PortKind, PortWord, PortsState};
+use super::port::{self, NoPort, PortKind, PortWord, PortsState, is_per_vcpu, virq_index};
 use crate::domain::{Domain, lock_two};
 use crate::hardware::Hardware;
 use crate::hypercall::any_domain;
 use crate::machine::{Current, Machine};
+
+/// Why a port was not made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NotBound {
+    /// Refused.
+    Errno(Errno),
+    /// The search for a free one goes on: where it is noted, or at this port.
+    Later(Option<Port>),
+}
+
+impl From<Errno> for NotBound {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+impl From<NoPort> for NotBound {
+    fn from(why: NoPort) -> Self {
+        match why {
+            NoPort::Full => Self::Errno(Errno::Enospc),
+            NoPort::Later => Self::Later(None),
+            NoPort::LaterAt(port) => Self::Later(Some(port)),
+        }
+    }
+}
 
 /// Makes a port of the caller's that `remote_dom` may bind to.
 pub(super) fn alloc_unbound<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
     arg: AllocUnbound,
-) -> Result<AllocUnbound, Errno> {
+    from: Port,
+) -> Result<AllocUnbound, NotBound> {
     let domain = any_domain(machine, current, arg.dom).ok_or(Errno::Esrch)?;
     if domain.id != current.domain.id && !crate::seeded!("alloc-for-another") {
-        return Err(Errno::Eperm);
+        return Err(Errno::Eperm.into());
     }
     let remote = if arg.remote_dom == DomId::SELF { domain.id } else { arg.remote_dom };
     // Anybody may be named who does not exist yet, but not by a domain that keeps to itself.
     match machine.domain(remote) {
-        Some(other) if !domain.may_talk_to(other) => return Err(Errno::Eperm),
-        None if domain.isolated => return Err(Errno::Esrch),
+        Some(other) if !domain.may_talk_to(other) => return Err(Errno::Eperm.into()),
+        None if domain.isolated => return Err(Errno::Esrch.into()),
         Some(_) | None => {}
     }
-    let port = make(machine, domain, PortWord { kind: PortKind::Unbound(remote), vcpu: 0 })?;
+    let port = make(machine, domain, PortWord { kind: PortKind::Unbound(remote), vcpu: 0 }, from)?;
     Ok(AllocUnbound { port, ..arg })
 }
 
 /// Takes the lowest free port of a domain.
-fn make<H: Hardware>(machine: &Machine<H>, domain: &Domain, word: PortWord) -> Result<Port, Errno> {
+fn make<H: Hardware>(
+    machine: &Machine<H>,
+    domain: &Domain,
+    word: PortWord,
+    from: Port,
+) -> Result<Port, NotBound> {
     let mut state = domain.state.lock();
-    let port = state.ports.lowest_free(&machine.hw, domain)?;
+    let port = state.ports.lowest_free(&machine.hw, domain, from)?;
     state.ports.occupy(domain, port, word);
     Ok(port)
 }
@@ -45,19 +76,20 @@ pub(super) fn bind_interdomain<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
     arg: &BindInterdomain,
-) -> Result<BindInterdomain, Errno> {
+    from: Port,
+) -> Result<BindInterdomain, NotBound> {
     let local = current.domain;
     let remote = any_domain(machine, current, arg.remote_dom).ok_or(Errno::Esrch)?;
     let (mut state, remote_state) = lock_two(local, remote);
-    let port = state.ports.lowest_free(&machine.hw, local)?;
+    let port = state.ports.lowest_free(&machine.hw, local, from)?;
     let word = port::find(remote, arg.remote_port)?;
     let waits =
         matches!(word.kind, PortKind::Unbound(by) if by == local.id || crate::seeded!("bind-for-another"));
     if !waits {
-        return Err(Errno::Einval);
+        return Err(Errno::Einval.into());
     }
     if !local.may_talk_to(remote) {
-        return Err(Errno::Eperm);
+        return Err(Errno::Eperm.into());
     }
     connect(&mut state.ports, local, port, remote, arg.remote_port, word.vcpu);
     drop(remote_state);
@@ -82,37 +114,29 @@ fn connect(
     port::store(remote, remote_port, back);
 }
 
-/// Virtual interrupts that each vCPU has for itself; the others are the domain's.
-fn is_per_vcpu(virq: u32) -> bool {
-    [Virq::Timer, Virq::Debug, Virq::Xenoprof, Virq::Xenpmu].iter().any(|each| each.number() == virq)
-}
-
 /// Binds a new port to a virtual interrupt.
 pub(super) fn bind_virq<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
     arg: &BindVirq,
-) -> Result<BindVirq, Errno> {
+    from: Port,
+) -> Result<BindVirq, NotBound> {
     let domain = current.domain;
     if arg.virq >= NR_VIRQS || (!is_per_vcpu(arg.virq) && arg.vcpu != 0) {
-        return Err(Errno::Einval);
+        return Err(Errno::Einval.into());
     }
     let vcpu = vcpu_number(domain, arg.vcpu)?;
     let virq = u16::try_from(arg.virq).map_err(|_| Errno::Einval)?;
     let mut state = domain.state.lock();
-    // Bounded by the domain's ports; a domain binds each virq once.
-    let bound = (1_u32..).map(Port).take(domain.ports.len()).any(|port| {
-        let word = port::load(domain, port);
-        word.kind == PortKind::Virq(virq) && (!is_per_vcpu(arg.virq) || word.vcpu == vcpu)
-    });
-    if bound {
-        return Err(Errno::Eexist);
+    let index = virq_index(virq, vcpu);
+    // One of a vCPU's own stays that vCPU's.
+    let word = port::load(domain, state.ports.virq(index));
+    if word.kind == PortKind::Virq(virq) && (!is_per_vcpu(arg.virq) || word.vcpu == vcpu) {
+        return Err(Errno::Eexist.into());
     }
-    let port = state.ports.lowest_free(&machine.hw, domain)?;
+    let port = state.ports.lowest_free(&machine.hw, domain, from)?;
     state.ports.occupy(domain, port, PortWord { kind: PortKind::Virq(virq), vcpu });
-    if virq == CONSOLE_VIRQ {
-        state.ports.set_console(port);
-    }
+    state.ports.set_virq(index, port);
     Ok(BindVirq { port, ..*arg })
 }
 
@@ -121,9 +145,10 @@ pub(super) fn bind_ipi<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
     arg: BindIpi,
-) -> Result<BindIpi, Errno> {
+    from: Port,
+) -> Result<BindIpi, NotBound> {
     let vcpu = vcpu_number(current.domain, arg.vcpu)?;
-    let port = make(machine, current.domain, PortWord { kind: PortKind::Ipi, vcpu })?;
+    let port = make(machine, current.domain, PortWord { kind: PortKind::Ipi, vcpu }, from)?;
     Ok(BindIpi { port, ..arg })
 }
 
@@ -156,7 +181,8 @@ fn vcpu_number(domain: &Domain, vcpu: u32) -> Result<u16, Errno> {
 /// # Errors
 /// `-ENOSPC`.
 pub fn bind_console<H: Hardware>(hw: &H, domain: &Domain, ports: &mut PortsState) -> Result<Port, Errno> {
-    let port = ports.lowest_free(hw, domain)?;
+    // The first that was ever made, or one of the first.
+    let port = ports.lowest_free(hw, domain, Port(0)).map_err(|_| Errno::Enospc)?;
     ports.occupy(domain, port, PortWord { kind: port::CONSOLE, vcpu: 0 });
     Ok(port)
 }

@@ -7,7 +7,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use pv_abi::event::{NR_CHANNELS_2L, Virq, fifo as abi};
+use pv_abi::event::{NR_CHANNELS_2L, NR_VIRQS, Virq, fifo as abi};
 use pv_abi::{DomId, Errno, Port};
 
 use super::fifo;
@@ -265,8 +265,8 @@ pub struct PortsState {
     lowest_free: u32,
     /// Ports in use.
     open: u32,
-    /// Where the console's virtual interrupt was bound last: there, or nowhere by now. A domain binds it once at a time.
-    console: Port,
+    /// Where each virtual interrupt was bound last ([`virq_index`]): there, or nowhere by now. A domain binds each once at a time.
+    virqs: [u16; VIRQS],
     /// Where a reset that is under way goes on; port 0, which is nobody's, when none is.
     resetting: Port,
 }
@@ -274,6 +274,45 @@ pub struct PortsState {
 /// The console's virtual interrupt in a port's word.
 pub(super) const CONSOLE_VIRQ: u16 = 2;
 const _: () = assert!(CONSOLE_VIRQ as u32 == Virq::Console.number());
+
+/// Virtual interrupts that each vCPU has for itself; the others are the domain's.
+const PER_VCPU: [Virq; 4] = [Virq::Timer, Virq::Debug, Virq::Xenoprof, Virq::Xenpmu];
+const VCPUS: usize = crate::devicetree::MAX_VCPUS as usize;
+/// One for each of the domain, then those of its vCPUs.
+const VIRQS: usize = NR_VIRQS as usize + PER_VCPU.len() * VCPUS;
+
+/// Which of the four that each vCPU has it is, if it is one.
+fn per_vcpu(virq: u32) -> Option<usize> {
+    PER_VCPU.iter().position(|each| each.number() == virq)
+}
+
+/// Whether each vCPU has it for itself.
+pub(super) fn is_per_vcpu(virq: u32) -> bool {
+    per_vcpu(virq).is_some()
+}
+
+/// Where it is noted at which port a virtual interrupt was bound.
+pub(super) fn virq_index(virq: u16, vcpu: u16) -> usize {
+    let behind = per_vcpu(virq.into())
+        .map(|kind| kind.saturating_mul(VCPUS).saturating_add(vcpu.into()).saturating_add(NR_VIRQS as usize));
+    behind.unwrap_or_else(|| virq.into())
+}
+
+/// What one run of a search for a free port may cost: a port in use is 1, some 15 instructions, and one that is free but whose last event is still in
+/// a queue, as its guest says, 2 more.
+const SEARCHED: u32 = 600;
+const BUSY: u32 = 2;
+
+/// Why there is no free port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NoPort {
+    /// There is none.
+    Full,
+    /// None was found yet: the search goes on where it is noted.
+    Later,
+    /// None was found yet that is not busy: the search goes on at this port.
+    LaterAt(Port),
+}
 
 impl Default for PortsState {
     fn default() -> Self {
@@ -284,17 +323,19 @@ impl Default for PortsState {
 impl PortsState {
     /// All ports free, except port 0, which is nobody's.
     pub const fn new() -> Self {
-        Self { lowest_free: 1, open: 0, console: Port(0), resetting: Port(0) }
+        Self { lowest_free: 1, open: 0, virqs: [0; VIRQS], resetting: Port(0) }
     }
 
-    /// The port that the console's virtual interrupt has, if it has one.
-    pub(super) const fn console(&self) -> Port {
-        self.console
+    /// The port at which a virtual interrupt was bound last; 0, which is nobody's, when it never was.
+    pub(super) fn virq(&self, index: usize) -> Port {
+        Port(self.virqs.get(index).copied().unwrap_or(0).into())
     }
 
-    /// The console's virtual interrupt has a port.
-    pub(super) const fn set_console(&mut self, port: Port) {
-        self.console = port;
+    /// A virtual interrupt has a port.
+    pub(super) fn set_virq(&mut self, index: usize, port: Port) {
+        if let (Some(slot), Ok(port)) = (self.virqs.get_mut(index), u16::try_from(port.0)) {
+            *slot = port;
+        }
     }
 
     /// Ports in use.
@@ -320,26 +361,44 @@ impl PortsState {
         self.resetting = next.unwrap_or(Port(0));
     }
 
-    /// The lowest free port. It stays free until something is stored in it.
+    /// The lowest free port, or, of a search that goes on, the lowest from `from` on. It stays free until something is stored in it.
     ///
     /// # Errors
-    /// `-ENOSPC`.
-    pub(super) fn lowest_free<H: Hardware>(&mut self, hw: &H, domain: &Domain) -> Result<Port, Errno> {
+    /// There is none, or none yet: a run looks at some of them only.
+    pub(super) fn lowest_free<H: Hardware>(
+        &mut self,
+        hw: &H,
+        domain: &Domain,
+        from: Port,
+    ) -> Result<Port, NoPort> {
         let limit = u32::try_from(domain.ports.len()).unwrap_or(u32::MAX).min(NR_CHANNELS_2L);
-        let mut lowest = limit;
-        for number in self.lowest_free..limit {
+        let first = self.lowest_free.max(from.0);
+        // Those that a search has passed may be free by now: nothing is known of them.
+        let known = first == self.lowest_free;
+        let (mut lowest, mut found) = (limit, Err(NoPort::Full));
+        let mut budget = hw.budget(SEARCHED);
+        for number in first..limit {
             let port = Port(number);
+            if budget == 0 {
+                found = Err(if lowest == limit && known { NoPort::Later } else { NoPort::LaterAt(port) });
+                lowest = lowest.min(number);
+                break;
+            }
+            budget = budget.saturating_sub(1);
             if load(domain, port).kind == PortKind::Free {
                 lowest = lowest.min(number);
                 // One whose last event the guest has not taken out of its queue yet is left alone.
                 if !fifo::is_busy(hw, domain, port) {
-                    self.lowest_free = lowest;
-                    return Ok(port);
+                    found = Ok(port);
+                    break;
                 }
+                budget = budget.saturating_sub(BUSY);
             }
         }
-        self.lowest_free = lowest;
-        Err(Errno::Enospc)
+        if known {
+            self.lowest_free = lowest;
+        }
+        found
     }
 
     /// Puts a free port to use, and makes its group known.
