@@ -202,3 +202,16 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
         self.storage.slice(n, make).ok_or(Refusal::NoStorage)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_may_hold_as_many_mappings_as_on_xen() {
+        // A frame of Xen's tells of 256, and the last of all is never given out; 1024 frames are its default.
+        assert_eq!([0, 1, 2, 1024].map(max_tracks), [0, 255, 511, 262_143]);
+        // More than the default is not had here.
+        assert_eq!([1025, u32::MAX].map(max_tracks), [262_144; 2]);
+    }
+}
