@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! 1. What a guest writes appears on lines that begin with its name, and is UTF-8 without control characters but tabs, without what
-//!    orders or breaks lines, and without the log's mark ([`utf8`]): a guest can neither forge the hypervisor's log nor another guest's lines.
+//!    orders or breaks lines, and without the log's mark (`utf8`): a guest can neither forge the hypervisor's log nor another guest's lines.
 //! 2. A guest writes at most [`BURST`] bytes at once and [`BYTES_PER_SECOND`] over time. What is more is dropped and counted, whole
 //!    lines, and the count is told before the next line that comes through.
 //! 3. A line is put out in one piece, when it is complete, when it is full, and when the domain ends.

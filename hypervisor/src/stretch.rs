@@ -7,7 +7,7 @@
 //! Invariants
 //! 1. A run does a unit of work at least, however long that takes: a call that restarts ends.
 //! 2. The runs of a multicall's calls are its own: all of them together began when it did.
-//! 3. So a run takes [`UNITS`] and the longest unit at most, and a multicall's [`CALLS`] and the longest run of a call that does not ask.
+//! 3. So a run takes `UNITS` and the longest unit at most, and a multicall's `CALLS` and the longest run of a call that does not ask.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use core::sync::atomic::Ordering;
