@@ -132,18 +132,58 @@ fn poll<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, asked: &Poll) 
     if asked.nr_ports > POLL_PORTS_MAX {
         return Err(Errno::Einval.into());
     }
-    let mut ports = [Port(0); MANY];
-    let ports = ports.get_mut(..usize::try_from(asked.nr_ports).unwrap_or(0)).ok_or(Errno::Einval)?;
-    if look(machine, current, asked.ports, ports)? {
+    if asked.nr_ports > 1 {
+        return poll_many(machine, current, asked);
+    }
+    let port: Option<Port> =
+        if asked.nr_ports == 1 { Some(guest_memory::read(machine, current, asked.ports)?) } else { None };
+    if let Some(port) = port
+        && is_pending(machine, current, port)?
+    {
         return Ok(0);
     }
-    let polled = if let [one] = ports { one.0 } else { POLLING_MANY };
-    current.vcpu.poll.store(polled, Ordering::Relaxed);
-    let deadline = (asked.timeout != 0).then(|| ticks(asked.timeout, machine.hw.counter_frequency()));
-    sched::block(machine, current, deadline, || {
-        has_mail(current) || ports.iter().any(|port| evtchn::is_pending(machine, current.domain, *port))
+    sleep(machine, current, asked, port.map_or(POLLING_MANY, |port| port.0), || {
+        port.is_some_and(|port| evtchn::is_pending(machine, current.domain, port))
     });
     Ok(0)
+}
+
+#[inline(never)]
+fn poll_many<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, asked: &Poll) -> Answer {
+    let mut ports = [Port(0); MANY];
+    let ports = ports.get_mut(..usize::try_from(asked.nr_ports).unwrap_or(0)).ok_or(Errno::Einval)?;
+    if !look(machine, current, asked.ports, ports)? {
+        sleep(machine, current, asked, POLLING_MANY, || {
+            ports.iter().any(|port| evtchn::is_pending(machine, current.domain, *port))
+        });
+    }
+    Ok(0)
+}
+
+/// Blocks until the time of a poll, or until it is woken by what it polls for; not if that is there already.
+#[inline(always)]
+fn sleep<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    asked: &Poll,
+    polled: u32,
+    is_there: impl Fn() -> bool,
+) {
+    current.vcpu.poll.store(polled, Ordering::Relaxed);
+    let deadline = (asked.timeout != 0).then(|| ticks(asked.timeout, machine.hw.counter_frequency()));
+    sched::block(machine, current, deadline, || has_mail(current) || is_there());
+}
+
+/// Whether a port that is polled for is pending.
+///
+/// # Errors
+/// `-EINVAL` for one that is not in use.
+#[inline(always)]
+fn is_pending<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, port: Port) -> Result<bool, Errno> {
+    if evtchn::find(current.domain, port)?.kind == PortKind::Free {
+        return Err(Errno::Einval);
+    }
+    Ok(evtchn::is_pending(machine, current.domain, port))
 }
 
 /// Reads the ports of a poll, and looks at each before the next; whether one is pending. At most [`MANY`] turns.
@@ -162,10 +202,7 @@ fn look<H: Hardware>(
                 let at = guest_memory::element::<Port>(list, index)?;
                 *port = guest_memory::read(machine, current, at)?;
             }
-            if evtchn::find(current.domain, *port)?.kind == PortKind::Free {
-                return Err(Errno::Einval);
-            }
-            if evtchn::is_pending(machine, current.domain, *port) {
+            if is_pending(machine, current, *port)? {
                 return Ok(true);
             }
         }
