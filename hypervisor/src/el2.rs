@@ -240,6 +240,8 @@ pub fn run_guests() -> ! {
     let cpu = percpu::this();
     let Some(running) = RUNNING.get() else { bug::halt() };
     cpu.machine.set(Some(&running.machine));
+    #[cfg(feature = "selfcheck")]
+    arm::check_aborted_translations();
     context::init_cpu(running.machine.sched.is_partition(cpu.id));
     if cpu.id.0 == 0 {
         console::buffer();

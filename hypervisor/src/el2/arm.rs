@@ -27,23 +27,85 @@ const NORMAL_WRITE_BACK: u64 = 0xFF;
 /// `VA[55:12]` in the operand of a TLB invalidation by address.
 const TLBI_VA: u64 = (1 << 44) - 1;
 
-/// Runs `AT S1E1R` or `AT S1E1W` and gives the guest its `PAR_EL1` back.
+/// Runs an `AT`, the only place where one stands, and gives the guest its `PAR_EL1` back.
+///
+/// Arm lets an `AT` take an abort instead of telling `PAR_EL1`: an external abort on a table of the guest's (Arm ARM D8.15, `AT`), such as when its
+/// tables are Non-cacheable and hardware is to update them (`TCR_EL1.HA`). That is an exception from EL2, so it overwrites the guest's `ELR_EL2` and
+/// `SPSR_EL2`. vectors.S (`el2_translation`) makes it a translation that failed, by x14 and x15; then they are put back here. What else such an
+/// exception changes, ESR, FAR and HPFAR, is read on entry only, before anything is translated.
+macro_rules! translation {
+    ($operation:literal, $va:expr) => {{
+        let (par, elr, spsr): (u64, u64, u64);
+        // SAFETY: a translation has no effect but on PAR_EL1, which is given back, and by an abort on the registers named above.
+        unsafe {
+            asm!(
+                "mrs {s}, par_el1", "mrs {elr}, elr_el2", "mrs {spsr}, spsr_el2", concat!("at ", $operation, ", {va}"), "isb",
+                "mrs {p}, par_el1", "msr par_el1, {s}",
+                s = out(reg) _, p = out(reg) par, elr = out(reg) elr, spsr = out(reg) spsr, va = in(reg) $va.get(),
+                out("x14") _, out("x15") _, options(nostack, preserves_flags)
+            );
+        }
+        let par = LocalRegisterCopy::<u64, PAR::Register>::new(par);
+        if par.is_set(PAR::F) {
+            regs::elr_el2::write(elr);
+            regs::spsr_el2::write(spsr);
+        }
+        par
+    }};
+}
+
+/// Runs `AT S1E1R` or `AT S1E1W`.
 #[inline(always)]
 fn at_stage1(va: GuestVa, access: Access) -> LocalRegisterCopy<u64, PAR::Register> {
-    let par: u64;
     match access {
-        // SAFETY: a translation has no effect but on PAR_EL1, which is given back.
-        Access::Read => unsafe {
-            asm!("mrs {s}, par_el1", "at s1e1r, {va}", "isb", "mrs {p}, par_el1", "msr par_el1, {s}",
-                s = out(reg) _, p = out(reg) par, va = in(reg) va.get(), options(nostack, preserves_flags));
-        },
-        // SAFETY: as above.
-        Access::Write => unsafe {
-            asm!("mrs {s}, par_el1", "at s1e1w, {va}", "isb", "mrs {p}, par_el1", "msr par_el1, {s}",
-                s = out(reg) _, p = out(reg) par, va = in(reg) va.get(), options(nostack, preserves_flags));
-        },
+        Access::Read => translation!("s1e1r", va),
+        Access::Write => translation!("s1e1w", va),
     }
-    LocalRegisterCopy::new(par)
+}
+
+/// Runs `AT S12E1R`.
+#[inline(always)]
+fn at_both_stages(va: GuestVa) -> LocalRegisterCopy<u64, PAR::Register> {
+    translation!("s12e1r", va)
+}
+
+/// Makes each `AT` abort, by a root where no memory is, before this CPU's first guest: it must be told as a translation that failed, and what an exception
+/// overwrites must be there still. The machine has no memory at 128 GiB (QEMU's boards, and the Raspberry Pi).
+#[cfg(feature = "selfcheck")]
+pub fn check_aborted_translations() {
+    const NOWHERE: u64 = 128 << 30;
+    const RETURN: (u64, u64) = (0x1234_5678, 0x3C5);
+    /// 48 bits, walks cacheable and shareable; 40 bits of addresses.
+    const TCR: u64 = 2 << 32 | 16 << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 16;
+    let kept =
+        (regs::hcr_el2::read(), regs::tcr_el1::read(), regs::sctlr_el1::read(), regs::ttbr0_el1::read());
+    // Stage 1 alone.
+    regs::hcr_el2::write(1 << 31);
+    regs::tcr_el1::write(TCR);
+    regs::ttbr0_el1::write(NOWHERE);
+    isb(SY);
+    regs::sctlr_el1::write(kept.2 | 1);
+    isb(SY);
+    let va = GuestVa::new(0x40_0000);
+    for translate in 0..3 {
+        regs::elr_el2::write(RETURN.0);
+        regs::spsr_el2::write(RETURN.1);
+        let par = match translate {
+            0 => at_stage1(va, Access::Read),
+            1 => at_stage1(va, Access::Write),
+            _ => at_both_stages(va),
+        };
+        // Hardware's own answer would have bit 11 set.
+        if par.get() != 1 || (regs::elr_el2::read(), regs::spsr_el2::read()) != RETURN {
+            super::bug::found("an aborted translation is not one that failed");
+        }
+    }
+    regs::sctlr_el1::write(kept.2);
+    isb(SY);
+    regs::hcr_el2::write(kept.0);
+    regs::tcr_el1::write(kept.1);
+    regs::ttbr0_el1::write(kept.3);
+    isb(SY);
 }
 
 #[inline(always)]
@@ -198,13 +260,7 @@ impl Hardware for Arm {
     /// such short way: QEMU 10 aborts when `AT S12E1W` meets a stage-2 permission fault, and the kind of a mapping decides.
     #[inline(always)]
     fn locate_for_reading(&self, va: GuestVa) -> Option<FrameAddr> {
-        let par: u64;
-        // SAFETY: a translation has no effect but on PAR_EL1, which is given back.
-        unsafe {
-            asm!("mrs {s}, par_el1", "at s12e1r, {va}", "isb", "mrs {p}, par_el1", "msr par_el1, {s}",
-                s = out(reg) _, p = out(reg) par, va = in(reg) va.get(), options(nostack, preserves_flags));
-        }
-        let par = LocalRegisterCopy::<u64, PAR::Register>::new(par);
+        let par = at_both_stages(va);
         if par.is_set(PAR::F) || par.read(PAR::ATTR) != NORMAL_WRITE_BACK {
             return None;
         }

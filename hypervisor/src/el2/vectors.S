@@ -6,8 +6,8 @@
  *   Everything else saves all registers and calls sync_entry(frame, ESR) / serror_entry(frame), same result.
  *   The scheduler is switch_entry(frame): the frame then holds the next guest's registers.
  *   ELR_EL2 and SPSR_EL2 stay in their registers: EL2 takes no exception while it serves a guest.
- * From EL2 itself: an SError is counted (serror_el2 says when that is expected), everything else is a bug of ours:
- *   bug_entry(kind) prints and halts.
+ * From EL2 itself: an SError is counted (serror_el2 says when that is expected), an AT that aborts is a translation that failed
+ *   (el2_translation), everything else is a bug of ours: bug_entry(kind) prints and halts.
  */
     .macro  save_clobbered
     stp     x0, x1, [sp, #-{FRAME}]!
@@ -80,7 +80,9 @@ el2_vectors:
     bug     2, 0x100
     bug     3, 0x180
 
-    bug     4, 0x200
+    vector  0x200
+    b       el2_translation
+
     bug     5, 0x280
     bug     6, 0x300
     vector  0x380
@@ -161,6 +163,32 @@ el2_serror:
     eret
     dsb     nsh
     isb
+
+/* A data abort by an AT (arm.rs, `translation`: it names x14 and x15 as clobbered, and puts ELR_EL2 and SPSR_EL2 back): PAR_EL1 says "failed",
+ * and EL2 goes on behind it. No stack: that may be what is broken. What took a data abort was fetched, so it can be read. */
+el2_translation:
+    mrs     x14, esr_el2
+    lsr     x14, x14, #26
+    cmp     x14, #0x25                  /* EC: data abort, same level */
+    b.ne    1f
+    mrs     x14, elr_el2
+    ldr     w15, [x14]
+    mov     w14, #0x7800
+    movk    w14, #0xd508, lsl #16       /* AT op, Xt: SYS #op1, C7, C8, #op2, Xt */
+    eor     w15, w15, w14
+    and     w15, w15, #0xffffff00       /* op2 [7:5], Xt [4:0] */
+    tst     w15, #0xfff8ffff            /* op1 [18:16] */
+    b.ne    1f
+    mov     x15, #1                     /* F; S is clear: it is not tried again */
+    msr     par_el1, x15
+    mrs     x14, elr_el2
+    add     x14, x14, #4
+    msr     elr_el2, x14
+    eret
+    dsb     nsh
+    isb
+1:  mov     x0, #4
+    b       el2_bug
 
 el2_bug:
     mrs     x1, esr_el2
