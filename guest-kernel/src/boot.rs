@@ -94,6 +94,9 @@ extern "C" fn guest_kernel_start(tree_address: u64) -> ! {
     let blob = or_crash(tree_at(tree_address), "device tree");
     let tree = or_crash(Tree::parse(blob), "device tree");
     or_crash(paging::start(&tree.memory), "page tables");
+    if !BootArgs::new(tree.bootargs).has("unsealed") {
+        or_crash(paging::seal(), "page tables");
+    }
     if let Some(uart) = tree.uart
         && paging::map_device(uart).is_ok()
     {

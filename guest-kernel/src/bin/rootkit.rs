@@ -222,6 +222,11 @@ fn main(guest: &Guest) -> Result<(), Failed> {
         extended(ExtOp::Seal, 0, 0)?;
         extended(ExtOp::PinKernelText, space::take_page()? / PAGE, 0) == Err(Errno::Eperm)
     });
+    tap.refused(
+        "user text as the kernel's after the seal",
+        extended(ExtOp::PinKernelText, target.text / PAGE, 0),
+        Errno::Eperm,
+    );
     // Last: events come by queues from here on, which this kernel does not look at.
     elsewhere::queues(&mut tap, &target)?;
     record::tell();

@@ -159,7 +159,7 @@ pub(super) fn behind_one_wall() -> Vec<Step> {
 /// A kernel that was taken over gets what it wants, and only that.
 fn takes_over(on: On) -> Outcome<Found> {
     let attacker = "[[domain]]\nname = \"rootkit\"\nkernel = \"guest:rootkit\"\nmemory = \"32M\"\nvcpus = 2\n\
-                    paging = \"pv\"\ncmdline = \"walls=1\"\n";
+                    paging = \"pv\"\ncmdline = \"walls=1 unsealed\"\n";
     let control = CONTROL.replace(ASKED, "end:1,end:2,twice:3:3");
     let observed = on.observe(&options(on, "rootkit", FEW_ROUNDS, &format!("{attacker}{control}"))?)?;
     let through = observed.console.iter().filter(|line| line.starts_with("(d3) not ok ")).count();

@@ -11,6 +11,7 @@ use guest_kernel::event::{Channel, Wake};
 use guest_kernel::frame::Frame;
 use guest_kernel::grant::{Access, Grant, MappedGrant};
 use guest_kernel::pv::{self, Page};
+use guest_kernel::space;
 use pv_abi::{DomId, Errno, GrantRef, Port};
 
 use super::{Tap, peek};
@@ -54,6 +55,10 @@ fn parties(guest: &Guest) -> Option<(DomId, Channel, GrantRef)> {
 
 /// Does what it is asked for.
 pub(super) fn serve(guest: &Guest) -> Result<(), Errno> {
+    // This kernel is sealed, as all are that do not ask to be otherwise.
+    if pv::is_on() && pv::pin(Page::KernelText, space::take_page()?) != Err(Errno::Eperm) {
+        return Err(Errno::Eperm);
+    }
     let (peer, channel, reference) = parties(guest).ok_or(Errno::Einval)?;
     let page = loop {
         match MappedGrant::map(peer, reference, Access::ReadWrite) {
