@@ -389,7 +389,7 @@ fn busy_ports(one: Guest<'_>) {
     one.event(EventOp::ExpandArray, ExpandArray { array_gfn: GFN + 1 });
 }
 
-fn event<T: IntoBytes + Immutable>(one: Guest<'_>, op: EventOp, arg: T) -> (u64, Args) {
+fn event<T: IntoBytes + Immutable>(one: Guest<'_>, op: EventOp, arg: &T) -> (u64, Args) {
     one.write(ARG, arg.as_bytes());
     (number::EVENT_CHANNEL_OP, [op.number().into(), ARG, 0, 0, 0])
 }
@@ -397,13 +397,13 @@ fn event<T: IntoBytes + Immutable>(one: Guest<'_>, op: EventOp, arg: T) -> (u64,
 fn alloc_unbound(world: &World) -> (u64, Args) {
     let one = guest(world, 1);
     last_port_free(one);
-    event(one, EventOp::AllocUnbound, AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) })
+    event(one, EventOp::AllocUnbound, &AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) })
 }
 
 fn alloc_unbound_busy(world: &World) -> (u64, Args) {
     let one = guest(world, 1);
     busy_ports(one);
-    event(one, EventOp::AllocUnbound, AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) })
+    event(one, EventOp::AllocUnbound, &AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) })
 }
 
 fn bind_interdomain(world: &World) -> (u64, Args) {
@@ -413,20 +413,20 @@ fn bind_interdomain(world: &World) -> (u64, Args) {
     event(
         one,
         EventOp::BindInterdomain,
-        BindInterdomain { remote_dom: DomId(2), remote_port: there, ..BindInterdomain::default() },
+        &BindInterdomain { remote_dom: DomId(2), remote_port: there, ..BindInterdomain::default() },
     )
 }
 
 fn bind_virq(world: &World) -> (u64, Args) {
     let one = guest(world, 1);
     busy_ports(one);
-    event(one, EventOp::BindVirq, BindVirq { virq: 3, vcpu: 0, port: Port(0) })
+    event(one, EventOp::BindVirq, &BindVirq { virq: 3, vcpu: 0, port: Port(0) })
 }
 
 fn bind_ipi(world: &World) -> (u64, Args) {
     let one = guest(world, 1);
     last_port_free(one);
-    event(one, EventOp::BindIpi, BindIpi { vcpu: 1, port: Port(0) })
+    event(one, EventOp::BindIpi, &BindIpi { vcpu: 1, port: Port(0) })
 }
 
 /// Long calls among short ones, one that is refused, and one that is no call.
