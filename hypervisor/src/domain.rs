@@ -3,14 +3,13 @@
 //! Invariants
 //! 1. The list of domains is made at boot and never changes; a `&Domain` is valid for ever. [`Life`] says whether it still lives, [`Stage`]
 //!    what of it is still there. Its root tables and shared-info frame stay with it.
-//! 2. `state` is the domain's lock (rank 20). Two are taken by [`lock_two`] only, in the order of ids. Under it, in this
-//!    order: frame allocator (30), run queue (40), console (50). Nothing waits for another CPU while it holds one.
+//! 2. `state` is the domain's lock (rank 20). Two are taken by [`lock_two`] only, in the order of ids. `lock.rs` has what
+//!    may be taken under it. Nothing waits for another CPU while it holds one.
 //! 3. `ports`, `life`, the vCPUs' atomics and the constants are read without the lock; ports change under it.
 use core::cmp::Ordering;
 use core::sync::atomic::{self, AtomicBool, AtomicU32, AtomicU64};
 
 use pv_abi::DomId;
-use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use crate::addr::Mfn;
 use crate::console::LineBuffer;
@@ -19,6 +18,7 @@ use crate::grant::GrantState;
 use crate::hardware::Vmid;
 use crate::hvm::Params;
 use crate::life::{Build, Fate, Undo};
+use crate::lock::{Guard, Lock, rank};
 use crate::memory::MemoryState;
 use crate::pagetable;
 use crate::pause::Pauses;
@@ -216,9 +216,9 @@ pub struct Domain {
     /// What the vCPUs' virtual interrupt state shares between CPUs, index = number.
     pub gic: &'static [VcpuShared],
     /// Everything that changes under the lock.
-    pub state: TicketMutex<DomainState>,
+    pub state: Lock<DomainState, { rank::DOMAIN }>,
     /// What it has written to the console since the last newline. Rank 50.
-    pub console: TicketMutex<LineBuffer>,
+    pub console: Lock<LineBuffer, { rank::CONSOLE }>,
 }
 
 /// What changes under the domain's lock.
@@ -299,17 +299,17 @@ impl Domain {
 pub fn lock_two<'a>(
     first: &'a Domain,
     second: &'a Domain,
-) -> (TicketMutexGuard<'a, DomainState>, Option<TicketMutexGuard<'a, DomainState>>) {
+) -> (Guard<'a, DomainState>, Option<Guard<'a, DomainState>>) {
     match first.id.cmp(&second.id) {
         Ordering::Equal => (first.state.lock(), None),
         Ordering::Less => {
             let one = first.state.lock();
-            let two = second.state.lock();
+            let two = second.state.lock_second();
             (one, Some(two))
         }
         Ordering::Greater => {
             let two = second.state.lock();
-            let one = first.state.lock();
+            let one = first.state.lock_second();
             (one, Some(two))
         }
     }

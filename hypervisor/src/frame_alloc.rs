@@ -18,11 +18,11 @@ mod limbo;
 use core::ops::Range;
 
 use pv_abi::DomId;
-use spin::mutex::TicketMutex;
 
 use crate::addr::Mfn;
 use crate::frame::{FrameEntry, FrameError, FrameState, FrameTable, NO_LINK, NO_ORDER, Role};
 use crate::hardware::{CpuId, Hardware};
+use crate::lock::{Lock, rank};
 use limbo::Limbo;
 pub use limbo::Quiescent;
 
@@ -37,7 +37,7 @@ pub struct Frames {
     pub table: FrameTable,
     /// When CPUs have left the hypervisor.
     pub quiescent: Quiescent,
-    free: TicketMutex<FreeLists>,
+    free: Lock<FreeLists, { rank::FRAMES }>,
     /// Allocations that still succeed before one fails, once; negative for none.
     #[cfg(any(test, feature = "fake"))]
     fail_after: core::sync::atomic::AtomicI64,
@@ -59,7 +59,7 @@ impl Frames {
         Self {
             table,
             quiescent: Quiescent::new(),
-            free: TicketMutex::new(FreeLists { heads: [NO_LINK; ORDERS], frames: 0, limbo: Limbo::new() }),
+            free: Lock::new(FreeLists { heads: [NO_LINK; ORDERS], frames: 0, limbo: Limbo::new() }),
             #[cfg(any(test, feature = "fake"))]
             fail_after: core::sync::atomic::AtomicI64::new(-1),
         }

@@ -21,6 +21,7 @@ pub mod hardware;
 pub mod hvm;
 pub mod hypercall;
 pub mod life;
+pub mod lock;
 pub mod log;
 pub mod machine;
 pub mod memory;

@@ -43,10 +43,9 @@ pub use update::{mmu_update, update_va_mapping};
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use spin::mutex::TicketMutex;
-
 use crate::addr::{Gfn, Mfn};
 use crate::domain::{Domain, DomainState};
+use crate::lock::{Lock, rank};
 #[allow(unused_imports, reason = "for the text above")]
 use crate::{frame::Role, stage2::Kind};
 use control::Controls;
@@ -63,14 +62,14 @@ pub const MAX_VCPUS: usize = 8;
 pub struct Shared {
     /// Held by a CPU at EL2 from looking up a page of the domain's for writing, be it for whom it was granted to, to the end of the write, and around the change of stage 2 that
     /// makes a page read-only (invariant 3). Rank 25: inside the domain's lock. At most a page is written under it.
-    pub writes: TicketMutex<()>,
+    pub writes: Lock<(), { rank::WRITES }>,
     installed: AtomicBool,
 }
 
 impl Shared {
     /// Of a domain that is still trusted with itself.
     pub const fn new() -> Self {
-        Self { writes: TicketMutex::new(()), installed: AtomicBool::new(false) }
+        Self { writes: Lock::new(()), installed: AtomicBool::new(false) }
     }
 
     /// Whether the trust has ended (invariant 5).

@@ -36,10 +36,9 @@ use wake::{awaken, join};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use core::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-use spin::mutex::TicketMutex;
-
 use crate::domain_build::Storage;
 use crate::hardware::{CpuId, Hardware};
+use crate::lock::{Lock, rank};
 use crate::machine::{Current, Machine};
 use crate::pause::{self, Hold};
 use crate::runstate;
@@ -81,7 +80,7 @@ struct Queue {
 
 /// A CPU's queue, and what others see of it without the lock.
 struct Cpu {
-    queue: TicketMutex<Queue>,
+    queue: Lock<Queue, { rank::QUEUE }>,
     /// The first key of `ready`.
     first: AtomicU64,
     /// Its pool.
@@ -151,7 +150,7 @@ impl Scheduler {
             };
             let pool = pools.iter().position(|pool| pool.cpus & bit(cpu) != 0);
             Cpu {
-                queue: TicketMutex::new(queue),
+                queue: Lock::new(queue),
                 first: AtomicU64::new(u64::MAX),
                 pool: pool.and_then(|pool| u8::try_from(pool).ok()).unwrap_or(0),
             }

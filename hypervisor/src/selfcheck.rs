@@ -51,6 +51,8 @@ pub enum Violation {
     Count(Mfn),
     /// I6: the frame of RAM is mapped somewhere else too.
     Home(DomId, Gfn),
+    /// A lock of the second rank was wanted while one of the first was held.
+    Order(u8, u8),
 }
 
 impl Violation {
@@ -68,6 +70,7 @@ impl Violation {
             Self::Grant(_, gfn) => ("grant, guest frame", gfn.get()),
             Self::Count(mfn) => ("count, frame", mfn.get()),
             Self::Home(_, gfn) => ("home, guest frame", gfn.get()),
+            Self::Order(_, wanted) => ("lock out of order, rank", u64::from(wanted)),
         }
     }
 }
@@ -86,6 +89,10 @@ pub fn check<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
 /// # Errors
 /// The first violation.
 pub fn check_counts<H: Hardware>(machine: &Machine<H>) -> Result<(), Violation> {
+    #[cfg(any(test, feature = "ranks", feature = "selfcheck"))]
+    if let Some((held, wanted)) = crate::lock::out_of_order() {
+        return Err(Violation::Order(held, wanted));
+    }
     with_room(|counted| {
         totals(machine, counted)?;
         domains(machine, &counted.references)
@@ -155,7 +162,8 @@ impl Counted {
 /// Lends room to count in: EL2's stacks are small.
 #[cfg(target_os = "none")]
 fn with_room<R>(work: impl FnOnce(&mut Counted) -> R) -> R {
-    static ROOM: spin::mutex::TicketMutex<Counted> = spin::mutex::TicketMutex::new(Counted::NOTHING);
+    static ROOM: crate::lock::Lock<Counted, { crate::lock::rank::CHECK }> =
+        crate::lock::Lock::new(Counted::NOTHING);
     let mut room = ROOM.lock();
     room.roles.iter_mut().for_each(|row| *row = [0; Role::ALL.len()]);
     room.references.iter_mut().for_each(|sum| *sum = 0);

@@ -33,8 +33,8 @@ sub_calls! {
         12 ExpandArray expand_array("ExpandArray") Restartable ok [Efault, Einval, Enospc, Eopnotsupp];
         /// Chooses the queue of a port ([`SetPriority`]).
         13 SetPriority set_priority("SetPriority") Constant ok [Eacces, Efault, Einval, Enosys];
-        /// A reset that goes on: what an interrupted one leaves in the registers, no guest's to call.
-        14 ResetContinuation reset_cont("Reset") Constant no [Eperm, Esrch, Efault, Ebusy];
+        /// Goes on with a reset that is under way: what an interrupted one leaves in the registers. -EBUSY when none is.
+        14 ResetContinuation reset_cont("Reset") Restartable no [Eperm, Esrch, Efault, Ebusy];
     }
 }
 

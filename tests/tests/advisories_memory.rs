@@ -1,6 +1,9 @@
 //! Memory, information and calls in general against what went wrong in Xen's: one test a row of `tests/advisories.toml`, named after it.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "tests")]
 
+use std::sync::mpsc;
+
+use hypervisor::domain::lock_two;
 use hypervisor::fake::{MEMORY_KIB, Op, RAM, World};
 use hypervisor::frame::Role;
 use hypervisor::hypercall::Outcome;
@@ -416,8 +419,6 @@ fn xsa_111_the_upper_halves_of_32_bit_arguments_mean_nothing() {
 fn xsa_499_a_call_without_rights_waits_for_no_lock_of_others() {
     let world = World::with_control(2);
     let one = guest(&world, 1);
-    // As if a call of the control domain were under way: every lock but the caller's own is held.
-    let _held: Vec<_> = [0, 2].map(|id| world.domain(id).state.lock()).into_iter().collect();
     let ask = |number: u64, cmd: u32, version: u32| {
         let mut bytes = [0_u8; 144];
         bytes[..4].copy_from_slice(&cmd.to_le_bytes());
@@ -427,12 +428,25 @@ fn xsa_499_a_call_without_rights_waits_for_no_lock_of_others() {
         let outcome = one.once(number, [ARG, 0, 0, 0, 0]);
         assert!(matches!(outcome, Outcome::Done(-1)), "{number} {cmd:#x}: {outcome:?}");
     };
-    for cmd in [2, 3, 4, 5, 9, 16] {
-        ask(36, cmd, 0x17);
-    }
-    for cmd in [6, 0x8000] {
-        ask(35, cmd, 0x15);
-    }
+    // As if another CPU were in a call of the control domain: every lock but the caller's own is held.
+    let (first, second) = (world.domain(0), world.domain(2));
+    let ((held, is_held), (done, is_done)) = (mpsc::channel(), mpsc::channel::<()>());
+    std::thread::scope(|threads| {
+        threads.spawn(move || {
+            let _both = lock_two(first, second);
+            held.send(()).unwrap();
+            // Until the other end is dropped.
+            is_done.recv().unwrap_err();
+        });
+        is_held.recv().unwrap();
+        for cmd in [2, 3, 4, 5, 9, 16] {
+            ask(36, cmd, 0x17);
+        }
+        for cmd in [6, 0x8000] {
+            ask(35, cmd, 0x15);
+        }
+        drop(done);
+    });
 }
 
 #[test]

@@ -182,26 +182,26 @@ fn a_reset_goes_on_where_it_was_while_no_other_begins_and_finds_what_was_made_be
     let is_open = |port| {
         one.event(EventOp::Status, Status { dom: DomId::SELF, port, ..Status::default() }).1.status != 0
     };
-    let once = |args| {
+    let made = |args| {
         one.write(ARG, Reset { dom: DomId::SELF }.as_bytes());
         one.once(number::EVENT_CHANNEL_OP, args)
     };
     let call = |op: EventOp| [op.number().into(), ARG, 0, 0, 0];
-    let Outcome::Restart(left) = once(call(EventOp::Reset)) else {
+    let Outcome::Restart(left) = made(call(EventOp::Reset)) else {
         panic!("20 ports are more than one run closes")
     };
     assert_eq!(left, call(EventOp::ResetContinuation));
     assert_eq!((is_open(Port(1)), is_open(Port(20))), (false, true));
-    assert_eq!(once(call(EventOp::Reset)), Outcome::Done(EBUSY));
+    assert_eq!(made(call(EventOp::Reset)), Outcome::Done(EBUSY));
     assert_eq!(one.unbound(2), Port(1));
-    let mut answer = once(left);
+    let mut answer = made(left);
     while let Outcome::Restart(left) = answer {
-        answer = once(left);
+        answer = made(left);
     }
     assert_eq!(answer, Outcome::Done(EAGAIN));
     assert!(is_open(Port(1)), "made when the reset had passed it");
     assert!((2..=20).all(|port| !is_open(Port(port))));
-    assert_eq!(once(call(EventOp::ResetContinuation)), Outcome::Done(EBUSY), "none is under way");
+    assert_eq!(made(call(EventOp::ResetContinuation)), Outcome::Done(EBUSY), "none is under way");
     assert_eq!(one.event(EventOp::Reset, Reset { dom: DomId::SELF }).0, 0);
     assert!(!is_open(Port(1)));
 }

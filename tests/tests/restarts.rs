@@ -499,6 +499,8 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("mmuext_op.unpin_table", "tests/pagetables/restarts.rs", "unpins_restart_at_every_entry"),
     ("mmuext_op.new_baseptr", "tests/pagetables/restarts.rs", "the_end_of_the_trust_restarts_at_every_entry"),
     ("event_channel_op.close", "models/src/closing.rs", "fn again()"),
+    // What is left in the registers when `reset` is interrupted: its scene goes on by it.
+    ("event_channel_op.reset_cont", "tests/events.rs", "a_reset_goes_on_where_it_was"),
     ("event_channel_op.expand_array", "tests/fifo.rs", "the_call_restarts_at_each"),
     ("domctl.destroydomain", "tests/life.rs", "between_any_two_steps_of_an_end_and_a_beginning"),
     ("domctl.pausedomain", "tests/control.rs", "A pause waits, restarting"),

@@ -12,11 +12,11 @@ use core::cell::Cell;
 
 use heapless::Deque;
 use pv_abi::DomId;
-use spin::mutex::TicketMutex;
 
 use super::ring;
 use crate::evtchn;
 use crate::hardware::{CpuId, Hardware};
+use crate::lock::{Lock, rank};
 use crate::log::Event;
 use crate::machine::{Current, Machine};
 use crate::sched;
@@ -36,7 +36,7 @@ static NOBODY: Vcpu =
 
 /// Who has the keyboard, and what they have not read yet.
 #[derive(Debug, Default)]
-pub struct Keyboard(TicketMutex<State>);
+pub struct Keyboard(Lock<State, { rank::KEYBOARD }>);
 
 #[derive(Debug, Default)]
 struct State {

@@ -5,7 +5,6 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pv_abi::PAGE_SHIFT;
 use pv_abi::event::NR_CHANNELS_2L;
 use pv_abi::grant::ENTRIES_PER_FRAME;
-use spin::mutex::TicketMutex;
 
 use super::refusal::Refusal;
 use super::{Builder, Contents, Devices};
@@ -18,6 +17,7 @@ use crate::grant::{GREF_LIMIT, GrantState, GrantTables, TRACKS_PER_FRAME, TableF
 use crate::hardware::{CpuId, Hardware, Vmid};
 use crate::hvm::Params;
 use crate::life::{Build, Fate, Undo};
+use crate::lock::Lock;
 use crate::memory::MemoryState;
 use crate::pagetable;
 use crate::pause::Pauses;
@@ -173,8 +173,8 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             vcpus: all,
             tree: contents.tree,
             gic: self.carve(vcpus, |_| VcpuShared::new())?,
-            state: TicketMutex::new(state),
-            console: TicketMutex::new(LineBuffer::new()),
+            state: Lock::new(state),
+            console: Lock::new(LineBuffer::new()),
         };
         for channel in &config.channels {
             bind_static(self.hw, &domain, channel.local_port, channel.peer, channel.peer_port)

@@ -15,8 +15,8 @@ use hypervisor::console::keyboard;
 use hypervisor::devicetree::HostMachine;
 use hypervisor::hardware::CpuId;
 
+use hypervisor::lock::{Lock, rank};
 use platform::uart::Console;
-use spin::mutex::TicketMutex;
 
 use super::percpu::{self, PerCpu};
 use super::{passthrough, timer};
@@ -46,8 +46,8 @@ struct State {
 }
 
 /// Rank 60: the last lock, nothing is taken under it.
-static CONSOLE: TicketMutex<State> =
-    TicketMutex::new(State { console: None, head: 0, tail: 0, read: 0, lost: false, buffered: false });
+static CONSOLE: Lock<State, { rank::UART }> =
+    Lock::new(State { console: None, head: 0, tail: 0, read: 0, lost: false, buffered: false });
 /// The bytes that wait; atomic only to be a static, all accesses are under the lock.
 static BYTES: [AtomicU8; RING] = [const { AtomicU8::new(0) }; RING];
 /// Whether any wait.

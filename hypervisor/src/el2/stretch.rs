@@ -3,8 +3,10 @@
 //!
 //! The log is told of each cause whose longest stretch has grown by an eighth, with its cause: `stretch LENGTH CLASS NUMBER OPERATION`. CLASS is the exception
 //! class, or 0x40 for an interrupt, 0x41 for what a CPU that waited did next, 0x42 for one that tells of a crash; NUMBER and OPERATION are a hypercall's, or the function of a PSCI call.
+//! `held LENGTH RANK` is told likewise, of locks.
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use hypervisor::lock::{self, rank};
 use hypervisor::sched::MAX_CPUS;
 use pv_abi::HYPERCALL_TAG;
 
@@ -22,7 +24,8 @@ const LEAST: u64 = 1000;
 
 /// What each CPU is at: when it began, and the cause; 0 for nothing that counts.
 static BEGAN: [[AtomicU64; 2]; MAX_CPUS] = [const { [const { AtomicU64::new(0) }; 2] }; MAX_CPUS];
-/// Causes and their longest stretches.
+/// The longest time for which a lock of each rank was held, and causes with their longest stretches.
+static HELD: [AtomicU64; rank::ALL.len()] = [const { AtomicU64::new(0) }; rank::ALL.len()];
 static LONGEST: [[AtomicU64; 2]; 256] = [const { [const { AtomicU64::new(0) }; 2] }; 256];
 
 fn begin(cause: u64) {
@@ -65,11 +68,23 @@ pub fn forgive() {
     }
 }
 
+/// Tells how long locks were held meanwhile, if it `counts`.
+fn holds(counts: bool) {
+    for ((rank, _), longest) in rank::ALL.into_iter().zip(&HELD) {
+        let (length, before) = (lock::take_longest_held(rank), longest.load(Relaxed));
+        if counts && length > before.saturating_add(before >> 3) {
+            longest.store(length, Relaxed);
+            defmt::info!("held {=u64} {=u8}", length, rank);
+        }
+    }
+}
+
 /// The CPU returns to a guest, or waits.
 pub fn end() {
     let now = regs::cntpct_el0::read();
     let Some([began, of]) = BEGAN.get(usize::from(percpu::this().id.0)) else { return };
     let (length, cause) = (now.saturating_sub(began.load(Relaxed)), of.swap(0, Relaxed));
+    holds(cause != 0);
     if cause == 0 || length < LEAST {
         return;
     }

@@ -28,7 +28,6 @@ use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use pv_abi::event::{ControlBlock, InitControl, NR_CHANNELS_2L, SetPriority, fifo};
 use pv_abi::{Errno, Port};
-use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use super::deliver;
 use super::port::{self, PortKind};
@@ -36,6 +35,7 @@ use crate::addr::{FrameAddr, Mfn, Pa};
 use crate::domain::Domain;
 use crate::grant::pin::own_ram;
 use crate::hardware::{Contended, Hardware};
+use crate::lock::{Guard, Lock, rank};
 use crate::machine::{Current, Machine};
 use crate::vcpu::Vcpu;
 
@@ -48,7 +48,7 @@ pub(super) const CONTINUE: u32 = 0x8000_000C;
 
 /// What a domain has of it.
 pub struct Fifo {
-    queue: TicketMutex<()>,
+    queue: Lock<(), { rank::EVENTS }>,
     /// 0 for two levels, else one more than the array has pages. Changes under the domain's lock.
     pages: AtomicU32,
     /// Machine addresses of the array's pages; 0 for none.
@@ -66,15 +66,11 @@ pub struct Queues {
 impl Fifo {
     /// Two levels.
     pub const fn new() -> Self {
-        Self {
-            queue: TicketMutex::new(()),
-            pages: AtomicU32::new(0),
-            array: [const { AtomicU64::new(0) }; PAGES],
-        }
+        Self { queue: Lock::new(()), pages: AtomicU32::new(0), array: [const { AtomicU64::new(0) }; PAGES] }
     }
 
     /// The lock of its queues, if the domain uses them. Under the domain's lock, or nobody will ever.
-    pub(super) fn lock_used(&self) -> Option<TicketMutexGuard<'_, ()>> {
+    pub(super) fn lock_used(&self) -> Option<Guard<'_, ()>> {
         (self.pages.load(Ordering::Acquire) != 0).then(|| self.queue.lock())
     }
 }

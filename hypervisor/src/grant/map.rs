@@ -6,20 +6,20 @@
 
 use pv_abi::grant::{GrantStatus, MapFlags, MapGrantRef, UnmapGrantRef};
 use pv_abi::{DomId, GrantHandle};
-use spin::mutex::TicketMutexGuard;
 
 use super::active::{Track, Use};
 use super::pin::{Purpose, pin, unpin};
 use crate::addr::{Gfn, Ipa, Mfn};
 use crate::domain::{Domain, DomainState, lock_two};
 use crate::hardware::Hardware;
+use crate::lock::Guard;
 use crate::machine::{Current, Machine};
 use crate::stage2::{Kind, Mapping, Stage2};
 
 /// The locks of mapper and granter, which may be one domain.
 struct Both<'a> {
-    mapper: TicketMutexGuard<'a, DomainState>,
-    granter: Option<TicketMutexGuard<'a, DomainState>>,
+    mapper: Guard<'a, DomainState>,
+    granter: Option<Guard<'a, DomainState>>,
 }
 
 impl<'a> Both<'a> {
