@@ -3,7 +3,7 @@
 //!
 //! The log is told of each cause whose longest stretch has grown by an eighth, with its cause: `stretch LENGTH CLASS NUMBER OPERATION`. CLASS is the exception
 //! class, or 0x40 for an interrupt, 0x41 for what a CPU that waited did next, 0x42 for one that tells of a crash; NUMBER and OPERATION are a hypercall's, or the function of a PSCI call.
-//! `held LENGTH RANK` is told likewise, of locks.
+//! `held LENGTH WHAT` is told likewise, of locks.
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hypervisor::lock::{self, rank};
@@ -70,11 +70,11 @@ pub fn forgive() {
 
 /// Tells how long locks were held meanwhile, if it `counts`.
 fn holds(counts: bool) {
-    for ((rank, _), longest) in rank::ALL.into_iter().zip(&HELD) {
+    for ((rank, name), longest) in rank::ALL.into_iter().zip(&HELD) {
         let (length, before) = (lock::take_longest_held(rank), longest.load(Relaxed));
         if counts && length > before.saturating_add(before >> 3) {
             longest.store(length, Relaxed);
-            defmt::info!("held {=u64} {=u8}", length, rank);
+            defmt::info!("held {=u64} {=str}", length, name);
         }
     }
 }

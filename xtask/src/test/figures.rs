@@ -20,8 +20,8 @@ pub(super) fn all() -> Vec<Step> {
         Step::new("bench: no operation takes more instructions than before", Level::Default, compare)
             .shared(),
         Step::new("bench: interrupts are masked no longer than before", Level::Default, || {
-            let longest = stretch::measure()?;
-            let Some((cause, length)) = stretch::worst(&longest) else {
+            let measured = stretch::measure()?;
+            let Some((cause, length)) = measured.worst() else {
                 return Err(Failure::failed("nothing was measured"));
             };
             let baseline = Baseline::load()?;
