@@ -60,7 +60,7 @@ pub(super) fn all() -> Vec<Step> {
     let processes = [MACHINES[0], MACHINES[3]];
     steps.extend(processes.map(|machine| step("pv-process", machine, processes_end)));
     steps.extend(attacks::behind_one_wall());
-    let rootkits = [("cortex-a72", 2, 2), ("max", 1, 3)];
+    let rootkits = [("cortex-a72", 4, 2), ("max", 1, 3)];
     steps.extend(rootkits.map(|machine| step("rootkit", machine, every_case)));
     let on_rpi4 = |name: &'static str, look: fn(&Observed) -> Outcome<Found>| {
         super::rpi4::step(name, Level::Default, move || {

@@ -1,5 +1,7 @@
 //! Translations from before, vCPUs that start otherwise, and vCPUs that are faster than a check.
+use alloc::format;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use guest_kernel::attempt::{self, Level, class};
@@ -217,12 +219,11 @@ pub(super) fn role_changes(tap: &mut Tap) -> Result<(), Errno> {
     started.join();
     tap.nothing("a sibling that writes while a page becomes a table (XSA-401)", bad == 0);
     tap.nothing("which is one or is refused", odd == 0 && pinned > 0);
-    two_pin(tap, page)
+    all_pin(tap, page)
 }
 
-/// Two vCPUs pin and unpin the same page.
-fn two_pin(tap: &mut Tap, page: u64) -> Result<(), Errno> {
-    let Some(second) = smp::all().nth(1) else { return Ok(()) };
+/// All vCPUs pin and unpin the same page.
+fn all_pin(tap: &mut Tap, page: u64) -> Result<(), Errno> {
     // Every entry maps data: a pin takes several runs.
     for index in 0..512 {
         store(page + 8 * index, Entry::page(page, Rights::Constant).bits());
@@ -237,15 +238,20 @@ fn two_pin(tap: &mut Tap, page: u64) -> Result<(), Errno> {
         };
         (0..LONG_ROUNDS).filter(one).count()
     };
-    let odd = Arc::new(AtomicU64::new(u64::MAX));
-    let theirs = Arc::clone(&odd);
-    let started = smp::start(second, move || theirs.store(rounds() as u64, Ordering::Release))
-        .map_err(|_| Errno::Einval)?;
-    let ours = rounds();
-    started.join();
+    let odd = Arc::new(AtomicU64::new(0));
+    let mut siblings = Vec::new();
+    for sibling in smp::all().skip(1) {
+        let theirs = Arc::clone(&odd);
+        let job = move || {
+            theirs.fetch_add(rounds() as u64, Ordering::AcqRel);
+        };
+        siblings.push(smp::start(sibling, job).map_err(|_| Errno::Einval)?);
+    }
+    let (ours, vcpus) = (rounds(), siblings.len() + 1);
+    siblings.into_iter().for_each(smp::Started::join);
     let _ = pv::unpin(page);
     tap.nothing(
-        "two vCPUs that change one page's role (XSA-264)",
+        &format!("{vcpus} vCPUs that change one page's role (XSA-264)"),
         ours == 0 && odd.load(Ordering::Acquire) == 0,
     );
     tap.nothing("which is data in the end", store(page, 0) == Came::Through(0));
