@@ -1,7 +1,7 @@
 //! `cargo xtask bench --stretches`: how long the hypervisor keeps interrupts masked at a time, in instructions, by what caused it.
 //!
 //! The image with the self-check measures (`hypervisor/src/el2/stretch.rs`) and logs `stretch LENGTH CLASS NUMBER OPERATION` each time that a cause took
-//! longer than ever, and `held LENGTH WHAT` of locks (`hypervisor/src/lock.rs`). One CPU, so nobody waits: with more, whoever waits for a lock waits
+//! longer than ever, and `held LENGTH CLASS NUMBER OPERATION WHAT` of locks (`hypervisor/src/lock.rs`). One CPU, so nobody waits: with more, whoever waits for a lock waits
 //! for as many holders as there are other CPUs at most, as the locks are fair.
 
 use std::collections::BTreeMap;
@@ -19,6 +19,12 @@ use crate::run::{self, Options};
 use crate::system::{Checking, System};
 use crate::{baseline, build, setup, workspace};
 
+/// Holds that are printed.
+const LEAST: u64 = 1000;
+/// What a CPU does that had no vCPU to run.
+const IDLE: &str = "while idle";
+/// What no guest but the control domain asks for.
+const RARE: [&str; 3] = [IDLE, "sysctl", "domctl"];
 /// Lines that are printed.
 const SHOWN: usize = 16;
 
@@ -65,14 +71,16 @@ const LOADS: [(&str, &str, &str); 5] = [
 pub(crate) struct Measured {
     /// The longest stretch of each cause.
     longest: BTreeMap<String, u64>,
-    /// How long a lock of each kind was held at most.
-    held: BTreeMap<String, u64>,
+    /// How long a lock of each kind was held at most, and by what: in calls that all guests have, and in what is for the control domain or by a CPU
+    /// that had waited.
+    held: BTreeMap<(String, bool), (u64, String)>,
 }
 
 /// Runs all loads.
 pub(crate) fn measure() -> Outcome<Measured> {
     let mut measured = Measured::default();
-    let held = Regex::new(r"^held ([0-9]+) (.+)$").doing("pattern")?;
+    let held =
+        Regex::new(r"^held ([0-9]+) 0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+) (.+)$").doing("pattern")?;
     let line = Regex::new(r"^stretch ([0-9]+) 0x([0-9a-f]+) 0x([0-9a-f]+) 0x([0-9a-f]+)").doing("pattern")?;
     for (what, text, last) in LOADS {
         let mut system = System::parse("stretch", &workspace::root(), text, Checking::Full)?;
@@ -84,15 +92,21 @@ pub(crate) fn measure() -> Outcome<Measured> {
         let (hypervisor, mut done) = (Hypervisor::of(&system)?, false);
         let report = run::boot(&setup::qemu()?, &hypervisor, &system, &options, &mut |each| {
             let Line::Log(log) = each else { return ControlFlow::Continue(()) };
-            if let Some(parts) = line.captures(&log.text) {
+            let told = |parts: &regex::Captures<'_>| {
                 let hex = |at: usize| u32::from_str_radix(&parts[at], 16).unwrap_or(0);
-                let length = parts[1].parse().unwrap_or(0);
-                let known = measured.longest.entry(cause(hex(2), hex(3), hex(4))).or_insert(0);
+                (parts[1].parse().unwrap_or(0), cause(hex(2), hex(3), hex(4)))
+            };
+            if let Some(parts) = line.captures(&log.text) {
+                let (length, cause) = told(&parts);
+                let known = measured.longest.entry(cause).or_insert(0);
                 *known = length.max(*known);
-            }
-            if let Some(parts) = held.captures(&log.text) {
-                let known = measured.held.entry(parts[2].to_owned()).or_insert(0);
-                *known = parts[1].parse().unwrap_or(0).max(*known);
+            } else if let Some(parts) = held.captures(&log.text) {
+                let now = told(&parts);
+                let known =
+                    measured.held.entry((parts[5].to_owned(), RARE.contains(&now.1.as_str()))).or_default();
+                if now.0 > known.0 {
+                    *known = now;
+                }
             }
             done |= log.text.starts_with(last);
             if done { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -108,7 +122,7 @@ pub(crate) fn measure() -> Outcome<Measured> {
 fn cause(class: u32, number: u32, operation: u32) -> String {
     match (class, number) {
         (0x40, _) => "interrupt".into(),
-        (0x41, _) => "while idle".into(),
+        (0x41, _) => IDLE.into(),
         (0x42, _) => "telling of a crash".into(),
         (0x16, 0xFFFF) => format!("psci {operation:#x}"),
         (0x16, number) => {
@@ -137,13 +151,6 @@ impl Measured {
     }
 }
 
-/// The longest first.
-fn sorted(all: &BTreeMap<String, u64>) -> Vec<(&str, u64)> {
-    let mut all: Vec<_> = all.iter().map(|(what, length)| (what.as_str(), *length)).collect();
-    all.sort_by_key(|(_, length)| std::cmp::Reverse(*length));
-    all
-}
-
 /// How long a CPU waits for a lock at most that each other of so many holds for so long before it.
 const fn wait(held: u64, cpus: u64) -> u64 {
     held.saturating_mul(cpus.saturating_sub(1))
@@ -156,12 +163,16 @@ pub(crate) fn print(update_baseline: bool) -> Outcome<()> {
         baseline::write(None, measured.worst().map(|(_, length)| length))?;
     }
     println!("instructions with interrupts masked, where nobody waits for a lock");
-    for (cause, length) in sorted(&measured.longest).iter().take(SHOWN) {
+    let mut all: Vec<_> = measured.longest.iter().collect();
+    all.sort_by_key(|(_, length)| std::cmp::Reverse(**length));
+    for (cause, length) in all.iter().take(SHOWN) {
         println!("{length:>8} {cause}");
     }
     println!("instructions for which a lock is held; at most to wait for it once on 4 and on 8 CPUs");
-    for (what, held) in sorted(&measured.held) {
-        println!("{held:>8} {:>8} {:>8} {what}", wait(held, 4), wait(held, 8));
+    let mut held: Vec<_> = measured.held.iter().filter(|(_, (length, _))| *length >= LEAST).collect();
+    held.sort_by_key(|(_, (length, _))| std::cmp::Reverse(*length));
+    for ((what, _), (length, cause)) in held {
+        println!("{length:>8} {:>8} {:>8} {what}: {cause}", wait(*length, 4), wait(*length, 8));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //!
 //! The log is told of each cause whose longest stretch has grown by an eighth, with its cause: `stretch LENGTH CLASS NUMBER OPERATION`. CLASS is the exception
 //! class, or 0x40 for an interrupt, 0x41 for what a CPU that waited did next, 0x42 for one that tells of a crash; NUMBER and OPERATION are a hypercall's, or the function of a PSCI call.
-//! `held LENGTH WHAT` is told likewise, of locks.
+//! `held LENGTH CLASS NUMBER OPERATION WHAT` is told likewise, of locks.
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hypervisor::lock::{self, rank};
@@ -19,13 +19,18 @@ const WAITED: u64 = 0x41;
 const TOLD: u64 = 0x42;
 /// `ESR_EL2.EC` of `hvc`.
 const HVC: u64 = 0x16;
+/// Calls of the control domain's alone.
+const SYSCTL: u64 = 35;
+const DOMCTL: u64 = 36;
 /// Shorter ones are not told.
 const LEAST: u64 = 1000;
 
 /// What each CPU is at: when it began, and the cause; 0 for nothing that counts.
 static BEGAN: [[AtomicU64; 2]; MAX_CPUS] = [const { [const { AtomicU64::new(0) }; 2] }; MAX_CPUS];
-/// The longest time for which a lock of each rank was held, and causes with their longest stretches.
-static HELD: [AtomicU64; rank::ALL.len()] = [const { AtomicU64::new(0) }; rank::ALL.len()];
+/// The longest time for which a lock of each rank was held, in calls that all guests have, and by a CPU that had waited or for the control
+/// domain; and causes with their longest stretches.
+static HELD: [[AtomicU64; 2]; rank::ALL.len()] =
+    [const { [const { AtomicU64::new(0) }; 2] }; rank::ALL.len()];
 static LONGEST: [[AtomicU64; 2]; 256] = [const { [const { AtomicU64::new(0) }; 2] }; 256];
 
 fn begin(cause: u64) {
@@ -68,13 +73,28 @@ pub fn forgive() {
     }
 }
 
-/// Tells how long locks were held meanwhile, if it `counts`.
-fn holds(counts: bool) {
-    for ((rank, name), longest) in rank::ALL.into_iter().zip(&HELD) {
+/// Class, number and operation of a cause.
+const fn parts(cause: u64) -> [u64; 3] {
+    [cause >> 48, cause >> 32 & 0xFFFF, cause & 0xFFFF_FFFF]
+}
+
+/// Tells how long locks were held meanwhile, unless that does not count.
+fn holds(cause: u64) {
+    let [class, number, operation] = parts(cause);
+    let rare = class == WAITED || (class == HVC && [SYSCTL, DOMCTL].contains(&number));
+    for ((rank, name), [often, rarely]) in rank::ALL.into_iter().zip(&HELD) {
+        let longest = if rare { rarely } else { often };
         let (length, before) = (lock::take_longest_held(rank), longest.load(Relaxed));
-        if counts && length > before.saturating_add(before >> 3) {
+        if cause != 0 && length > before.saturating_add(before >> 3) {
             longest.store(length, Relaxed);
-            defmt::info!("held {=u64} {=str}", length, name);
+            defmt::info!(
+                "held {=u64} {=u64:#x} {=u64:#x} {=u64:#x} {=str}",
+                length,
+                class,
+                number,
+                operation,
+                name
+            );
         }
     }
 }
@@ -84,7 +104,7 @@ pub fn end() {
     let now = regs::cntpct_el0::read();
     let Some([began, of]) = BEGAN.get(usize::from(percpu::this().id.0)) else { return };
     let (length, cause) = (now.saturating_sub(began.load(Relaxed)), of.swap(0, Relaxed));
-    holds(cause != 0);
+    holds(cause);
     if cause == 0 || length < LEAST {
         return;
     }
@@ -94,12 +114,13 @@ pub fn end() {
             let before = longest.load(Relaxed);
             if length > before.saturating_add(before >> 3) {
                 longest.store(length, Relaxed);
+                let [class, number, operation] = parts(cause);
                 defmt::info!(
                     "stretch {=u64} {=u64:#x} {=u64:#x} {=u64:#x}",
                     length,
-                    cause >> 48,
-                    cause >> 32 & 0xFFFF,
-                    cause & 0xFFFF_FFFF
+                    class,
+                    number,
+                    operation
                 );
             }
             return;
