@@ -6,7 +6,7 @@
 //! 2. They are ticket locks: a CPU that waits gets the lock after each other CPU has had it once at most.
 //! 3. Nobody waits for another CPU while he holds one, but for the TLB maintenance that a broadcast does itself.
 //!
-//! An image that is shipped has the lock alone.
+//! An image that is shipped has the lock alone. Callers are tracked for the model checkers, which take the locks of one place away.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 #[cfg(any(test, feature = "ranks", feature = "selfcheck"))]
@@ -72,18 +72,21 @@ impl<T, const RANK: u8> Lock<T, RANK> {
 
     /// Waits for its turn.
     #[inline(always)]
+    #[track_caller]
     pub fn lock(&self) -> Guard<'_, T> {
         self.watched::<false>()
     }
 
     /// Waits for its turn, with a lock of the same rank held: the caller keeps to an order among them.
     #[inline(always)]
+    #[track_caller]
     pub fn lock_second(&self) -> Guard<'_, T> {
         self.watched::<true>()
     }
 
     /// Takes it if it is free, so in any order.
     #[inline(always)]
+    #[track_caller]
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
         let guard = self.0.try_lock()?;
         #[cfg(any(test, feature = "ranks", feature = "selfcheck"))]
@@ -92,6 +95,7 @@ impl<T, const RANK: u8> Lock<T, RANK> {
     }
 
     #[inline(always)]
+    #[track_caller]
     fn watched<const SECOND: bool>(&self) -> Guard<'_, T> {
         #[cfg(any(test, feature = "ranks", feature = "selfcheck"))]
         watch::wanted::<RANK, SECOND>();

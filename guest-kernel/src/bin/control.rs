@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `list` | tells of every domain |
 //! | `count:N`, `count:all` | prints what the hypervisor has counted for domain N, for itself, or for all |
-//! | `unpause:N`, `destroy:N` | does that to domain N |
+//! | `unpause:N` | does that to domain N |
+//! | `destroy:N` | destroys domain N, unless it has come to its end by itself |
 //! | `pause:N` | pauses domain N; if that is between two lives, waits for the next |
 //! | `weight:N:W`, `cap:N:P` | gives domain N weight W, or P per cent of a CPU, and fails when that is not what is told then |
 //! | `cpus:N:M` | lets the first vCPU of domain N run on the CPUs of the mask M only, one of which there must be |
@@ -113,7 +114,7 @@ fn step(verb: &str, object: &str, marked: &mut Everything) -> Result<(), String>
                 set => Err(format!("on {set:#b}")),
             }
         }
-        "destroy" => control::destroy(number()?).map_err(refused),
+        "destroy" => gone(number()?),
         "build" => control::build(number()?).map_err(refused),
         "cycle" => {
             for _ in 0..times()? {
@@ -225,12 +226,17 @@ fn soak(last: u16, seconds: u32) -> Result<(), String> {
     println!("control: soak: {checks} checks, {lives} domains built, all was well");
     // Whatever is paused, ended or lives goes, so that counters can be compared.
     for id in (1..).take(last.into()) {
-        match control::destroy(DomId(id)) {
-            Ok(()) | Err(Errno::Esrch) => {}
-            Err(errno) => return Err(refused(errno)),
-        }
+        gone(DomId(id))?;
     }
     Ok(())
+}
+
+/// Destroys a domain, unless it has come to its end by itself.
+fn gone(domain: DomId) -> Result<(), String> {
+    match control::destroy(domain) {
+        Ok(()) | Err(Errno::Esrch) => Ok(()),
+        Err(errno) => Err(format!("domain {}: {errno:?}", domain.0)),
+    }
 }
 
 /// Reads back what it has printed, which is on the console before the call that prints it returns.
@@ -365,12 +371,7 @@ const SECOND_LIFE_MS: u64 = 5;
 fn twice(first: u16, last: u32) -> Result<(), String> {
     let refused = |errno: Errno| format!("{errno:?}");
     let all = || (first..).take_while(|id| u32::from(*id) <= last).map(DomId);
-    let destroy = || {
-        all().try_for_each(|id| match control::destroy(id) {
-            Ok(()) | Err(Errno::Esrch) => Ok(()),
-            Err(errno) => Err(format!("domain {}: {errno:?}", id.0)),
-        })
-    };
+    let destroy = || all().try_for_each(gone);
     destroy()?;
     let between = everything()?;
     for id in all() {

@@ -1,12 +1,15 @@
 //! What comes in while all ports are being closed: another reset, a new port. An interrupt brings it, later each time until it came in between.
+extern crate alloc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicI64, Ordering};
 use core::time::Duration;
 
 use guest_kernel::interrupt::{self, Intid};
 use guest_kernel::{hypercall, time, timer};
-use pv_abi::event::{AllocUnbound, Reset};
+use pv_abi::event::{AllocUnbound, PortStatus, Reset};
 use pv_abi::{DomId, Errno, Port};
 
+use super::event::status;
 use super::raw;
 use super::tap::Tap;
 
@@ -32,6 +35,14 @@ pub(crate) fn check(tap: &mut Tap) {
     let expected = (Err(Errno::Eagain), Ok(0));
     let port = meeting(new_port, expected);
     tap.is("event_channel_op.reset that leaves a port made meanwhile", port, Some(expected));
+    // The interrupt's is the lowest that was closed by then; what was behind was closed by what went on.
+    let open = |port: &u32| status(Port(*port)).is_ok_and(|it| it.0 != PortStatus::Closed.number());
+    let left: Vec<u32> = (1..).take(PORTS).filter(open).collect();
+    tap.is(
+        "event_channel_op.reset_cont of the interrupted one closes all others",
+        left.as_slice(),
+        [1].as_slice(),
+    );
     tap.is("event_channel_op.reset of that port", reset(), Ok(()));
     let _ = interrupt::enable(Intid::TIMER, timer::disarm);
 }
