@@ -33,7 +33,8 @@ fn beside(board: &str, name: &str, fifth: &str) -> Outcome<Had> {
     // The Raspberry Pi has booted later, and its other CPUs idle: where they are left off, QEMU has them spin, and counts that as time.
     let (span, cpus, on) = match board {
         "rpi4" => ("from=300 to=700", 4, "affinity = [0]\n"),
-        _ => ("from=100 to=500", 1, ""),
+        // Each has 200 ms of it. Of less, a turn of 2 ms, which one of them has and another has not when it ends, is a good part of the 2 % that are allowed.
+        _ => ("from=100 to=1100", 1, ""),
     };
     let text = [
         spinner(1, &format!("{on}cmdline = \"{span} sleep=1000\"")),
@@ -57,16 +58,12 @@ fn punctual(told: &Told, [_, _, latest, times]: [u64; 4]) -> Outcome<()> {
 }
 
 impl Had {
-    /// Nobody has less than 98 % of what it had before: neither those that spin of their turns, together, as which of them has the turn in which the
-    /// span ends is chance, nor the one that sleeps of its wake-ups.
+    /// Nobody has less than 98 % of what it had before, neither those that spin of their turns, nor the one that sleeps of its wake-ups.
     fn compare(&self, before: &Self, attack: &str) -> Outcome<()> {
         let (times, earlier) = (self.late[3], before.late[3]);
-        let (now, then): (u64, u64) = (self.work.iter().sum(), before.work.iter().sum());
-        if now * 100 < then * 98 {
-            return Err(Failure::failed(format!(
-                "{attack}: {now} turns instead of {then}: {:?} {:?}",
-                self.work, before.work
-            )));
+        let mut all = self.work.iter().copied().zip(before.work.iter().copied());
+        if let Some((now, before)) = all.find(|(now, before)| now * 100 < before * 98) {
+            return Err(Failure::failed(format!("{attack}: {now} turns instead of {before}")));
         }
         if times * 100 < earlier * 98 {
             return Err(Failure::failed(format!("{attack}: {times} wake-ups instead of {earlier}")));
