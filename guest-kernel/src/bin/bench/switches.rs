@@ -9,7 +9,8 @@ use pv_abi::Errno;
 
 use super::{Bench, Peer};
 
-/// Words of the page: what the other domain is to do, what it does, and the counter when it last woke (its low half).
+/// Words of the page: what the other domain is to do, what it does, and the machine's counter when it last woke (its low
+/// half).
 const WANTED: usize = 0;
 const DOES: usize = 1;
 const WOKE: usize = 2;
@@ -33,10 +34,11 @@ pub(super) fn play(page: &Frame, channel: &Channel) -> Result<(), Errno> {
     let what = page.words()[WANTED].load(Ordering::Acquire);
     channel.mask();
     measure::allow_fp();
+    let ahead = measure::machine_ahead();
     page.words()[DOES].store(what, Ordering::Release);
     while page.words()[WANTED].load(Ordering::Acquire) == what {
         if what == POLLS {
-            let woke = measure::woken_at(channel.port())?;
+            let woke = measure::woken_at(channel.port())?.wrapping_add(ahead);
             page.words()[WOKE].store(low(woke), Ordering::Release);
             channel.take();
             channel.notify()?;
@@ -121,8 +123,9 @@ pub(super) fn wake(bench: &Bench, name: &str, peer: Peer) -> Result<(), Errno> {
     ask(page, &channel, POLLS)?;
     channel.notify()?;
     channel.wait()?;
+    let ahead = measure::machine_ahead();
     bench.run(name, || {
-        let sent = measure::event_send_at(channel.port())?;
+        let sent = measure::event_send_at(channel.port())?.wrapping_add(ahead);
         channel.wait()?;
         let woke = page.words()[WOKE].load(Ordering::Acquire);
         Ok::<_, Errno>(u64::from(woke.wrapping_sub(low(sent))))
