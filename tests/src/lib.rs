@@ -103,19 +103,24 @@ impl Guest<'_> {
         outcome
     }
 
-    /// Makes a call to its end; the machine is checked after it.
-    pub fn call(&self, number: u64, args: [u64; 5]) -> i64 {
+    /// Makes a call to its end, and looks at the machine after each run but the last, of which it tells how many there were.
+    pub fn by_runs(&self, number: u64, args: [u64; 5], mut between: impl FnMut(u32)) -> (i64, u32) {
         let mut args = args;
-        for _ in 0..1000 {
+        for interruptions in 0..10_000 {
             match self.once(number, args) {
-                Outcome::Done(result) => {
-                    self.world.check();
-                    return result;
-                }
+                Outcome::Done(result) => return (result, interruptions),
                 Outcome::Restart(left) => args = left,
             }
+            between(interruptions);
         }
-        panic!("the call never ends");
+        panic!("call {number} with {args:x?} never ends");
+    }
+
+    /// Makes a call to its end; the machine is checked after it.
+    pub fn call(&self, number: u64, args: [u64; 5]) -> i64 {
+        let (result, _) = self.by_runs(number, args, |_| {});
+        self.world.check();
+        result
     }
 
     /// Makes a call to its end. The machine is not checked: for calls that are made by the thousand, in a [`Settled`] world.

@@ -32,14 +32,9 @@ fn status(guest: Guest<'_>, port: Port) -> Status {
 
 fn reset(guest: Guest<'_>) -> (i64, u32) {
     guest.write(ARG, &0x7FF0_u16.to_le_bytes());
-    let mut args = [EventOp::Reset.number().into(), ARG, 0, 0, 0];
-    for runs in 1.. {
-        match guest.once(number::EVENT_CHANNEL_OP, args) {
-            Outcome::Done(result) => return (result, runs),
-            Outcome::Restart(left) => args = left,
-        }
-    }
-    unreachable!()
+    let args = [EventOp::Reset.number().into(), ARG, 0, 0, 0];
+    let (result, interruptions) = guest.by_runs(number::EVENT_CHANNEL_OP, args, |_| {});
+    (result, interruptions + 1)
 }
 
 #[test]

@@ -13,7 +13,6 @@
 use hypervisor::evtchn::PortWord;
 use hypervisor::fake::{RAM, World};
 use hypervisor::frame::Role;
-use hypervisor::hypercall::Outcome;
 use pavo_tests::{ARG, Guest, guest, number};
 use pv_abi::call::{Cost, TABLE};
 use pv_abi::control::PRIVILEGED;
@@ -98,32 +97,22 @@ fn play(scene: &Scene, budget: u32) -> (End, u32) {
 /// Makes the call with a budget, or its own; interrupted wherever it looks at the time, if that is asked for.
 fn play_with(scene: &Scene, budget: Option<u32>, impatient: bool) -> (End, u32) {
     let world = World::with_console(2);
-    let (number, mut args) = (scene.prepare)(&world);
+    let (number, args) = (scene.prepare)(&world);
     world.machine.hw.take_console();
     world.machine.hw.set_budget(budget);
     world.machine.hw.set_impatient(impatient);
-    let mut interruptions = 0;
-    for _ in 0..10_000 {
-        match guest(&world, 1).once(number, args) {
-            Outcome::Done(result) => {
-                world.machine.hw.set_budget(None);
-                world.machine.hw.set_impatient(false);
-                world.check();
-                if scene.name == "multicall.multicall" {
-                    forget_progress(guest(&world, 1));
-                }
-                return (end_of(&world, result), interruptions);
-            }
-            Outcome::Restart(left) => {
-                // The machine is in order in between, whatever others do then.
-                world.check();
-                world.take_reschedule();
-                args = left;
-                interruptions += 1;
-            }
-        }
+    let (result, interruptions) = guest(&world, 1).by_runs(number, args, |_| {
+        // The machine is in order in between, whatever others do then.
+        world.check();
+        world.take_reschedule();
+    });
+    world.machine.hw.set_budget(None);
+    world.machine.hw.set_impatient(false);
+    world.check();
+    if scene.name == "multicall.multicall" {
+        forget_progress(guest(&world, 1));
     }
-    panic!("{}: it never ends", scene.name);
+    (end_of(&world, result), interruptions)
 }
 
 /// A call of a multicall that was interrupted leaves its progress in its entry's arguments, as in Xen: they are not the caller's any more.
@@ -394,16 +383,20 @@ fn event<T: IntoBytes + Immutable>(one: Guest<'_>, op: EventOp, arg: &T) -> (u64
     (number::EVENT_CHANNEL_OP, [op.number().into(), ARG, 0, 0, 0])
 }
 
+fn unbound_to_two(one: Guest<'_>) -> (u64, Args) {
+    event(one, EventOp::AllocUnbound, &AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) })
+}
+
 fn alloc_unbound(world: &World) -> (u64, Args) {
     let one = guest(world, 1);
     last_port_free(one);
-    event(one, EventOp::AllocUnbound, &AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) })
+    unbound_to_two(one)
 }
 
 fn alloc_unbound_busy(world: &World) -> (u64, Args) {
     let one = guest(world, 1);
     busy_ports(one);
-    event(one, EventOp::AllocUnbound, &AllocUnbound { dom: DomId::SELF, remote_dom: DomId(2), port: Port(0) })
+    unbound_to_two(one)
 }
 
 fn bind_interdomain(world: &World) -> (u64, Args) {
@@ -502,9 +495,9 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     // What is left in the registers when `reset` is interrupted: its scene goes on by it.
     ("event_channel_op.reset_cont", "tests/events.rs", "a_reset_goes_on_where_it_was"),
     ("event_channel_op.expand_array", "tests/fifo.rs", "the_call_restarts_at_each"),
-    ("domctl.destroydomain", "tests/life.rs", "between_any_two_steps_of_an_end_and_a_beginning"),
+    ("domctl.destroydomain", "tests/life/building.rs", "between_any_two_steps_of_an_end_and_a_beginning"),
     ("domctl.pausedomain", "tests/control.rs", "A pause waits, restarting"),
-    ("sysctl.build", "tests/life.rs", "between_any_two_steps_of_an_end_and_a_beginning"),
+    ("sysctl.build", "tests/life/building.rs", "between_any_two_steps_of_an_end_and_a_beginning"),
 ];
 
 #[test]
