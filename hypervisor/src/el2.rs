@@ -172,11 +172,7 @@ pub fn publish(memory: Memory, guests: Guests, host: HostMachine<'static>) {
     let shown = Host::of(&host);
     let first_id = domains.first().map_or(1, |first| first.id.0.min(1));
     let arch = carve.slice(vcpus.len(), |n| {
-        let found = vcpus.get(n).and_then(|(domain, number)| {
-            let domain = domains.get(usize::from(*domain))?;
-            let vcpu = domain.vcpus.get(usize::from(*number))?;
-            Some((domain, vcpu, domain.gic_of(vcpu)?))
-        });
+        let found = vcpus.get(n).and_then(|(domain, vcpu)| Some((*domain, *vcpu, domain.gic_of(vcpu)?)));
         let Some((domain, vcpu, shared)) = found else { bug::stop("a vCPU got lost") };
         let gic = fresh_gic(vcpu.number);
         ArchVcpu::new(domain, vcpu, shared, gic, u64::from(vcpu_affinity(vcpu.number)) | MPIDR_RES1)

@@ -22,8 +22,8 @@ pub struct Machine<H: Hardware> {
     pub domains: &'static [Domain],
     /// The id of the first: 0 with a control domain, else 1.
     pub first_id: u16,
-    /// Every vCPU of the machine, by [`VcpuIndex`]: which domain (index) and number.
-    pub vcpus: &'static [(u16, u16)],
+    /// Every vCPU of the machine, by [`VcpuIndex`], with its domain.
+    pub vcpus: &'static [(&'static Domain, &'static Vcpu)],
     /// Who lives, and who is to be taken back from.
     pub reaper: Reaper,
     /// How domains are built anew.
@@ -60,10 +60,9 @@ impl<H: Hardware> Machine<H> {
     }
 
     /// The vCPU with this index, with its domain.
+    #[inline]
     pub fn vcpu(&self, index: VcpuIndex) -> Option<(&Domain, &Vcpu)> {
-        let (domain, number) = self.vcpus.get(usize::from(index.0))?;
-        let domain = self.domains.get(usize::from(*domain))?;
-        Some((domain, domain.vcpus.get(usize::from(*number))?))
+        self.vcpus.get(usize::from(index.0)).copied()
     }
 }
 

@@ -17,7 +17,7 @@ use hypervisor::frame_alloc::Frames;
 use hypervisor::hardware::CpuId;
 use hypervisor::sched::plan::{self, Plan};
 use hypervisor::sched::{MAX_CPUS, MAX_VCPUS};
-use hypervisor::vcpu::VcpuIndex;
+use hypervisor::vcpu::{Vcpu, VcpuIndex};
 use platform::mailbox::Question;
 use platform::uart::{Console, Early, Kind as UartKind};
 use pv_abi::PAGE_SIZE;
@@ -266,7 +266,7 @@ fn map_around(bank: PhysRange, no_map: &[PhysRange]) {
 fn storage(config: &DomainConfig<'_>) -> u64 {
     let domain =
         size_of::<Option<Domain>>().wrapping_add(size_of::<Option<DomainConfig<'_>>>()).wrapping_mul(2);
-    let vcpu = size_of::<ArchVcpu>().wrapping_add(size_of::<(u16, u16)>());
+    let vcpu = size_of::<ArchVcpu>().wrapping_add(size_of::<(&Domain, &Vcpu)>());
     let vcpus = (config.vcpus as usize).saturating_mul(vcpu);
     storage_of(config).saturating_add(domain.saturating_add(vcpus).saturating_mul(2) as u64)
 }
@@ -326,8 +326,8 @@ pub struct Guests {
     pub domains: &'static [Domain],
     /// For each domain, how its first vCPU starts.
     pub starts: heapless::Vec<BootState, MAX_DOMAINS>,
-    /// For each vCPU of the machine: domain (index) and number.
-    pub vcpus: &'static [(u16, u16)],
+    /// Every vCPU of the machine, with its domain.
+    pub vcpus: &'static [(&'static Domain, &'static Vcpu)],
     /// What each domain was built of, in the same order.
     pub configs: &'static [DomainConfig<'static>],
     /// The pools of CPUs.
@@ -429,7 +429,7 @@ pub fn domains(tree: &Tree<'static>, host: &HostMachine<'static>, memory: &Memor
         put_first(control, slots, configs, &mut starts, &mut vcpus);
     }
     let domains = slots.get_mut(..built).and_then(|slots| all_present(slots, &memory.carve));
-    let vcpus = memory.carve.slice(vcpus.len(), |n| vcpus.get(n).copied().unwrap_or((0, 0)));
+    let vcpus = domains.and_then(|domains| all_vcpus(domains, &vcpus, &memory.carve));
     let configs = configs.get_mut(..built).and_then(|configs| all_present(configs, &memory.carve));
     match (domains, vcpus, configs) {
         (Some(domains), Some(vcpus), Some(configs)) => Guests { domains, starts, vcpus, configs, plan },
@@ -456,6 +456,24 @@ fn put_first<D, C>(
         let at = usize::from(*domain);
         *domain = if at == control { 0 } else { domain.wrapping_add(u16::from(at < control)) };
     }
+}
+
+/// The vCPUs, of which domain (index) and number are given.
+fn all_vcpus(
+    domains: &'static [Domain],
+    of: &[(u16, u16)],
+    carve: &Carve,
+) -> Option<&'static [(&'static Domain, &'static Vcpu)]> {
+    let found = |(domain, number): &(u16, u16)| {
+        let domain = domains.get(usize::from(*domain))?;
+        Some((domain, domain.vcpus.get(usize::from(*number))?))
+    };
+    carve
+        .slice(of.len(), |n| match of.get(n).and_then(found) {
+            Some(found) => found,
+            None => stop("a vCPU got lost"),
+        })
+        .map(|vcpus| &*vcpus)
 }
 
 /// Takes the domains out of their slots.

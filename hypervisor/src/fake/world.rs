@@ -159,11 +159,12 @@ impl World {
             builder.build(&config(id), &shape, &mut [0; 8192]).expect("a small domain").domain
         };
         let domains: Vec<Domain> = (first..first + domains).map(build).collect();
-        let vcpus = (0..u16::try_from(domains.len()).unwrap()).flat_map(|domain| [(domain, 0), (domain, 1)]);
         let configs = domains.iter().map(|domain| config(domain.id.0)).collect::<Box<[_]>>();
         let count = u16::try_from(domains.len()).unwrap();
+        let domains: &'static [Domain] = Box::leak(domains.into_boxed_slice());
+        let vcpus = domains.iter().flat_map(|domain| domain.vcpus.iter().map(move |vcpu| (domain, vcpu)));
         let machine = Machine {
-            domains: Box::leak(domains.into_boxed_slice()),
+            domains,
             first_id: first,
             reaper: Reaper::new(usize::from(count)),
             plans: Plans::new(Box::leak(configs), host, 32),
