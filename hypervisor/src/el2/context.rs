@@ -420,7 +420,7 @@ pub fn save(cpu: &PerCpu, arch: &ArchVcpu) {
         gic.save(&mut HardwareLrs);
         active
     });
-    saved.interface = gic::VirtualInterface::save();
+    saved.interface.save();
     gic::deactivate_all(active);
     if regs::cptr_el2::read() & regs::CPTR_TFP == 0 {
         // SAFETY: invariant 1; the assembly stores 32 quad words and the two control registers.

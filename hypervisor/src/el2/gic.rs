@@ -91,9 +91,14 @@ pub fn kick(cpu: CpuId) {
 /// Makes the physical interrupts behind a guest's active again, on the CPU that loads the vCPU: the last step of loading its
 /// interrupts.
 pub fn activate(cpu: &PerCpu, intids: u32) {
-    let timer = 1_u32.wrapping_shl(super::interrupts().virtual_timer);
-    let physical = if intids & PrivateIntid::VIRTUAL_TIMER.bit() == 0 { 0 } else { timer };
-    if is_v2() { v2::activate(physical) } else { v3::activate(cpu, physical) }
+    let timer = || 1_u32.wrapping_shl(super::interrupts().virtual_timer);
+    let any = intids & PrivateIntid::VIRTUAL_TIMER.bit() != 0;
+    if is_v2() {
+        // Also with none: it waits for the list registers.
+        v2::activate(if any { timer() } else { 0 });
+    } else if any {
+        v3::activate(cpu, timer());
+    }
 }
 
 /// Raises a private interrupt of the vCPU that is loaded here.
@@ -137,9 +142,9 @@ pub struct VirtualInterface {
 }
 
 impl VirtualInterface {
-    /// That of the guest that is loaded.
-    pub fn save() -> Self {
-        if is_v2() { v2::save() } else { v3::save() }
+    /// Takes that of the guest that is loaded.
+    pub fn save(&mut self) {
+        if is_v2() { v2::save(self) } else { v3::save(self) }
     }
 
     /// Puts it into the CPU.

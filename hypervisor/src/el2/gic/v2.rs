@@ -182,12 +182,11 @@ pub fn request_maintenance(wanted: Maintenance) {
 }
 
 /// What the loaded guest set in its CPU interface.
-pub fn save() -> VirtualInterface {
-    virtual_interface().map_or_else(VirtualInterface::default, |interface| VirtualInterface {
-        control: interface.vmcr.get().into(),
-        active: [interface.apr.get().into(), 0],
-        more: [0; 6],
-    })
+pub fn save(into: &mut VirtualInterface) {
+    if let Some(interface) = virtual_interface() {
+        into.control = interface.vmcr.get().into();
+        into.active = [interface.apr.get().into(), 0];
+    }
 }
 
 /// Puts it back.

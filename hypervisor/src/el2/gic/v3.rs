@@ -128,12 +128,12 @@ pub fn request_maintenance(wanted: Maintenance) {
 static MORE_PRIORITIES: AtomicU8 = AtomicU8::new(0);
 
 /// What the loaded guest set in its CPU interface.
-pub fn save() -> VirtualInterface {
+pub fn save(into: &mut VirtualInterface) {
+    into.control = regs::ich_vmcr_el2::read();
+    into.active = [regs::ich_ap0r0_el2::read(), regs::ich_ap1r0_el2::read()];
     let more = MORE_PRIORITIES.load(Ordering::Relaxed);
-    VirtualInterface {
-        control: regs::ich_vmcr_el2::read(),
-        active: [regs::ich_ap0r0_el2::read(), regs::ich_ap1r0_el2::read()],
-        more: if more == 0 { [0; 6] } else { save_more(more) },
+    if more != 0 {
+        into.more = save_more(more);
     }
 }
 
