@@ -102,10 +102,19 @@ impl RunState {
     /// Where the area's parts are.
     #[inline]
     pub fn area(&self) -> [Option<FrameAddr>; 2] {
-        self.area.each_ref().map(|part| match part.load(Ordering::Acquire) {
+        let [first, second] = &self.area;
+        match Self::part(first) {
+            // Most vCPUs have none: that is one load.
+            None => [None; 2],
+            first => [first, Self::part(second)],
+        }
+    }
+
+    fn part(at: &AtomicU64) -> Option<FrameAddr> {
+        match at.load(Ordering::Acquire) {
             0 => None,
             pa => Pa::new(pa).map(FrameAddr::from_pa),
-        })
+        }
     }
 
     /// Nanoseconds that it has run until a moment.
@@ -155,8 +164,9 @@ pub(crate) fn enter<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, run: Run) {
 #[inline]
 pub(crate) fn enter_at(vcpu: &Vcpu, run: Run, now: u64) {
     let state = &vcpu.runstate;
-    if !state.is_in(run) {
-        state.enter(run, now.max(state.since.load(Ordering::Relaxed) & MOMENT));
+    let since = state.since.load(Ordering::Relaxed);
+    if since >> STATE_SHIFT != number(run) {
+        state.enter(run, now.max(since & MOMENT));
     }
 }
 

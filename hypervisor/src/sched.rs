@@ -317,7 +317,9 @@ impl Scheduler {
                     || served && waiting <= own
                     || waiting < own && now >= queue.given.saturating_add(self.ticks.grain));
             match self.allowance(machine, vcpu, now) {
-                Ok(left) if !gives_way => return self.goes_on(id, queue, now, vcpu, left),
+                Ok(left) if !gives_way => {
+                    return self.goes_on(id, queue, now, vcpu, self.pool_of(vcpu), left);
+                }
                 // Who yields is behind whoever is first, even when it would be served before.
                 Ok(_) => {
                     let key = if yields { own.max(waiting.saturating_add(1)) } else { own };
@@ -358,10 +360,11 @@ impl Scheduler {
                         vcpu.share.began.store(now, Relaxed);
                     }
                     queue.given = now;
-                    if let Some(pool) = self.pool_of(vcpu) {
+                    let pool = self.pool_of(vcpu);
+                    if let Some(pool) = pool {
                         pool.give(&self.ticks, &vcpu.share);
                     }
-                    return self.goes_on(id, queue, now, vcpu, left);
+                    return self.goes_on(id, queue, now, vcpu, pool, left);
                 }
             }
             runstate::enter(machine, vcpu, Run::Offline);
@@ -372,12 +375,20 @@ impl Scheduler {
 
     /// A vCPU has the CPU, for `left` ticks at most.
     #[inline]
-    fn goes_on<'m>(&self, id: CpuId, queue: &mut Queue, now: u64, vcpu: &'m Vcpu, left: u64) -> Choice<'m> {
+    fn goes_on<'m>(
+        &self,
+        id: CpuId,
+        queue: &mut Queue,
+        now: u64,
+        vcpu: &'m Vcpu,
+        pool: Option<&Pool>,
+        left: u64,
+    ) -> Choice<'m> {
         let waiting = queue.ready.first_key();
         let mut look = self.first_deadline(id, queue).min(now.saturating_add(left));
         queue.served = vcpu.share.served.load(Relaxed);
         queue.turn_end = now.saturating_add(vcpu.share.left.load(Relaxed));
-        if let Some(pool) = self.pool_of(vcpu) {
+        if let Some(pool) = pool {
             look = look.min(if waiting == u64::MAX {
                 self.alone(pool, queue.turn_end, now)
             } else {

@@ -35,15 +35,6 @@ extern "C" fn switch_entry(frame: &mut Frame) {
         let now = timer::now();
         sched::pass(machine, cpu.id, now);
         let soon = life::work(machine, cpu.id, now);
-        if let Some(arch) = cpu.loaded()
-            && !arch.domain.life.is_running()
-        {
-            if !first {
-                // It was idling with this one: its general registers are in memory.
-                context::recall(arch, frame);
-            }
-            report::tell(machine, cpu, arch, frame);
-        }
         let running = cpu.loaded().and_then(|arch| settle(machine, cpu, arch, frame, &mut first));
         let choice = machine.sched.choose(machine, cpu.id, now, running);
         timer::interrupt_at(console::deadline(choice.look.min(soon)));
@@ -75,9 +66,17 @@ fn settle(
     machine: &'static Machine<Arm>,
     cpu: &'static PerCpu,
     arch: &'static ArchVcpu,
-    frame: &Frame,
+    frame: &mut Frame,
     fresh: &mut bool,
 ) -> Option<&'static Vcpu> {
+    let lives = arch.domain.life.is_running();
+    if !lives {
+        if !*fresh {
+            // It was idling with this one: its general registers are in memory.
+            context::recall(arch, frame);
+        }
+        report::tell(machine, cpu, arch, frame);
+    }
     if cpu.going_off.replace(false) {
         // Its registers leave the CPU before `Offline` is published: from then on CPU_ON writes them (context.rs, invariant 1).
         contain_serror(machine, cpu, arch);
@@ -86,7 +85,7 @@ fn settle(
         arch.vcpu.run.set(Run::Offline);
         return None;
     }
-    if !arch.domain.life.is_running() {
+    if !lives {
         // Nothing of a domain that has ended stays in a CPU: what it had will be others'.
         if machine.sched.is_partition(cpu.id) {
             defmt::info!("CPU {=u8}: {=u64} interrupts and traps", cpu.id.0, cpu.counts.exits.get());
