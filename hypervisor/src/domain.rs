@@ -295,6 +295,17 @@ impl Domain {
     }
 }
 
+/// Locks a second domain with the first one's lock held, where the order of their ids allows it: `Some(None)` when both are the same, `None` when the
+/// first one's lock has to be given back for it ([`lock_two`]).
+#[inline]
+pub fn lock_after<'a>(first: &Domain, second: &'a Domain) -> Option<Option<Guard<'a, DomainState>>> {
+    match first.id.cmp(&second.id) {
+        Ordering::Equal => Some(None),
+        Ordering::Less => Some(Some(second.state.lock_second())),
+        Ordering::Greater => None,
+    }
+}
+
 /// Locks two domains in the order of their ids; `None` for the second when both are the same.
 pub fn lock_two<'a>(
     first: &'a Domain,

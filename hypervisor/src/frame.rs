@@ -184,6 +184,11 @@ const MACHINE_BITS: u32 = 48;
 /// Tries of a compare-and-exchange that only a fault of ours can make fail (invariant 2).
 const TRIES: u32 = 64;
 
+const OWNER_SHIFT: u32 = 48;
+const ROLE_SHIFT: u32 = 40;
+/// The bits of a word that count.
+const COUNT: u64 = 0xFFFF_FFFF;
+
 /// An entry's word, decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameState {
@@ -206,8 +211,8 @@ impl FrameState {
     /// owner `[63:48]`, role `[47:40]`, order `[39:32]`, count `[31:0]`.
     #[inline]
     fn pack(self) -> u64 {
-        u64::from(self.owner.0) << 48
-            | u64::from(self.role.bits()) << 40
+        u64::from(self.owner.0) << OWNER_SHIFT
+            | u64::from(self.role.bits()) << ROLE_SHIFT
             | u64::from(self.order) << 32
             | u64::from(self.count)
     }
@@ -216,8 +221,8 @@ impl FrameState {
     #[expect(clippy::cast_possible_truncation, reason = "each field is cut to its width")]
     const fn unpack(word: u64) -> Self {
         Self {
-            owner: DomId((word >> 48) as u16),
-            role: Role::from_bits((word >> 40) as u8),
+            owner: DomId((word >> OWNER_SHIFT) as u16),
+            role: Role::from_bits((word >> ROLE_SHIFT) as u8),
             order: (word >> 32) as u8,
             count: word as u32,
         }
@@ -254,7 +259,12 @@ impl FrameEntry {
 
     /// Replaces the state, if it is still `from`.
     pub(crate) fn change(&self, from: FrameState, to: FrameState) -> bool {
-        self.word.compare_exchange(from.pack(), to.pack(), Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.change_word(from.pack(), to.pack())
+    }
+
+    #[inline]
+    fn change_word(&self, from: u64, to: u64) -> bool {
+        self.word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     pub(crate) fn next(&self) -> u32 {
@@ -389,17 +399,18 @@ impl FrameTable {
     pub fn reference_as(&self, mfn: Mfn, owner: DomId, role: Role) -> Result<(), FrameError> {
         let entry = self.entry(mfn).ok_or(FrameError::NoFrame)?;
         for _ in 0..TRIES {
-            let state = entry.state();
-            if state.owner != owner {
+            let word = entry.word.load(Ordering::Acquire);
+            if word >> OWNER_SHIFT != u64::from(owner.0) {
                 return Err(FrameError::WrongOwner);
             }
-            if state.role != role {
+            if word >> ROLE_SHIFT & 0xFF != u64::from(role.bits()) {
                 return Err(FrameError::WrongRole);
             }
-            if state.count >= self.most() && !crate::seeded!("xsa-249") {
+            if word & COUNT >= u64::from(self.most()) && !crate::seeded!("xsa-249") {
                 return Err(FrameError::TooManyReferences);
             }
-            if entry.change(state, FrameState { count: state.count.wrapping_add(1), ..state }) {
+            // The count is below its limit, so that nothing is carried out of it.
+            if entry.change_word(word, word.wrapping_add(1)) {
                 return Ok(());
             }
         }
@@ -414,9 +425,12 @@ impl FrameTable {
     pub fn release(&self, mfn: Mfn) -> Result<(), FrameError> {
         let entry = self.entry(mfn).ok_or(FrameError::NoFrame)?;
         for _ in 0..TRIES {
-            let state = entry.state();
-            let Some(count) = state.count.checked_sub(1) else { return Err(FrameError::NotReferenced) };
-            if entry.change(state, FrameState { count, ..state }) {
+            let word = entry.word.load(Ordering::Acquire);
+            // Nothing is borrowed from beyond a count that is not zero.
+            if word & COUNT == 0 {
+                return Err(FrameError::NotReferenced);
+            }
+            if entry.change_word(word, word.wrapping_sub(1)) {
                 return Ok(());
             }
         }

@@ -80,9 +80,9 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
             (count, is_over),
             |index| {
                 let at = guest_memory::element::<MapGrantRef>(at, index)?;
-                let mut op: MapGrantRef = guest_memory::read_in_place(machine, current, at)?;
+                let mut op = guest_memory::read_in_place::<MapGrantRef, 4, H>(machine, current, at)?;
                 op.status = value(map::map(machine, current, &mut op));
-                guest_memory::write(machine, current, at, &op)
+                guest_memory::write_in_place::<_, 4, H>(machine, current, at, &op)
             },
             size_of::<MapGrantRef>(),
         ),
@@ -91,7 +91,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
             (count, is_over),
             |index| {
                 let at = guest_memory::element::<UnmapGrantRef>(at, index)?;
-                let unmap: UnmapGrantRef = guest_memory::read_in_place(machine, current, at)?;
+                let unmap = guest_memory::read_in_place::<UnmapGrantRef, 3, H>(machine, current, at)?;
                 // On ARM nothing can replace a mapping.
                 let replaced =
                     op == GrantOp::UnmapAndReplace && unmap.dev_bus_addr != 0 && unmap.host_addr != 0;
@@ -109,7 +109,7 @@ pub fn grant_table_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, 
             (count, is_over),
             |index| {
                 let at = guest_memory::element::<GrantCopy>(at, index)?;
-                let op: GrantCopy = guest_memory::read_in_place(machine, current, at)?;
+                let op = guest_memory::read_in_place::<GrantCopy, 5, H>(machine, current, at)?;
                 let status = value(copy::copy(machine, current, &op));
                 tell(machine, current, at, offset_of!(GrantCopy, status), status)
             },
@@ -199,5 +199,5 @@ fn tell<H: Hardware>(
 ) -> Result<(), Errno> {
     let offset = u64::try_from(offset).map_err(|_| Errno::Efault)?;
     let at = element.0.checked_add(offset).map(GuestHandle).ok_or(Errno::Efault)?;
-    guest_memory::write(machine, current, at, &status)
+    guest_memory::write_u16(machine, current, at, status.cast_unsigned())
 }

@@ -89,24 +89,23 @@ pub fn read<T: FromBytes + IntoBytes, H: Hardware>(
     Ok(value)
 }
 
-/// [`read`] with the copy's code at the place: shorter to run and longer to store, for the elements of the hottest batches.
+/// [`read`] of a structure of `WORDS` words with the loads at the place: shorter to run and longer to store, for the elements of the hottest
+/// batches. One that is not aligned, or crosses into another page, is read as any other, and not one byte of it before.
 ///
 /// # Errors
 /// `-EFAULT`.
 #[inline(always)]
-pub fn read_in_place<T: FromBytes + IntoBytes, H: Hardware>(
+pub fn read_in_place<T: FromBytes + IntoBytes, const WORDS: usize, H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
     handle: GuestHandle,
 ) -> Result<T, Errno> {
-    let va = GuestVa::new(handle.0);
-    let mut value = T::new_zeroed();
-    if size_of::<T>() > va.left_in_page() {
-        return read(machine, current, handle);
+    const { assert!(size_of::<T>() == WORDS * 8) };
+    let at = locate(machine, current, GuestVa::new(handle.0), Access::Read)?;
+    match machine.hw.read_words::<WORDS>(at) {
+        Some(words) => T::read_from_bytes(words.as_bytes()).map_err(|_| Errno::Efault),
+        None => read(machine, current, handle),
     }
-    let at = locate(machine, current, va, Access::Read)?;
-    machine.hw.read(at, value.as_mut_bytes());
-    Ok(value)
 }
 
 /// Writes a structure.
@@ -121,6 +120,55 @@ pub fn write<T: IntoBytes + Immutable, H: Hardware>(
     value: &T,
 ) -> Result<(), Errno> {
     write_bytes(machine, current, GuestVa::new(handle.0), value.as_bytes())
+}
+
+/// Writes two bytes: the status of an element, once it is known.
+///
+/// # Errors
+/// `-EFAULT`.
+#[inline(always)]
+pub fn write_u16<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    handle: GuestHandle,
+    value: u16,
+) -> Result<(), Errno> {
+    match unkept(machine, current, handle)? {
+        Some(at) if machine.hw.write_u16(at, value) => Ok(()),
+        _ => write(machine, current, handle, &value),
+    }
+}
+
+/// [`write()`] of a structure of `WORDS` words, as [`read_in_place`].
+///
+/// # Errors
+/// `-EFAULT`.
+#[inline(always)]
+pub fn write_in_place<T: IntoBytes + Immutable, const WORDS: usize, H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    handle: GuestHandle,
+    value: &T,
+) -> Result<(), Errno> {
+    let words = <[u64; WORDS]>::read_from_bytes(value.as_bytes());
+    match (unkept(machine, current, handle)?, words) {
+        (Some(at), Ok(words)) if machine.hw.write_words(at, words) => Ok(()),
+        _ => write(machine, current, handle, value),
+    }
+}
+
+/// Where the caller may write, unless a lock may be needed for it (invariant 4).
+#[inline(always)]
+fn unkept<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    handle: GuestHandle,
+) -> Result<Option<FrameAddr>, Errno> {
+    if current.domain.paging().is_some() {
+        return Ok(None);
+    }
+    let (at, kind) = locate_by_tables(machine, current, GuestVa::new(handle.0), Access::Write)?;
+    Ok((kind != Kind::GrantWritable).then_some(at))
 }
 
 /// The handle of element `index` of an array of `T`.

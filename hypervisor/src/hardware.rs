@@ -6,6 +6,8 @@
 //! 2. A guest may write any of its words at any time. Words that both sides change go through the `*_u8/u32/u64` calls, whose
 //!    exclusives are bounded: [`Contended`] means that a guest kept the word busy, and that guest is at fault (XSA-295).
 //! 3. Stage-2 maintenance is complete on every CPU when the call returns.
+use zerocopy::IntoBytes;
+
 use crate::addr::{FrameAddr, GuestVa, Ipa, Mfn};
 use crate::log::Event;
 use crate::pagetable::Half;
@@ -13,6 +15,9 @@ use crate::pagetable::control::Controls;
 use crate::stage2::ENTRIES;
 use crate::vcpu::VcpuIndex;
 use crate::vgic::PrivateIntid;
+
+/// Bytes of a word.
+const WORD: usize = 8;
 
 /// A physical CPU, counted from 0 in the device tree's order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +53,38 @@ pub trait Hardware: Sync {
     fn write(&self, at: FrameAddr, from: &[u8]);
     /// Copies `len` bytes between frames, at most to the end of either.
     fn copy(&self, to: FrameAddr, from: FrameAddr, len: usize);
+    /// Reads neighbouring words, each once; `None` where they are not aligned as words, or not all in the frame.
+    fn read_words<const N: usize>(&self, at: FrameAddr) -> Option<[u64; N]> {
+        let mut words = [0; N];
+        let bytes = words.as_mut_bytes();
+        if !at.offset().is_multiple_of(WORD) || bytes.len() > at.left() {
+            return None;
+        }
+        self.read(at, bytes);
+        Some(words)
+    }
+    /// Writes neighbouring words; false, and nothing is written, where they are not aligned as words, or not all in the frame.
+    fn write_words<const N: usize>(&self, at: FrameAddr, from: [u64; N]) -> bool {
+        let bytes = from.as_bytes();
+        let fits = at.offset().is_multiple_of(WORD) && bytes.len() <= at.left();
+        if fits {
+            self.write(at, bytes);
+        }
+        fits
+    }
+    /// Writes two bytes; false, and nothing is written, where the second is not in the frame.
+    fn write_u16(&self, at: FrameAddr, value: u16) -> bool {
+        let bytes = value.to_le_bytes();
+        let fits = bytes.len() <= at.left();
+        if fits {
+            self.write(at, &bytes);
+        }
+        fits
+    }
+    /// Stores an aligned word of the hypervisor's own, which no guest sees and one lock guards: in no order to anything else.
+    fn store_u64(&self, at: FrameAddr, value: u64) {
+        self.write(at, &value.to_le_bytes());
+    }
     /// Fills a frame with zeroes.
     fn clear(&self, frame: Mfn);
     /// Cleans and invalidates a frame to the point of coherency, so that a guest with its caches off sees the same bytes.

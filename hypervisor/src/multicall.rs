@@ -40,7 +40,8 @@ fn calls<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args, 
         if index != 0 && (current.reschedule.get() || run.begins_no_call(machine)) {
             return Err(rest());
         }
-        let entry: MulticallEntry = guest_memory::read_in_place(machine, current, at)?;
+        let entry: MulticallEntry =
+            guest_memory::read_in_place::<MulticallEntry, 8, H>(machine, current, at)?;
         let [a0, a1, a2, a3, a4, a5] = entry.args;
         match nested(machine, current, entry.op, [a0, a1, a2, a3, a4]) {
             Outcome::Done(result) => {

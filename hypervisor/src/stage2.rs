@@ -240,9 +240,14 @@ impl Stage2 {
     /// # Errors
     /// No such guest frame, or no table to be had; no mapping is changed.
     pub fn prepare<H: Hardware>(&mut self, hw: &H, frames: &Frames, gfn: Gfn) -> Result<Slot, MapError> {
-        let place = self.descend(hw, frames, gfn, LAST_LEVEL)?;
+        let slot = if let Some(slot) = self.page(hw, gfn) {
+            slot
+        } else {
+            let place = self.descend(hw, frames, gfn, LAST_LEVEL)?;
+            Slot { table: place.table, index: place.index, gfn, vmid: self.vmid }
+        };
         self.highest = self.highest.max(gfn);
-        Ok(Slot { table: place.table, index: place.index, gfn, vmid: self.vmid })
+        Ok(slot)
     }
 
     /// Makes the tables that a mapping of this guest frame will need, and maps nothing.
@@ -253,14 +258,13 @@ impl Stage2 {
         self.descend(hw, frames, gfn, LAST_LEVEL).map(|_| ())
     }
 
-    /// Unmaps a guest frame that has an entry of its own; `None` when there was nothing. A frame inside a block has none: split the
-    /// block with [`Stage2::prepare`] and use [`Slot::clear`].
-    pub fn clear<H: Hardware>(&mut self, hw: &H, gfn: Gfn) -> Option<Mapping> {
-        let mut place = Place::first(self.root, gfn)?;
-        while place.level < LAST_LEVEL {
-            place = place.below(place.read(hw).as_table()?, gfn);
-        }
-        Slot { table: place.table, index: place.index, gfn, vmid: self.vmid }.clear(hw)
+    /// The entry of a guest frame that has one of its own: no table is missing, and it is inside no block.
+    #[inline]
+    pub fn page<H: Hardware>(&self, hw: &H, gfn: Gfn) -> Option<Slot> {
+        let one = Place::first(self.root, gfn)?;
+        let two = one.below(one.read(hw).as_table()?, gfn);
+        let place = two.below(two.read(hw).as_table()?, gfn);
+        Some(Slot { table: place.table, index: place.index, gfn, vmid: self.vmid })
     }
 }
 
@@ -268,9 +272,15 @@ impl Slot {
     /// Maps a frame there and returns what was mapped before. When something was: break, flush, make (invariant 2).
     pub fn commit<H: Hardware>(self, hw: &H, mfn: Mfn, kind: Kind) -> Option<Mapping> {
         let replaced = self.unmap(hw);
+        self.fill(hw, mfn, kind);
+        replaced
+    }
+
+    /// Maps a frame where [`Slot::current`] has just shown that nothing is, under the same hold of the lock: nothing to break.
+    #[inline]
+    pub fn fill<H: Hardware>(self, hw: &H, mfn: Mfn, kind: Kind) {
         hw.table_write(self.table, self.index, Descriptor::leaf(mfn, kind, LAST_LEVEL).raw());
         hw.tables_written();
-        replaced
     }
 
     /// Unmaps what is there, flushed on every CPU, and returns it.
@@ -278,7 +288,17 @@ impl Slot {
         self.unmap(hw)
     }
 
+    /// Unmaps what [`Slot::current`] has just shown, under the same hold of the lock, flushed on every CPU.
+    #[inline]
+    pub fn empty<H: Hardware>(&self, hw: &H) {
+        hw.table_write(self.table, self.index, Descriptor::INVALID.raw());
+        if !crate::seeded!("xsa-241") {
+            hw.flush_page(self.vmid, self.ipa());
+        }
+    }
+
     /// What is there.
+    #[inline]
     pub fn current<H: Hardware>(&self, hw: &H) -> Option<Mapping> {
         let entry = Descriptor::from_raw(hw.table_read(self.table, self.index));
         Some(Mapping { mfn: entry.frame(), kind: entry.kind()? })
@@ -287,10 +307,7 @@ impl Slot {
     #[inline]
     fn unmap<H: Hardware>(&self, hw: &H) -> Option<Mapping> {
         let mapping = self.current(hw)?;
-        hw.table_write(self.table, self.index, Descriptor::INVALID.raw());
-        if !crate::seeded!("xsa-241") {
-            hw.flush_page(self.vmid, self.ipa());
-        }
+        self.empty(hw);
         Some(mapping)
     }
 

@@ -13,6 +13,7 @@ use pv_abi::grant::{
 };
 use pv_abi::memory::{AddToPhysmap, RemoveFromPhysmap};
 use pv_abi::{DomId, GrantHandle, GrantRef, GuestHandle};
+use zerocopy::{FromBytes, IntoBytes};
 
 const EPERM: i64 = -1;
 const ESRCH: i64 = -3;
@@ -84,6 +85,35 @@ fn a_granted_page_is_shared_until_it_is_unmapped() {
     assert!(!one.entry_flags(8).intersects(in_use));
     assert_eq!((one.count(PAGE), pins(&world, 1, 8)), (0, (0, 0)));
     assert_eq!(unmap(two, done.handle, AT), BAD_HANDLE);
+}
+
+#[test]
+fn an_element_is_served_wherever_it_stands_and_nothing_beside_it_is_written() {
+    let world = two();
+    let (one, two) = (guest(&world, 1), guest(&world, 2));
+    one.grants(8, 2, GFN, EntryFlags::empty());
+    // Aligned, or not; across a page's end.
+    for at in [ARG, ARG + 1, ARG + 2, ARG + 4, ARG + 4096 - 8, ARG + 4096 - 20, ARG + 4096 - 21] {
+        let serve = |op: GrantOp, element: &[u8]| {
+            let around = [&[0xA5; 8][..], element, &[0xA5; 8]].concat();
+            (at - 8..).zip(&around).for_each(|(at, byte)| two.write(at, &[*byte]));
+            assert_eq!(two.call(number::GRANT_TABLE_OP, [op.number().into(), at, 1, 0, 0]), 0);
+            let after: Vec<u8> =
+                (at - 8..).take(around.len()).flat_map(|at| world.guest_read::<1>(2, at)).collect();
+            let (done, behind) = after[8..].split_at(element.len());
+            assert_eq!((&after[..8], behind), (&[0xA5; 8][..], &[0xA5; 8][..]), "{at:#x}");
+            done.to_vec()
+        };
+        let mapped = serve(GrantOp::MapGrantRef, map_op(1, 8, AT, HOST_MAP).as_bytes());
+        let mapped = MapGrantRef::read_from_bytes(&mapped).unwrap();
+        assert_eq!((mapped.status, mapped.host_addr, mapped.gref), (OKAY, AT, GrantRef(8)), "{at:#x}");
+        assert_eq!(mapped.dev_bus_addr, one.place(PAGE).pa().get());
+        let op =
+            UnmapGrantRef { host_addr: AT, handle: mapped.handle, status: 77, ..UnmapGrantRef::default() };
+        let done = serve(GrantOp::UnmapGrantRef, op.as_bytes());
+        assert_eq!(done, UnmapGrantRef { status: OKAY, ..op }.as_bytes(), "{at:#x}");
+        assert_eq!((one.count(PAGE), two.mapping(AT >> 12)), (0, None));
+    }
 }
 
 #[test]

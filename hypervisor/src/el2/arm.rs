@@ -157,6 +157,26 @@ impl Hardware for Arm {
         direct::copy(to, from, len);
     }
 
+    #[inline(always)]
+    fn read_words<const N: usize>(&self, at: FrameAddr) -> Option<[u64; N]> {
+        direct::read_words(at)
+    }
+
+    #[inline(always)]
+    fn write_words<const N: usize>(&self, at: FrameAddr, from: [u64; N]) -> bool {
+        direct::write_words(at, from)
+    }
+
+    #[inline(always)]
+    fn write_u16(&self, at: FrameAddr, value: u16) -> bool {
+        direct::write_u16(at, value)
+    }
+
+    #[inline(always)]
+    fn store_u64(&self, at: FrameAddr, value: u64) {
+        direct::store_u64(at, value);
+    }
+
     fn clear(&self, frame: Mfn) {
         direct::clear(frame);
     }

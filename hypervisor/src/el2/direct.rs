@@ -54,14 +54,111 @@ pub fn write(place: FrameAddr, from: &[u8]) {
 pub fn copy(to: FrameAddr, from: FrameAddr, len: usize) {
     let len = len.min(to.left()).min(from.left());
     // SAFETY: both are in RAM and `len` stays in both frames.
-    unsafe { copy_bytes(at(to), at(from), len) };
+    unsafe { copy_blocks(at(to), at(from), len) };
+}
+
+/// Whether `N` words stand at a place: aligned as such, and all in its frame.
+#[inline(always)]
+fn holds<const N: usize>(place: FrameAddr) -> bool {
+    let words = PAGE_SIZE.wrapping_sub(N.wrapping_mul(8));
+    place.offset().trailing_zeros() >= 3 && place.offset() <= words
+}
+
+/// Reads `N` words of a frame, each by one load; `None` where they are not aligned, or not all in the frame.
+#[inline(always)]
+pub fn read_words<const N: usize>(place: FrameAddr) -> Option<[u64; N]> {
+    if !holds::<N>(place) {
+        return None;
+    }
+    let words = core::ptr::with_exposed_provenance::<u64>(at(place));
+    // SAFETY: in RAM (invariant 1), aligned, and in the frame.
+    Some(core::array::from_fn(|index| unsafe { words.wrapping_add(index).read_volatile() }))
+}
+
+/// Writes `N` words of a frame, each by one store; false, and nothing is written, where they are not aligned, or not all in the frame.
+#[inline(always)]
+pub fn write_words<const N: usize>(place: FrameAddr, from: [u64; N]) -> bool {
+    if !holds::<N>(place) {
+        return false;
+    }
+    let words = core::ptr::with_exposed_provenance_mut::<u64>(at(place));
+    for (index, word) in from.into_iter().enumerate() {
+        // SAFETY: as in `read_words`.
+        unsafe { words.wrapping_add(index).write_volatile(word) };
+    }
+    true
+}
+
+/// Writes two bytes of a frame; false, and nothing is written, where the second is not in it. At an odd address too: the memory is Normal and
+/// `SCTLR_EL2.A` is 0.
+#[inline(always)]
+pub fn write_u16(place: FrameAddr, value: u16) -> bool {
+    if place.offset() > PAGE_SIZE.wrapping_sub(2) {
+        return false;
+    }
+    // SAFETY: in RAM, and in the frame.
+    unsafe {
+        asm!("strh {:w}, [{}]", in(reg) u32::from(value), in(reg) at(place), options(nostack, preserves_flags));
+    };
+    true
+}
+
+/// Stores an aligned word.
+#[inline(always)]
+pub fn store_u64(place: FrameAddr, value: u64) {
+    // SAFETY: in RAM and aligned.
+    unsafe { asm!("str {}, [{}]", in(reg) value, in(reg) at(place) & !7, options(nostack, preserves_flags)) };
+}
+
+/// Copies `len` bytes that a guest may change meanwhile, 512 a turn and then as [`copy_bytes`]: each byte is read once.
+///
+/// However they are aligned: both sides are Normal memory and `SCTLR_EL2.A` is 0, so a load or store of registers may cross words (Arm ARM
+/// B2.8.2); no order within the copy is promised to anybody.
+///
+/// # Safety
+/// As [`copy_bytes`].
+#[inline(never)]
+unsafe fn copy_blocks(to: usize, from: usize, len: usize) {
+    let (mut to, mut from) = (to, from);
+    let blocks = len / 512;
+    if blocks != 0 {
+        // SAFETY: 512 bytes a turn are left on both sides, `blocks` turns.
+        unsafe {
+            asm!(
+                "2:",
+                "ldp {a}, {b}, [{from}]", "ldp {c}, {d}, [{from}, #16]", "ldp {e}, {f}, [{from}, #32]", "ldp {g}, {h}, [{from}, #48]",
+                "stp {a}, {b}, [{to}]", "stp {c}, {d}, [{to}, #16]", "stp {e}, {f}, [{to}, #32]", "stp {g}, {h}, [{to}, #48]",
+                "ldp {a}, {b}, [{from}, #64]", "ldp {c}, {d}, [{from}, #80]", "ldp {e}, {f}, [{from}, #96]", "ldp {g}, {h}, [{from}, #112]",
+                "stp {a}, {b}, [{to}, #64]", "stp {c}, {d}, [{to}, #80]", "stp {e}, {f}, [{to}, #96]", "stp {g}, {h}, [{to}, #112]",
+                "ldp {a}, {b}, [{from}, #128]", "ldp {c}, {d}, [{from}, #144]", "ldp {e}, {f}, [{from}, #160]", "ldp {g}, {h}, [{from}, #176]",
+                "stp {a}, {b}, [{to}, #128]", "stp {c}, {d}, [{to}, #144]", "stp {e}, {f}, [{to}, #160]", "stp {g}, {h}, [{to}, #176]",
+                "ldp {a}, {b}, [{from}, #192]", "ldp {c}, {d}, [{from}, #208]", "ldp {e}, {f}, [{from}, #224]", "ldp {g}, {h}, [{from}, #240]",
+                "stp {a}, {b}, [{to}, #192]", "stp {c}, {d}, [{to}, #208]", "stp {e}, {f}, [{to}, #224]", "stp {g}, {h}, [{to}, #240]",
+                "ldp {a}, {b}, [{from}, #256]", "ldp {c}, {d}, [{from}, #272]", "ldp {e}, {f}, [{from}, #288]", "ldp {g}, {h}, [{from}, #304]",
+                "stp {a}, {b}, [{to}, #256]", "stp {c}, {d}, [{to}, #272]", "stp {e}, {f}, [{to}, #288]", "stp {g}, {h}, [{to}, #304]",
+                "ldp {a}, {b}, [{from}, #320]", "ldp {c}, {d}, [{from}, #336]", "ldp {e}, {f}, [{from}, #352]", "ldp {g}, {h}, [{from}, #368]",
+                "stp {a}, {b}, [{to}, #320]", "stp {c}, {d}, [{to}, #336]", "stp {e}, {f}, [{to}, #352]", "stp {g}, {h}, [{to}, #368]",
+                "ldp {a}, {b}, [{from}, #384]", "ldp {c}, {d}, [{from}, #400]", "ldp {e}, {f}, [{from}, #416]", "ldp {g}, {h}, [{from}, #432]",
+                "stp {a}, {b}, [{to}, #384]", "stp {c}, {d}, [{to}, #400]", "stp {e}, {f}, [{to}, #416]", "stp {g}, {h}, [{to}, #432]",
+                "ldp {a}, {b}, [{from}, #448]", "ldp {c}, {d}, [{from}, #464]", "ldp {e}, {f}, [{from}, #480]", "ldp {g}, {h}, [{from}, #496]",
+                "stp {a}, {b}, [{to}, #448]", "stp {c}, {d}, [{to}, #464]", "stp {e}, {f}, [{to}, #480]", "stp {g}, {h}, [{to}, #496]",
+                "add {from}, {from}, #512", "add {to}, {to}, #512", "subs {n}, {n}, #1", "b.ne 2b",
+                a = out(reg) _, b = out(reg) _, c = out(reg) _, d = out(reg) _,
+                e = out(reg) _, f = out(reg) _, g = out(reg) _, h = out(reg) _,
+                n = inout(reg) blocks => _,
+                from = inout(reg) from, to = inout(reg) to,
+                options(nostack),
+            );
+        }
+    }
+    // SAFETY: what is left on both sides.
+    unsafe { copy_bytes(to, from, len & 511) };
 }
 
 /// Copies `len` bytes that a guest may change meanwhile: each byte is read once.
 ///
-/// 128 bytes a turn where there are so many, however they are aligned: both sides are Normal memory and `SCTLR_EL2.A` is 0, so a load or store
-/// of registers may cross words (Arm ARM B2.8.2); no order within the copy is promised to anybody. Then words where both sides are 8-byte
-/// aligned, or 4-byte aligned, else bytes.
+/// 32 bytes a turn where there are so many, however they are aligned ([`copy_blocks`]). Then words where both sides are 8-byte aligned, or 4-byte
+/// aligned, else bytes.
 ///
 /// # Safety
 /// Both ranges are mapped and the destination is writable; they do not overlap, or only as a forward copy allows.
@@ -70,40 +167,14 @@ unsafe fn copy_bytes(to: usize, from: usize, len: usize) {
     let mut to = to;
     let mut from = from;
     let mut left = len;
-    let blocks = left / 128;
-    if blocks != 0 {
-        // SAFETY: 128 bytes a turn are left on both sides, `blocks` turns.
+    while left >= 32 {
+        // SAFETY: 32 bytes are left on both sides.
         unsafe {
-            asm!(
-                "2:",
-                "ldp {a}, {b}, [{from}]",
-                "ldp {c}, {d}, [{from}, #16]",
-                "ldp {e}, {f}, [{from}, #32]",
-                "ldp {g}, {h}, [{from}, #48]",
-                "stp {a}, {b}, [{to}]",
-                "stp {c}, {d}, [{to}, #16]",
-                "stp {e}, {f}, [{to}, #32]",
-                "stp {g}, {h}, [{to}, #48]",
-                "ldp {a}, {b}, [{from}, #64]",
-                "ldp {c}, {d}, [{from}, #80]",
-                "ldp {e}, {f}, [{from}, #96]",
-                "ldp {g}, {h}, [{from}, #112]",
-                "add {from}, {from}, #128",
-                "stp {a}, {b}, [{to}, #64]",
-                "stp {c}, {d}, [{to}, #80]",
-                "stp {e}, {f}, [{to}, #96]",
-                "stp {g}, {h}, [{to}, #112]",
-                "add {to}, {to}, #128",
-                "subs {n}, {n}, #1",
-                "b.ne 2b",
+            asm!("ldp {a}, {b}, [{from}], #16", "ldp {c}, {d}, [{from}], #16", "stp {a}, {b}, [{to}], #16", "stp {c}, {d}, [{to}], #16",
                 a = out(reg) _, b = out(reg) _, c = out(reg) _, d = out(reg) _,
-                e = out(reg) _, f = out(reg) _, g = out(reg) _, h = out(reg) _,
-                n = inout(reg) blocks => _,
-                from = inout(reg) from, to = inout(reg) to,
-                options(nostack),
-            );
+                from = inout(reg) from, to = inout(reg) to, options(nostack, preserves_flags));
         }
-        left &= 127;
+        left = left.wrapping_sub(32);
     }
     if (to | from).trailing_zeros() >= 3 {
         while left >= 8 {

@@ -8,9 +8,9 @@ use pv_abi::grant::{GrantStatus, MapFlags, MapGrantRef, UnmapGrantRef};
 use pv_abi::{DomId, GrantHandle};
 
 use super::active::{Track, Use};
-use super::pin::{Purpose, pin, unpin};
+use super::pin::{Purpose, pin, unpin, unpin_seen};
 use crate::addr::{Gfn, Ipa, Mfn};
-use crate::domain::{Domain, DomainState, lock_two};
+use crate::domain::{Domain, DomainState, lock_after, lock_two};
 use crate::hardware::Hardware;
 use crate::lock::Guard;
 use crate::machine::{Current, Machine};
@@ -70,9 +70,10 @@ pub(super) fn map<H: Hardware>(
     let gfn = Ipa::new(op.host_addr).map(Ipa::frame).filter(|_| known);
     let slot = gfn.and_then(|gfn| {
         let slot = both.mapper.stage2.prepare(&machine.hw, &machine.frames, gfn).ok()?;
-        is_vacant(slot.current(&machine.hw)).then_some((gfn, slot))
+        let there = slot.current(&machine.hw);
+        is_vacant(there).then_some((gfn, slot, there))
     });
-    let Some((gfn, slot)) = slot else {
+    let Some((gfn, slot, there)) = slot else {
         if !crate::seeded!("xsa-224d") {
             unpin(machine, current, granter, both.granter(), op.gref, how);
         }
@@ -80,7 +81,9 @@ pub(super) fn map<H: Hardware>(
     };
 
     // From here on nothing fails.
-    if let Some(replaced) = slot.commit(&machine.hw, mfn, kind) {
+    if there.is_none() {
+        slot.fill(&machine.hw, mfn, kind);
+    } else if let Some(replaced) = slot.commit(&machine.hw, mfn, kind) {
         // It stays the domain's, in no place.
         machine.frames.table.set_home(replaced.mfn, None);
     }
@@ -107,24 +110,32 @@ pub(super) fn unmap<H: Hardware>(
     current: &Current<'_>,
     op: &UnmapGrantRef,
 ) -> Result<(), GrantStatus> {
-    // The granter is known only by looking under the lock; the mapping is looked at again under both.
-    let seen = current.domain.state.lock().grants.tracked(&machine.hw, op.handle);
-    let seen = seen.ok_or(GrantStatus::BadHandle)?;
+    // The granter is known only by looking under the lock. Where the order of ids makes it give the lock back for both, the mapping is looked at again.
+    let mapper = current.domain.state.lock();
+    let mut seen = mapper.grants.tracked(&machine.hw, op.handle).ok_or(GrantStatus::BadHandle)?;
     if matches!(seen, Track::Orphan { .. }) {
+        drop(mapper);
         return unmap_orphan(machine, current, op);
     }
     let granter = machine.domain(granter_of(seen)).ok_or(GrantStatus::BadHandle)?;
-    let mut both = Both::lock(current.domain, granter);
-    let (gref, gfn, how) = match both.mapper.grants.tracked(&machine.hw, op.handle) {
-        Some(Track::Mapped { granter: now, gref, gfn, writable }) if now == granter.id => {
+    let mut both = if let Some(second) = lock_after(current.domain, granter) {
+        Both { mapper, granter: second }
+    } else {
+        drop(mapper);
+        let both = Both::lock(current.domain, granter);
+        seen = both.mapper.grants.tracked(&machine.hw, op.handle).ok_or(GrantStatus::BadHandle)?;
+        both
+    };
+    let (gref, gfn, how) = match seen {
+        Track::Mapped { granter: now, gref, gfn, writable } if now == granter.id => {
             (gref, gfn, if writable { Use::Write } else { Use::Read })
         }
         // Its granter has just died.
-        Some(Track::Orphan { .. }) => {
+        Track::Orphan { .. } => {
             drop(both);
             return unmap_orphan(machine, current, op);
         }
-        Some(Track::Mapped { .. } | Track::Free(_)) | None => return Err(GrantStatus::BadHandle),
+        Track::Mapped { .. } | Track::Free(_) => return Err(GrantStatus::BadHandle),
     };
     if op.host_addr == 0 {
         return Ok(());
@@ -132,10 +143,12 @@ pub(super) fn unmap<H: Hardware>(
     if Ipa::new(op.host_addr).map(Ipa::frame) != Some(gfn) {
         return Err(GrantStatus::GeneralError);
     }
-    let used = both.granter().grants.active(machine, gref).and_then(|active| active.mfn());
-    vacate(machine, &mut both.mapper.stage2, gfn, used)?;
-    both.mapper.grants.untrack(&machine.hw, op.handle);
-    unpin(machine, current, granter, both.granter(), gref, how);
+    let active = both.granter().grants.active(machine, gref);
+    vacate(machine, &both.mapper.stage2, gfn, active.and_then(|active| active.mfn()))?;
+    both.mapper.grants.untrack_seen(&machine.hw, op.handle);
+    if let Some(active) = active {
+        unpin_seen(machine, current, granter, both.granter(), (gref, active), how);
+    }
     Ok(())
 }
 
@@ -146,15 +159,21 @@ pub(super) fn unmap<H: Hardware>(
 #[inline(never)]
 fn vacate<H: Hardware>(
     machine: &Machine<H>,
-    stage2: &mut Stage2,
+    stage2: &Stage2,
     gfn: Gfn,
     frame: Option<Mfn>,
 ) -> Result<(), GrantStatus> {
-    let there = stage2.lookup(&machine.hw, gfn);
+    let slot = stage2.page(&machine.hw, gfn);
+    let there = match &slot {
+        Some(slot) => slot.current(&machine.hw),
+        None => stage2.lookup(&machine.hw, gfn),
+    };
     match there.map(|mapping| (mapping.kind, frame == Some(mapping.mfn))) {
         Some((Kind::GrantWritable | Kind::GrantReadOnly, true)) => {
-            if !crate::seeded!("xsa-218c") {
-                let _ = stage2.clear(&machine.hw, gfn);
+            if let Some(slot) = slot
+                && !crate::seeded!("xsa-218c")
+            {
+                slot.empty(&machine.hw);
             }
             Ok(())
         }
@@ -191,7 +210,7 @@ fn unmap_orphan<H: Hardware>(
         return Err(GrantStatus::GeneralError);
     }
     let mfn = machine.frames.table.base().checked_add(u64::from(frame)).ok_or(GrantStatus::BadHandle)?;
-    vacate(machine, &mut state.stage2, gfn, Some(mfn))?;
+    vacate(machine, &state.stage2, gfn, Some(mfn))?;
     state.grants.untrack(&machine.hw, op.handle);
     // Unmapped and flushed.
     let _ = machine.frames.release_orphan(mfn);

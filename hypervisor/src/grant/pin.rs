@@ -79,6 +79,7 @@ pub(super) enum Purpose {
 }
 
 /// Gives a use back. The caller holds the granter's lock.
+#[inline]
 pub(super) fn unpin<H: Hardware>(
     machine: &Machine<H>,
     current: &Current<'_>,
@@ -87,7 +88,22 @@ pub(super) fn unpin<H: Hardware>(
     gref: GrantRef,
     how: Use,
 ) {
-    let Some(mut active) = state.grants.active(machine, gref) else { return };
+    if let Some(active) = state.grants.active(machine, gref) {
+        unpin_seen(machine, current, granter, state, (gref, active), how);
+    }
+}
+
+/// [`unpin`] of a reference whose uses were just read, under the same hold of the lock.
+#[inline(never)]
+pub(super) fn unpin_seen<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    granter: &Domain,
+    state: &mut DomainState,
+    (gref, active): (GrantRef, Active),
+    how: Use,
+) {
+    let mut active = active;
     let (Some(mfn), Some(at)) = (active.mfn(), state.grants.entry_at(gref)) else { return };
     active.unpin(how);
     state.grants.set_active(machine, gref, active);

@@ -154,7 +154,7 @@ impl GrantState {
     #[inline]
     pub(super) fn set_active<H: Hardware>(&mut self, machine: &Machine<H>, gref: GrantRef, active: Active) {
         if let Some(at) = self.active_at(gref) {
-            machine.hw.write(at, active.pack(machine.frames.table.base()).as_bytes());
+            machine.hw.store_u64(at, active.pack(machine.frames.table.base()));
         }
     }
 
@@ -183,9 +183,10 @@ impl GrantState {
         word_at((*self.tables.tracks.get(frame)?)?, handle.0)
     }
 
+    #[inline]
     fn set_track<H: Hardware>(&mut self, hw: &H, handle: GrantHandle, track: Track) {
         if let Some(at) = self.track_at(handle) {
-            hw.write(at, track.pack().as_bytes());
+            hw.store_u64(at, track.pack());
         }
     }
 
@@ -295,13 +296,18 @@ impl GrantState {
     }
 
     /// Frees a handle.
-    #[inline]
     pub(super) fn untrack<H: Hardware>(&mut self, hw: &H, handle: GrantHandle) {
         if self.tracked(hw, handle).is_some() {
-            self.set_track(hw, handle, Track::Free(self.free_track));
-            self.free_track = handle.0.wrapping_add(1);
-            self.mapped = self.mapped.saturating_sub(1);
+            self.untrack_seen(hw, handle);
         }
+    }
+
+    /// Frees a handle that [`Self::tracked`] has just told of, under the same hold of the lock.
+    #[inline]
+    pub(super) fn untrack_seen<H: Hardware>(&mut self, hw: &H, handle: GrantHandle) {
+        self.set_track(hw, handle, Track::Free(self.free_track));
+        self.free_track = handle.0.wrapping_add(1);
+        self.mapped = self.mapped.saturating_sub(1);
     }
 }
 

@@ -259,15 +259,23 @@ fn decrease<H: Hardware>(
             || kind == Kind::Shared
             || (crate::seeded!("decrease-table") && kind == Kind::Table)
     };
-    let there = state.stage2.lookup(&machine.hw, gfn).filter(|there| taken(there.kind));
-    let Mapping { mfn, kind } = there.ok_or(Failure::Refused)?;
+    // A page has an entry already; a block is split when nothing speaks against it.
+    let page = state.stage2.page(&machine.hw, gfn);
+    let there = match &page {
+        Some(slot) => slot.current(&machine.hw),
+        None => state.stage2.lookup(&machine.hw, gfn),
+    };
+    let Mapping { mfn, kind } = there.filter(|there| taken(there.kind)).ok_or(Failure::Refused)?;
     // References are taken under the domain's lock: none comes from here on.
     let in_use = machine.frames.table.state(mfn).is_none_or(|frame| frame.count != 0);
     if in_use && !crate::seeded!("xsa-252") {
         return Err(Failure::Refused);
     }
-    let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn).map_err(Errno::from)?;
-    let _ = slot.clear(&machine.hw);
+    let slot = match page {
+        Some(slot) => slot,
+        None => state.stage2.prepare(&machine.hw, &machine.frames, gfn).map_err(Errno::from)?,
+    };
+    slot.empty(&machine.hw);
     if kind == Kind::Shared {
         // A page of the hypervisor's leaves its place, as in Xen: it was never counted as the domain's.
         machine.frames.table.set_home(mfn, None);

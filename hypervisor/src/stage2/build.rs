@@ -53,6 +53,7 @@ impl Stage2 {
     }
 
     /// The entry of `level` for a guest frame, with tables made and blocks split on the way there.
+    #[inline(never)]
     pub(super) fn descend<H: Hardware>(
         &mut self,
         hw: &H,

@@ -35,6 +35,10 @@ fn read(hw: &FakeHardware, stage2: &Stage2, gfn: Gfn) -> Result<u8, Stage2Fault>
     Ok(byte[0])
 }
 
+fn unmap(hw: &FakeHardware, stage2: &Stage2, gfn: Gfn) -> Option<Mapping> {
+    stage2.page(hw, gfn).and_then(|slot| slot.clear(hw))
+}
+
 #[test]
 fn the_root_is_two_tables_side_by_side() {
     let (_, frames, stage2) = setup(64, 8);
@@ -62,9 +66,9 @@ fn a_committed_page_is_there_for_software_and_guest() {
         assert_eq!(slot.commit(&hw, frame, Kind::Ram), None);
         assert_eq!(stage2.lookup(&hw, gfn), at(frame, Kind::Ram));
         assert_eq!(write(&hw, &stage2, gfn, 1), Ok(()));
-        assert_eq!(stage2.clear(&hw, gfn), at(frame, Kind::Ram));
+        assert_eq!(unmap(&hw, &stage2, gfn), at(frame, Kind::Ram));
         assert_eq!(write(&hw, &stage2, gfn, 1), Err(Stage2Fault::Translation));
-        assert_eq!(stage2.clear(&hw, gfn), None);
+        assert_eq!(unmap(&hw, &stage2, gfn), None);
     }
     assert_eq!(stage2.highest_gfn(), gfn(GFN_LIMIT - 1));
     assert_eq!(hw.stale_translation(), None);
@@ -76,7 +80,7 @@ fn guest_frames_beyond_40_bits_do_not_exist() {
     for number in [GFN_LIMIT, GFN_LIMIT + 1, (1 << 40) - 1] {
         assert_eq!(stage2.prepare(&hw, &frames, gfn(number)).map(|_| ()), Err(MapError::BadGfn));
         assert_eq!(stage2.lookup(&hw, gfn(number)), None);
-        assert_eq!(stage2.clear(&hw, gfn(number)), None);
+        assert_eq!(unmap(&hw, &stage2, gfn(number)), None);
         let mapped = stage2.map_blocks(&hw, &frames, gfn(number), mfn(0x4_0000), 0, Kind::Ram);
         assert_eq!(mapped, Err(MapError::BadGfn));
     }
