@@ -53,10 +53,21 @@ pub enum Hold {
     TakenBack,
 }
 
-/// Whether a vCPU that is `Running`, or was chosen to, must not run now. By the CPU that has it.
+/// Whether a vCPU that was chosen must not run now. By the CPU that has it.
 #[inline]
 pub fn holds<H: Hardware>(machine: &Machine<H>, domain: &Domain, vcpu: &Vcpu) -> Hold {
     if domain.pauses.any() { hold(machine, domain, vcpu) } else { Hold::None }
+}
+
+/// [`holds`] for one that has been running: it is charged for that, else who is paused in time would never have had anything.
+#[inline]
+pub fn stops<H: Hardware>(machine: &Machine<H>, domain: &Domain, vcpu: &Vcpu) -> Hold {
+    if domain.pauses.any() {
+        sched::account(machine, vcpu);
+        hold(machine, domain, vcpu)
+    } else {
+        Hold::None
+    }
 }
 
 #[cold]

@@ -14,7 +14,7 @@
 //! 4. A wake-up takes a CPU only from a vCPU whose request is served later, and only when that one has run for a grain since it got the
 //!    CPU ([`pool::Ticks`]); it keeps the rest of its turn and its place in the order. A CPU is told at most once between two looks.
 //! 5. Timers are looked at by their CPU only. An entry of a vCPU that is at home elsewhere is out of date and says nothing.
-//! 6. Watchdogs are looked at by [`WATCHER`]; another CPU that sets an earlier one kicks it.
+//! 6. Watchdogs are looked at by one CPU, which is no partition unless all are; another that sets an earlier one kicks it.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 #[cfg(any(test, feature = "fake"))]
@@ -27,9 +27,11 @@ pub mod share;
 mod steal;
 mod wake;
 
+pub(crate) use wake::account;
 pub(crate) use wake::watch;
 pub use wake::{
-    Idled, block, give_way, note_deadline, pass, raise, resume, start, tell, unblock, wake, wake_for_device,
+    Idled, block, give_way, go_off, note_deadline, pass, raise, resume, start, tell, unblock, wake,
+    wake_for_device,
 };
 use wake::{awaken, join};
 
@@ -53,8 +55,6 @@ pub const MAX_CPUS: usize = 8;
 pub const MAX_VCPUS: usize = 512;
 /// A turn, when others wait.
 pub const TURN_MICROSECONDS: u64 = 2_000;
-/// The CPU that looks after all watchdogs.
-pub const WATCHER: CpuId = CpuId(0);
 /// Deadlines that one look serves at most; the next look is at once if there are more.
 const DEADLINES_AT_ONCE: u32 = 16;
 /// Pools at most.
@@ -112,6 +112,8 @@ pub struct Scheduler {
     ticks: Ticks,
     /// CPUs that have nothing to do.
     idle: AtomicU32,
+    /// The CPU that looks after all watchdogs.
+    watcher: CpuId,
     /// When a watchdog may be due.
     watch: AtomicU64,
 }
@@ -155,6 +157,9 @@ impl Scheduler {
                 pool: pool.and_then(|pool| u8::try_from(pool).ok()).unwrap_or(0),
             }
         })?;
+        let fair = pools.iter().filter(|pool| pool.kind == Kind::Fair).fold(0, |cpus, pool| cpus | pool.cpus);
+        let watcher =
+            (0_u8..).take(cpus.len()).map(CpuId).find(|cpu| fair & bit(*cpu) != 0).unwrap_or(CpuId(0));
         let room = |queue: &Queue| queue.ready.room() == vcpus && queue.timers.room() == vcpus;
         cpus.iter().all(|cpu| room(&cpu.queue.lock())).then_some(Self {
             ending: AtomicU32::new(0),
@@ -162,6 +167,7 @@ impl Scheduler {
             pools,
             ticks: Ticks::new(frequency),
             idle: AtomicU32::new(0),
+            watcher,
             watch: AtomicU64::new(u64::MAX),
         })
     }
@@ -415,7 +421,7 @@ impl Scheduler {
     #[inline]
     fn first_deadline(&self, id: CpuId, queue: &Queue) -> u64 {
         let first = queue.timers.first_key();
-        if id == WATCHER { first.min(self.watch.load(Relaxed)) } else { first }
+        if id == self.watcher { first.min(self.watch.load(Relaxed)) } else { first }
     }
 
     fn park(queue: &mut Queue, vcpu: &Vcpu, again: u64) {

@@ -172,9 +172,11 @@ fn a_domain_has_two_watchdogs() {
     );
     assert_eq!((watchdog(one, 0, 10), watchdog(one, 0, 20)), (1, 2));
     assert_eq!(watchdog(one, 0, 10), 0xFFFF_FFE4, "-ENOSPC in 32 bits");
+    assert_eq!(next_look(&world), 5 * SECOND, "halfway");
+    world.machine.hw.advance(5 * SECOND);
     assert_eq!(next_look(&world), 10 * SECOND);
-    assert_eq!((watchdog(one, 1, 30), watchdog(one, 2, 0), watchdog(one, 2, 10)), (0, 0, EINVAL));
-    world.machine.hw.advance(10 * SECOND);
+    assert_eq!((watchdog(one, 1, 25), watchdog(one, 2, 0), watchdog(one, 2, 10)), (0, 0, EINVAL));
+    world.machine.hw.advance(5 * SECOND);
     assert_eq!(next_look(&world), 30 * SECOND, "looked at when the first moment came, and found to be over");
     assert_eq!(
         (watchdog(one, 0, u32::MAX), watchdog(guest(&world, 2), 0, 10)),
@@ -208,8 +210,55 @@ fn a_watchdog_that_is_not_set_again_in_time_ends_its_domain() {
     assert_eq!(world.domain(1).life.get(), end);
     assert_eq!(machine.hw.take_events(), [Event::Ended(DomId(1), end)]);
     assert_eq!(machine.hw.take_ops(), [Op::Kick(CpuId(1))], "its other vCPU runs elsewhere");
+    pass(machine, CpuId(0), 3 * SECOND);
     assert_eq!(next_look(&world), u64::MAX);
     assert_eq!(world.domain(2).life.get(), Life::Running);
+}
+
+#[test]
+fn who_sets_earlier_and_earlier_watchdogs_interrupts_the_cpu_that_looks_a_few_times_only() {
+    let world = two();
+    let mut current = world.current(1, 1);
+    current.cpu = CpuId(1);
+    let (one, machine) = (guest(&world, 1), &world.machine);
+    assert_eq!(watchdog(one, 0, u32::MAX), 1);
+    machine.hw.take_ops();
+    let mut kicks = 0;
+    for earlier in 1..20_000 {
+        one.write(ARG, Watchdog { id: 1, timeout: u32::MAX - earlier }.as_bytes());
+        let outcome =
+            hypervisor::hypercall::hypercall(machine, &current, number::SCHED_OP, [6, ARG, 0, 0, 0]);
+        assert_eq!(outcome, hypervisor::hypercall::Outcome::Done(0));
+        machine.hw.advance(SECOND / 1_000_000);
+        let ops = machine.hw.take_ops();
+        if ops.contains(&Op::Kick(CpuId(0))) {
+            kicks += 1;
+            next_look(&world);
+        }
+    }
+    assert_eq!(kicks, 0, "the first look is due halfway");
+    for halves in 1..31 {
+        one.write(ARG, Watchdog { id: 1, timeout: u32::MAX >> halves }.as_bytes());
+        let _ = hypervisor::hypercall::hypercall(machine, &current, number::SCHED_OP, [6, ARG, 0, 0, 0]);
+        kicks += u32::from(machine.hw.take_ops().contains(&Op::Kick(CpuId(0))));
+        next_look(&world);
+    }
+    assert!((1..=33).contains(&kicks), "{kicks}");
+    assert_eq!(world.domain(1).life.get(), Life::Running);
+}
+
+#[test]
+fn of_watchdogs_that_come_together_each_has_a_look_of_its_own() {
+    let world = two();
+    let machine = &world.machine;
+    assert_eq!((watchdog(guest(&world, 1), 0, 2), watchdog(guest(&world, 2), 0, 2)), (1, 1));
+    machine.hw.advance(3 * SECOND);
+    let running = || [1, 2].map(|id| world.domain(id).life.is_running());
+    assert!(next_look(&world) <= 3 * SECOND, "the next look is at once");
+    assert_eq!(running(), [false, true]);
+    assert!(next_look(&world) <= 3 * SECOND);
+    assert_eq!(running(), [false, false]);
+    assert_eq!(next_look(&world), u64::MAX);
 }
 
 #[test]

@@ -81,8 +81,7 @@ fn settle(
         // Its registers leave the CPU before `Offline` is published: from then on CPU_ON writes them (context.rs, invariant 1).
         contain_serror(machine, cpu, arch);
         leave(cpu, arch);
-        hypervisor::runstate::leave(machine, arch.vcpu, Run::Offline);
-        arch.vcpu.run.set(Run::Offline);
+        sched::go_off(machine, arch.vcpu);
         return None;
     }
     if !lives {
@@ -107,7 +106,7 @@ fn settle(
         return None;
     }
     match arch.vcpu.run.get() {
-        Run::Running => match pause::holds(machine, arch.domain, arch.vcpu) {
+        Run::Running => match pause::stops(machine, arch.domain, arch.vcpu) {
             Hold::None => return Some(arch.vcpu),
             Hold::Paused => {}
             Hold::TakenBack => sched::resume(machine, None, arch.vcpu),

@@ -16,6 +16,8 @@ pub(super) enum Does {
     Sleeps(u64, u64),
     /// Runs so many ticks, then yields.
     Yields(u64),
+    /// Runs so many ticks, starts the guest of this number, and goes off.
+    Relays(u64, usize),
 }
 
 /// One vCPU of the model.
@@ -86,7 +88,7 @@ impl<'a> Model<'a> {
             .map(|(vcpu, does)| {
                 let left = match *does {
                     Does::Spins => u64::MAX,
-                    Does::Sleeps(runs, _) | Does::Yields(runs) => runs,
+                    Does::Sleeps(runs, _) | Does::Yields(runs) | Does::Relays(runs, _) => runs,
                 };
                 Guest { vcpu, does: *does, left, wakes: 0, ran: 0, latest: 0, woke: None, given: 0 }
             })
@@ -132,7 +134,7 @@ impl<'a> Model<'a> {
             return None;
         }
         match vcpu.run.get() {
-            Run::Running => match pause::holds(machine, domain, vcpu) {
+            Run::Running => match pause::stops(machine, domain, vcpu) {
                 Hold::None => return Some(vcpu),
                 Hold::Paused => {}
                 Hold::TakenBack => resume(machine, None, vcpu),
@@ -253,6 +255,14 @@ impl<'a> Model<'a> {
             Does::Yields(runs) => {
                 guest.left = runs;
                 guest.vcpu.share.yields.store(true, Relaxed);
+                self.look[cpu] = 0;
+            }
+            Does::Relays(runs, to) => {
+                guest.left = runs;
+                let vcpu = guest.vcpu;
+                start(machine, self.guests[to].vcpu);
+                vcpu.on.clear();
+                go_off(machine, vcpu);
                 self.look[cpu] = 0;
             }
         }

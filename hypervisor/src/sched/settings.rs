@@ -57,6 +57,7 @@ impl Scheduler {
     pub fn put_out<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu) {
         match vcpu.run.get() {
             Run::Running => {
+                super::account(machine, vcpu);
                 crate::runstate::enter(machine, vcpu, Run::Runnable);
                 vcpu.run.set(Run::Runnable);
                 self.enqueue(machine, vcpu, self.target(vcpu), None);

@@ -161,6 +161,51 @@ fn storms_of_wake_ups_and_yields_take_nothing_from_who_spins() {
 }
 
 #[test]
+fn two_that_start_each_other_and_go_off_have_what_they_run_on_their_account() {
+    for runs in [STEP, 10 * STEP, 90 * STEP, 110 * STEP] {
+        let world = World::new(2);
+        let does = [Does::Relays(runs, 1), Does::Relays(runs, 0), Does::Spins];
+        let mut model = Model::new(&world, 1, &does);
+        model.run_for(SECOND);
+        let ran = model.ran();
+        // They weigh twice as much as the third.
+        assert!(ran[2] >= SECOND / 3 * 98 / 100, "{ran:?}: {runs}");
+        assert!(ran[0] + ran[1] > SECOND / 4, "{ran:?}: {runs}");
+
+        let world = World::new(2);
+        set_cap(&world.machine.domains[0], 10);
+        let mut model = Model::new(&world, 1, &does);
+        model.run_for(SECOND);
+        let ran = model.ran();
+        let most = SECOND / 10 + Ticks::new(SECOND).turn;
+        assert!(ran[0] + ran[1] <= most, "{ran:?}: {runs}");
+    }
+}
+
+#[test]
+fn who_is_paused_again_and_again_has_what_it_runs_on_its_account() {
+    let world = World::new(2);
+    let mut model = Model::new(&world, 1, &[Does::Spins, Does::Sleeps(STEP, 1 << 60), Does::Spins]);
+    let domain = &world.machine.domains[0];
+    let control = world.current(2, 0);
+    while model.now < SECOND {
+        // Just before the end of its turn, if it has one.
+        let guest = &model.guests[0];
+        if guest.vcpu.run.get() == Run::Running && guest.ran - guest.given >= 90 * STEP {
+            pause::pause(&world.machine, &control, domain).unwrap();
+            model.look[0] = 0;
+            model.run_for(STEP);
+            pause::unpause(&world.machine, &control, domain).unwrap();
+            // The caller is on that CPU.
+            model.look[0] = 0;
+        }
+        model.run_for(STEP);
+    }
+    let ran = model.ran();
+    assert!(ran[2] >= SECOND / 2 * 95 / 100, "{ran:?}");
+}
+
+#[test]
 fn a_vcpu_that_may_use_one_cpu_is_never_elsewhere_and_is_moved_when_that_changes() {
     let world = World::new(2);
     let mut model = Model::new(&world, 2, &[Does::Spins; 4]);

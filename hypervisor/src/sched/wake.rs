@@ -4,7 +4,6 @@
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use core::sync::atomic::fence;
 
-use super::WATCHER;
 use super::pool::Joins;
 use crate::hardware::{CpuId, Hardware};
 use crate::machine::{Current, Machine};
@@ -115,10 +114,9 @@ pub fn block<H: Hardware>(
     deadline: Option<u64>,
     ready: impl FnOnce() -> bool,
 ) {
-    let (sched, vcpu) = (&machine.sched, current.vcpu);
+    let vcpu = current.vcpu;
     // Before anybody can wake it.
-    let now = machine.hw.counter();
-    sched.charge(machine, vcpu, now);
+    let now = account(machine, vcpu);
     vcpu.deadline.store(u64::MAX, Relaxed);
     if let Some(at) = deadline {
         note_deadline(machine, vcpu, at);
@@ -131,6 +129,21 @@ pub fn block<H: Hardware>(
         unblock(machine, current.cpu, vcpu, Idled::No);
     }
     current.reschedule.set(true);
+}
+
+/// The caller's vCPU goes off, with its registers in memory: from then on [`start`] may be asked for it. What it ran is charged first, else
+/// two vCPUs that start each other would never have had anything.
+pub fn go_off<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) {
+    let now = account(machine, vcpu);
+    runstate::leave_at(machine, vcpu, Run::Offline, now);
+    vcpu.run.set(Run::Offline);
+}
+
+/// Charges a vCPU of this CPU for what it ran until now, before it leaves the CPU in another way than by `Scheduler::choose`.
+pub(crate) fn account<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> u64 {
+    let now = machine.hw.counter();
+    machine.sched.charge(machine, vcpu, now);
+    now
 }
 
 /// Whether a CPU has waited since its vCPU blocked.
@@ -179,33 +192,39 @@ pub fn note_deadline<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, at: u64) {
 pub fn pass<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64) {
     machine.frames.quiescent.pass(cpu);
     machine.frames.reclaim();
-    if cpu == WATCHER && machine.sched.watch.load(Acquire) <= now {
+    if cpu == machine.sched.watcher && machine.sched.watch.load(Acquire) <= now {
         watchdogs(machine, now);
     }
 }
 
-/// Ends the domains whose watchdog has come, and finds out when the next one does.
+/// Ends a domain whose watchdog has come, or finds out when the next one does. One at a time: each end is told in the log, and who has agreed on a
+/// moment with others must not keep interrupts masked for all of them.
 #[cold]
 pub(super) fn watchdogs<H: Hardware>(machine: &Machine<H>, now: u64) {
-    machine.sched.watch.store(u64::MAX, SeqCst);
+    let sched = &machine.sched;
+    sched.watch.store(u64::MAX, SeqCst);
     for domain in machine.domains.iter().filter(|domain| domain.life.is_running()) {
-        match domain.watchdogs.earliest() {
-            at if at <= now => watchdog::bite(machine, domain, WATCHER),
-            at => {
-                machine.sched.watch.fetch_min(at, AcqRel);
-            }
+        let at = domain.watchdogs.earliest();
+        sched.watch.fetch_min(at, AcqRel);
+        if at <= now {
+            return watchdog::bite(machine, domain, sched.watcher);
         }
     }
 }
 
 /// A watchdog was set that comes at this moment.
+///
+/// The CPU that looks after them is told to look halfway, when it finds out what they say by then. So it is told at most once in each half of what is left
+/// to the first that anybody may set: 33 times, and then not for half a second, whoever sets them earlier and earlier.
 pub(crate) fn watch<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, at: u64) {
-    if machine.sched.watch.fetch_min(at, SeqCst) <= at {
+    let sched = &machine.sched;
+    let halfway = at.midpoint(machine.hw.counter());
+    if sched.watch.load(SeqCst) <= at || sched.watch.fetch_min(halfway, SeqCst) <= at {
         return;
     }
-    if current.cpu == WATCHER {
+    if current.cpu == sched.watcher {
         current.reschedule.set(true);
     } else {
-        machine.hw.kick(WATCHER);
+        machine.hw.kick(sched.watcher);
     }
 }
