@@ -16,6 +16,8 @@
 //!    with its number.
 //! 5. Orphans are charged to the number that they were of: no life of it begins while others have more than [`MOST_ORPHANS`] of its former ones, so what
 //!    a domain and its former lives have is never more than its quota and those.
+//! 6. A CPU that is a partition makes no steps for others while its own domain runs: it hands them to one that is none, if it does not know that such a
+//!    one is at it. Who begins something forgets the keeper, so the next CPU that asks sees to it.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod fate;
@@ -25,7 +27,7 @@ pub use crate::domain_build::{Build, Plans};
 pub use fate::{Action, Fate, Policy};
 pub use undo::Undo;
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use pv_abi::Errno;
 
@@ -56,6 +58,8 @@ pub struct Reaper {
     busy: AtomicBool,
     /// The domain whose turn it is, as an index.
     turn: AtomicUsize,
+    /// Number of a CPU that looks after them until nothing is left, and 1 (invariant 6); 0 for none.
+    keeper: AtomicU8,
 }
 
 impl Reaper {
@@ -66,7 +70,14 @@ impl Reaper {
             dying: AtomicU32::new(0),
             busy: AtomicBool::new(false),
             turn: AtomicUsize::new(0),
+            keeper: AtomicU8::new(0),
         }
+    }
+
+    /// One more domain is dying or being built.
+    fn begins(&self) {
+        self.dying.fetch_add(1, Ordering::AcqRel);
+        self.keeper.store(0, Ordering::Release);
     }
 
     /// Domains that have not ended: with the last one the machine powers off.
@@ -108,14 +119,14 @@ pub(crate) fn build<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Resul
     domain.life.go(Stage::Building);
     drop(state);
     machine.reaper.alive.fetch_add(1, Ordering::AcqRel);
-    machine.reaper.dying.fetch_add(1, Ordering::AcqRel);
+    machine.reaper.begins();
     Ok(())
 }
 
 /// Begins to take back what a domain that has ended had.
 pub(crate) fn destroy<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
     if domain.life.die() {
-        machine.reaper.dying.fetch_add(1, Ordering::AcqRel);
+        machine.reaper.begins();
     }
 }
 
@@ -126,6 +137,38 @@ pub(crate) fn destroy_for_good<H: Hardware>(machine: &Machine<H>, domain: &Domai
         machine.reaper.alive.fetch_sub(1, Ordering::AcqRel);
     }
     destroy(machine, domain);
+}
+
+/// What a CPU does for domains that die or are built when it asks the scheduler; `own` is the domain that it has. As [`work`], but for a partition whose
+/// domain runs (invariant 6).
+#[inline]
+pub fn attend<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64, own: Option<&Domain>) -> u64 {
+    if machine.reaper.dying.load(Ordering::Acquire) == 0 {
+        u64::MAX
+    } else {
+        attend_now(machine, cpu, now, own)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn attend_now<H: Hardware>(machine: &Machine<H>, cpu: CpuId, now: u64, own: Option<&Domain>) -> u64 {
+    let (keeper, watcher) = (&machine.reaper.keeper, machine.sched.watcher());
+    let me = cpu.0.wrapping_add(1);
+    let alone = machine.sched.is_partition(cpu) && own.is_some_and(|own| own.life.is_running());
+    if !alone || machine.sched.is_partition(watcher) {
+        keeper.store(me, Ordering::Release);
+        return work(machine, cpu, now);
+    }
+    let known = keeper.load(Ordering::Acquire);
+    if (known == 0 || known == me)
+        && keeper
+            .compare_exchange(known, watcher.0.wrapping_add(1), Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    {
+        machine.hw.kick(watcher);
+    }
+    u64::MAX
 }
 
 /// Makes a step of what is to be done, if there is something. Returns when to look again, `u64::MAX` for never. The caller holds no lock and uses

@@ -191,6 +191,11 @@ impl Scheduler {
         self.pool_of(vcpu).map_or(Kind::Fair, |pool| pool.kind)
     }
 
+    /// The CPU that looks after what is nobody's: no partition, unless all are.
+    pub const fn watcher(&self) -> CpuId {
+        self.watcher
+    }
+
     /// Whether a CPU has one vCPU for good.
     pub fn is_partition(&self, cpu: CpuId) -> bool {
         self.cpu(cpu).and_then(|cpu| self.pool(cpu.pool)).is_some_and(|pool| pool.kind == Kind::Partition)

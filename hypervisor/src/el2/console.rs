@@ -14,10 +14,11 @@ use heapless::Vec;
 use hypervisor::console::keyboard;
 use hypervisor::devicetree::HostMachine;
 use hypervisor::hardware::CpuId;
-
 use hypervisor::lock::{Lock, rank};
+use hypervisor::machine::Machine;
 use platform::uart::Console;
 
+use super::arm::Arm;
 use super::percpu::{self, PerCpu};
 use super::{passthrough, timer};
 
@@ -52,6 +53,9 @@ static CONSOLE: Lock<State, { rank::UART }> =
 static BYTES: [AtomicU8; RING] = [const { AtomicU8::new(0) }; RING];
 /// Whether any wait.
 static WAITING: AtomicBool = AtomicBool::new(false);
+
+/// The CPU that left them.
+static WRITER: AtomicU8 = AtomicU8::new(0);
 
 /// Uses this UART from now on.
 pub fn init(console: Console) {
@@ -156,9 +160,11 @@ pub fn pump() {
     }
 }
 
-/// When this CPU must look here again, if that is before `at` (system time).
-pub fn deadline(at: u64) -> u64 {
-    if WAITING.load(Ordering::Relaxed) {
+/// When this CPU must look here again, if that is before `at` (system time). One that is a partition looks after what it wrote itself.
+pub fn deadline(machine: &Machine<Arm>, cpu: CpuId, at: u64) -> u64 {
+    if WAITING.load(Ordering::Relaxed)
+        && (WRITER.load(Ordering::Relaxed) == cpu.0 || !machine.sched.is_partition(cpu))
+    {
         at.min(timer::now().saturating_add(timer::ticks(AGAIN_MICROSECONDS)))
     } else {
         at
@@ -219,7 +225,9 @@ impl State {
     fn finish(&mut self) {
         self.send(AT_ONCE);
         if self.head != self.tail {
-            percpu::this().reschedule.set(true);
+            let cpu = percpu::this();
+            WRITER.store(cpu.id.0, Ordering::Relaxed);
+            cpu.reschedule.set(true);
         }
     }
 

@@ -34,10 +34,10 @@ extern "C" fn switch_entry(frame: &mut Frame) {
         report::rest(cpu);
         let now = timer::now();
         sched::pass(machine, cpu.id, now);
-        let soon = life::work(machine, cpu.id, now);
+        let soon = life::attend(machine, cpu.id, now, cpu.loaded().map(|arch| arch.domain));
         let running = cpu.loaded().and_then(|arch| settle(machine, cpu, arch, frame, &mut first));
         let choice = machine.sched.choose(machine, cpu.id, now, running);
-        timer::interrupt_at(console::deadline(choice.look.min(soon)));
+        timer::interrupt_at(console::deadline(machine, cpu.id, choice.look.min(soon)));
         if let Some(next) = choice.next {
             if running.is_none_or(|running| !core::ptr::eq(running, next)) {
                 switch_to(machine, cpu, next, frame, first);

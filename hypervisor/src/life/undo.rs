@@ -67,23 +67,14 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
     // Some of what is undone is what a call of the domain's would do: this stands for the caller.
     let reschedule = Cell::new(false);
     let current = Current { domain, vcpu, cpu, reschedule: &reschedule };
-    let passed = |since: &Since| {
-        let mut all = true;
-        for late in machine.frames.quiescent.late(since) {
-            all = false;
-            if late != cpu {
-                machine.hw.kick(late);
-            }
-        }
-        all
-    };
+    let passed = |since: &Since| machine.frames.quiescent.late(since).next().is_none();
     let next = match undo {
         Undo::Stop => {
             if !stop(machine, cpu, domain) {
                 return Progress::Waits;
             }
             machine.hw.flush_all(domain.vmid);
-            Undo::Settle(machine.frames.quiescent.now())
+            Undo::Settle(settle(machine, cpu))
         }
         Undo::Settle(since) if passed(&since) => Undo::Ports(Port(1)),
         Undo::SettleAgain(since) if passed(&since) => {
@@ -100,7 +91,7 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
             areas(machine, domain);
             Undo::Orphans(0, 0, 0)
         }
-        Undo::Orphans(other, from, held) => orphans(machine, domain, other, from, held),
+        Undo::Orphans(other, from, held) => orphans(machine, cpu, domain, other, from, held),
         Undo::Frames(from) => {
             let Some(next) = frames(machine, domain, from) else {
                 finish(machine, domain);
@@ -111,6 +102,13 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
     };
     domain.state.lock().undo = next;
     Progress::More
+}
+
+/// From now on every CPU has to pass, and is told so, once: an interrupt waits for a CPU that is in the hypervisor, and one that makes steps passes by itself.
+fn settle<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> Since {
+    let since = machine.frames.quiescent.now();
+    machine.frames.quiescent.late(&since).filter(|late| *late != cpu).for_each(|late| machine.hw.kick(late));
+    since
 }
 
 /// Puts the vCPUs off; true when all are, and out of the CPUs. At most eight turns.
@@ -137,11 +135,18 @@ fn stop<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> bool 
 }
 
 /// Asks a few other domains for what they have mapped, and says who has something. A step ends with what it says.
-fn orphans<H: Hardware>(machine: &Machine<H>, domain: &Domain, other: u16, from: u32, held: u32) -> Undo {
+fn orphans<H: Hardware>(
+    machine: &Machine<H>,
+    cpu: CpuId,
+    domain: &Domain,
+    other: u16,
+    from: u32,
+    held: u32,
+) -> Undo {
     let (mut from, mut held) = (from, held);
     for index in other..other.saturating_add(DOMAINS) {
         let Some(mapper) = machine.domains.get(usize::from(index)) else {
-            return Undo::SettleAgain(machine.frames.quiescent.now());
+            return Undo::SettleAgain(settle(machine, cpu));
         };
         if mapper.id != domain.id {
             let (next, more) = grant::orphan(machine, domain, mapper, from);

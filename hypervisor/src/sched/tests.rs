@@ -2,7 +2,8 @@
 use super::model::{Does, Guest, Model, SECOND, STEP, with_cpus};
 use super::settings::{set_affinity, set_cap, set_weight};
 use super::*;
-use crate::fake::{Random, World};
+use crate::domain::{Fault, Life, Stage};
+use crate::fake::{Op, Random, World};
 
 /// Whether each part of the whole is within 5 % of its weight.
 fn assert_shares(ran: &[u64], weights: &[u64]) {
@@ -267,4 +268,42 @@ fn turns_that_end_late_change_nobodys_share() {
     for spun in &ran[..3] {
         assert!(spun.abs_diff(SECOND / 3) * 20 <= SECOND / 3, "{ran:?}");
     }
+}
+
+#[test]
+fn a_partition_leaves_the_ends_of_others_to_cpus_that_are_none_and_tells_one_of_them_once() {
+    let world = with_cpus(2, true);
+    let machine = &world.machine;
+    let (fair, own) = (CpuId(0), CpuId(1));
+    let alone = world.domain(8);
+    machine.hw.take_ops();
+    assert!(end(&world, 1), "its end begins");
+    let attend = |cpu, has| crate::life::attend(machine, cpu, machine.hw.counter(), has);
+    assert_eq!(attend(own, Some(alone)), u64::MAX);
+    assert!(machine.hw.take_ops().contains(&Op::Kick(fair)), "somebody has to");
+    assert_eq!(attend(own, Some(alone)), u64::MAX);
+    assert!(!machine.hw.take_ops().contains(&Op::Kick(fair)), "it knows");
+    // The other CPU does it all.
+    let mut steps = 0;
+    while attend(fair, None) != u64::MAX {
+        for cpu in [fair, own] {
+            pass(machine, cpu, machine.hw.counter());
+        }
+        assert_eq!(attend(own, Some(alone)), u64::MAX);
+        steps += 1;
+        assert!(steps < 10_000);
+    }
+    assert_eq!(world.domain(1).life.stage(), Stage::Dead);
+    // Whose domain has ended has nothing else to do.
+    assert!(end(&world, 2));
+    assert!(end(&world, 8));
+    assert_ne!(attend(own, Some(alone)), u64::MAX);
+}
+
+/// Ends a domain that comes not again.
+fn end(world: &World, id: u16) -> bool {
+    let domain = world.domain(id);
+    domain.life.end(Life::Destroyed(Fault::ByControl));
+    crate::life::destroy(&world.machine, domain);
+    domain.life.stage() == Stage::Dying
 }

@@ -14,6 +14,8 @@ use crate::run::Options;
 const EVENTS: u64 = 100;
 /// Milliseconds for which all sleep.
 const SLEEP: u64 = 2000;
+/// Milliseconds in which another domain lives again and again.
+const LIVES: u64 = 1000;
 /// Exits, and idle waits, of a CPU in that time at most: the one who sleeps wakes once, and may look a few times before.
 const FEW: u64 = 10;
 
@@ -65,6 +67,24 @@ fn partition(board: &str) -> Outcome<Found> {
     }
 }
 
+/// A guest alone on CPU 1 that waits by WFI for events that nobody sends, while another domain ends and is built anew all the time. Before the frames of a
+/// life that has ended are free every CPU has to have left the hypervisor twice, also this one; the rest is others' work.
+fn neighbour(board: &str) -> Outcome<Found> {
+    let others = "[[pool]]\nname = \"own\"\ncpus = [1]\nscheduler = \"partition\"\n\
+                  [[domain]]\nname = \"waits\"\nkernel = \"guest:pong\"\nmemory = \"8M\"\npool = \"own\"\ncmdline = \"asleep=wfi pings=2\"\n\
+                  [[domain]]\nname = \"again\"\nkernel = \"guest:faulty\"\nmemory = \"8M\"\ncmdline = \"how=reboot\"\nmax_restarts = 100000\n";
+    let orders = format!("sleep:100,exits:{LIVES},destroy:2,destroy:1");
+    let observed = observe(board, "neighbour", &orders, others, &format!("(d0) control: slept {LIVES} ms"))?;
+    let lives = observed.console.iter().filter(|line| line.contains(" d2: built again")).count();
+    let most = u64::try_from(lives * 2 + 2).unwrap_or(0);
+    match told(&observed)?.get(&1) {
+        Some([exits, 0, 0]) if lives >= 10 && *exits <= most => {
+            Ok(Found::Good(format!("{lives} lives of another domain, {exits} exits")))
+        }
+        found => Err(observed.failed(&format!("{lives} lives, CPU 1: {found:?} exits, for WFI, idle waits"))),
+    }
+}
+
 /// Two domains that wait for an event that nobody sends, and the control domain, which sleeps.
 fn asleep(board: &str) -> Outcome<Found> {
     let waits = |number: u32| {
@@ -85,11 +105,14 @@ fn asleep(board: &str) -> Outcome<Found> {
 /// All steps of this file.
 pub(super) fn all() -> Vec<Step> {
     let partitions = "exits: a partition that waits by WFI has one for each event";
+    let lives = "exits: a partition has two for each life of another domain";
     let idle = "exits: a machine whose guests sleep does nothing";
     vec![
         Step::new(partitions, Level::Default, || partition("virt")).shared(),
+        Step::new(lives, Level::Default, || neighbour("virt")).shared(),
         Step::new(idle, Level::Default, || asleep("virt")).shared(),
         super::rpi4::step(partitions, Level::Default, || partition("rpi4")),
+        super::rpi4::step(lives, Level::Default, || neighbour("rpi4")),
         super::rpi4::step(idle, Level::Default, || asleep("rpi4")),
     ]
 }
