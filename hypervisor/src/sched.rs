@@ -530,7 +530,6 @@ impl Scheduler {
             }
         }
         if !idles {
-            fence(SeqCst);
             self.offer(machine, vcpu);
         }
     }
@@ -571,6 +570,8 @@ impl Scheduler {
     /// Tells a CPU without work of a vCPU that waits for another.
     #[inline]
     pub fn offer<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu) {
+        // Invariant 2: that it waits, or that its registers have left this CPU (`on`), was published before.
+        fence(SeqCst);
         let idle = self.idle.load(Relaxed) & vcpu.allowed.load(Relaxed);
         if idle == 0 || vcpu.run.get() != Run::Runnable || vcpu.on.get().is_some() {
             return;

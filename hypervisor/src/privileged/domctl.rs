@@ -20,8 +20,9 @@ use crate::{life, pause};
 
 /// `XEN_DOMCTL_createdomain`: names no domain.
 const CREATE_DOMAIN: u32 = 1;
-/// Second argument of a call that is executed again: it waits for what it has done already.
-const WAITING: u64 = 1;
+/// Second argument of a call that is executed again: it waits for what it has done already. No number that a caller has in this register, which is
+/// none of the call's arguments, by chance.
+const WAITING: u64 = 0x7061_766F_7761_6974;
 
 /// The `domctl` call: one argument, the address of a [`Domctl`].
 ///

@@ -166,7 +166,8 @@ pub fn settle(domain: &Domain, place: DomainPlace, asked: &Scheduling, turn: usi
         vcpu.home.set(home);
     }
     settings::set_weight(domain, asked.weight);
-    settings::set_cap(domain, asked.cap);
+    // Of a partition nobody accounts for anything.
+    settings::set_cap(domain, if place.own { 0 } else { asked.cap });
 }
 
 #[cfg(test)]
@@ -211,7 +212,13 @@ mod tests {
         let of = || -> std::vec::Vec<_> {
             domain.vcpus.iter().map(|vcpu| (vcpu.home.get().0, vcpu.allowed.load(Relaxed))).collect()
         };
-        settle(domain, DomainPlace { pool: 1, cpus: 0b1010, own: true }, &Scheduling::default(), 7);
+        settle(
+            domain,
+            DomainPlace { pool: 1, cpus: 0b1010, own: true },
+            &Scheduling { cap: 50, ..Scheduling::default() },
+            7,
+        );
+        assert_eq!(domain.cap.percent(), 0);
         assert_eq!(of(), [(1, 0b0010), (3, 0b1000)]);
         settle(
             domain,

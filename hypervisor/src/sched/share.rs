@@ -130,9 +130,9 @@ impl Cap {
             let all = each.saturating_mul(period.saturating_sub(before));
             let (each, all) =
                 (i64::try_from(each).unwrap_or(i64::MAX), i64::try_from(all).unwrap_or(i64::MAX));
-            let left = self.left.load(Relaxed).saturating_add(all).min(each);
-            // What another CPU charges between is a tick or two of a debt, once a period.
-            self.left.store(left, Relaxed);
+            let left = self.left.load(Relaxed);
+            // Added, not stored: what another CPU charges in between is charged.
+            self.left.fetch_add(left.saturating_add(all).min(each).saturating_sub(left), Relaxed);
         }
         match u64::try_from(self.left.load(Relaxed)) {
             Ok(left) if left > 0 => Ok(left),

@@ -97,6 +97,9 @@ impl System {
                 return error("affinity", format!("expected some of its pool's CPUs, {}", numbers(cpus)));
             }
             if scheduler == "partition" {
+                if scheduling.cap.is_some() {
+                    return error("cap", "a partition has its CPUs whole: leave it out".into());
+                }
                 for _ in 0..domain.vcpus {
                     let free = allowed & !taken;
                     if free == 0 {

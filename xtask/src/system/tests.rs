@@ -177,6 +177,10 @@ fn domains_have_cpus_that_the_machine_runs() {
         "s.toml: domain[1].vcpus: a partition has a CPU for each vCPU: give the pool more"
     );
     assert_eq!(
+        wrong(&pool("partition", "cap = 50")),
+        "s.toml: domain[1].cap: a partition has its CPUs whole: leave it out"
+    );
+    assert_eq!(
         wrong(&pool("fair", "").replace("cpus = 2", "cpus = 1")),
         "s.toml: domain[1].pool: has CPU 1, and the machine runs CPU 0: raise machine.cpus"
     );
