@@ -91,6 +91,7 @@ pub enum Op {
     FlushStage1Address(Vmid, GuestVa),
     SetBase(Half, u64),
     Kick(CpuId),
+    LookBy(CpuId, u64),
     Raise(PrivateIntid),
     /// The current vCPU takes interrupts from here on.
     Unmask,
@@ -122,6 +123,8 @@ struct Inner {
     events: Vec<Event>,
     /// CPUs that were kicked and have not been asked about since, as bits.
     kicked: u32,
+    /// When CPUs have to look that set their timers and have not been asked about since.
+    looks: BTreeMap<u8, u64>,
     /// File and line of every call that kicks; and of the one whose kicks are lost.
     kicks: BTreeSet<(&'static str, u32)>,
     deaf: Option<(&'static str, u32)>,
@@ -207,7 +210,12 @@ impl FakeHardware {
         kicked
     }
 
-    /// File and line of every call that has kicked a CPU.
+    /// When a CPU has to look, if it set its timer since the last time.
+    pub fn take_look(&self, cpu: CpuId) -> Option<u64> {
+        self.inner().looks.remove(&cpu.0)
+    }
+
+    /// File and line of every call that has kicked a CPU, or set a timer.
     pub fn kicks(&self) -> Vec<(&'static str, u32)> {
         self.inner().kicks.iter().copied().collect()
     }

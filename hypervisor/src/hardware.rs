@@ -173,6 +173,9 @@ pub trait Hardware: Sync {
     fn counter_frequency(&self) -> u64;
     /// Makes another CPU enter the hypervisor and look at its pending work.
     fn kick(&self, cpu: CpuId);
+    /// Makes the CPU that executes this, which is `here`, enter the hypervisor and ask the scheduler when the counter comes to `at`, unless something else
+    /// makes it earlier.
+    fn look_by(&self, here: CpuId, at: u64);
     /// How many exits a CPU has taken, how many of them for a WFI or WFE, and how often it has waited with nothing to do; zero where there is no such CPU.
     fn exits(&self, _cpu: CpuId) -> (u64, u64, u64) {
         (0, 0, 0)

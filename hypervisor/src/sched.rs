@@ -12,7 +12,8 @@
 //! 3. `home` is the CPU whose queue a vCPU uses. It changes while the vCPU is `Runnable` and its registers are in no CPU (`on`), by who
 //!    takes it out of a queue or wakes it. A vCPU whose registers are in a CPU runs nowhere else: the CPU saves them first.
 //! 4. A wake-up takes a CPU only from a vCPU whose request is served later, and only when that one has run for a grain since it got the
-//!    CPU ([`pool::Ticks`]); it keeps the rest of its turn and its place in the order. A CPU is told at most once between two looks.
+//!    CPU ([`pool::Ticks`]); it keeps the rest of its turn and its place in the order. A CPU is told at most once between two looks; where the caller's own
+//!    would find nothing to do yet, its timer is set to when it will.
 //! 5. Timers are looked at by their CPU only. An entry of a vCPU that is at home elsewhere is out of date and says nothing.
 //! 6. Watchdogs are looked at by one CPU, which is no partition unless all are; another that sets an earlier one kicks it.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
@@ -70,7 +71,7 @@ struct Queue {
     served: u64,
     /// When it was given the CPU.
     given: u64,
-    /// When its turn ends.
+    /// When its turn ends; 0 while none runs.
     turn_end: u64,
     /// When the CPU looks here next, by its timer or since it was told; 0 for soon.
     look: u64,
@@ -269,6 +270,7 @@ impl Scheduler {
             // Invariant 2: `idle` is published before the others' queues are looked at.
             queue.served = u64::MAX;
             queue.given = 0;
+            queue.turn_end = 0;
             queue.look = u64::MAX;
             cpu.publish(&queue);
             drop(queue);
@@ -498,6 +500,11 @@ impl Scheduler {
 
     /// Puts a vCPU that has just become runnable, by the caller, into a CPU's queue, and tells that CPU if it would look too late. `here` is the
     /// caller, if the CPU that executes this runs a vCPU.
+    ///
+    /// The caller's own CPU need not ask at once when the one that runs there stays anyway: its turn is not over, and no grain if the new one is
+    /// served before it. [`Self::decide`] would then do nothing but set the timer to `needed`, which is done here. A moment earlier that it is set to stays,
+    /// be it the console's, an allowance's or a deadline's. `needed` is among what [`Self::goes_on`] takes the least of, so whoever sees it as `look` may count on it:
+    /// this CPU takes no interrupt, and looks at nothing, before the timer is set.
     #[inline(never)]
     fn enqueue<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, to: CpuId, here: Option<&Current<'_>>) {
         let Some(cpu) = self.cpu(to) else { return };
@@ -510,19 +517,23 @@ impl Scheduler {
         let needed =
             if served < queue.served { queue.given.saturating_add(self.ticks.grain) } else { queue.turn_end };
         let tell = needed < queue.look;
+        let here = here.filter(|current| current.cpu == to);
+        // Nobody runs, or a turn is over: `turn_end` is in the past.
+        let later = tell && here.is_some() && needed.min(queue.turn_end) > machine.hw.counter();
         if tell {
-            queue.look = 0;
+            queue.look = if later { needed } else { 0 };
         }
         drop(queue);
         let idles =
             self.idle.load(Relaxed) & bit(to) != 0 && self.idle.fetch_and(!bit(to), AcqRel) & bit(to) != 0;
         match here {
-            Some(current) if current.cpu == to => {
+            Some(_) if later => machine.hw.look_by(to, needed),
+            Some(current) => {
                 if tell {
                     current.reschedule.set(true);
                 }
             }
-            Some(_) | None => {
+            None => {
                 // It may have gone idle since the lock was given back: whoever takes the bit tells it.
                 if tell || idles {
                     machine.hw.kick(to);
@@ -590,6 +601,8 @@ impl Scheduler {
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod own;
 #[cfg(test)]
 mod property;
 #[cfg(test)]

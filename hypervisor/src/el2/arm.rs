@@ -306,6 +306,10 @@ impl Hardware for Arm {
         gic::kick(cpu);
     }
 
+    fn look_by(&self, _: CpuId, at: u64) {
+        super::timer::interrupt_by(at);
+    }
+
     #[inline(always)]
     fn raise_current(&self, irq: PrivateIntid) {
         gic::raise_loaded(percpu::this(), irq);

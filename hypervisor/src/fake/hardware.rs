@@ -191,6 +191,17 @@ impl Hardware for FakeHardware {
         }
     }
 
+    #[track_caller]
+    fn look_by(&self, here: CpuId, at: u64) {
+        let caller = core::panic::Location::caller();
+        let mut inner = self.record(Op::LookBy(here, at));
+        inner.kicks.insert((caller.file(), caller.line()));
+        if inner.deaf.is_none_or(|(file, line)| line != caller.line() || !caller.file().ends_with(file)) {
+            let look = inner.looks.entry(here.0).or_insert(at);
+            *look = at.min(*look);
+        }
+    }
+
     fn is_out(&self, vcpu: VcpuIndex) -> bool {
         !self.inner().loaded.contains(&vcpu.0)
     }

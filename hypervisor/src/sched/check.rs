@@ -57,6 +57,11 @@ impl Scheduler {
         (0..u8::try_from(self.cpus.len()).unwrap_or(0)).filter(waits).map(CpuId).collect()
     }
 
+    /// When a CPU looks, as others know it; 0 when it was told and has not looked yet.
+    pub fn looks(&self, cpu: CpuId) -> u64 {
+        self.cpu(cpu).map_or(u64::MAX, |cpu| cpu.queue.lock().look)
+    }
+
     /// Whether a CPU that has nothing to do could run a vCPU now.
     pub fn could_run<H: Hardware>(&self, machine: &Machine<H>, cpu: CpuId, vcpu: &Vcpu) -> bool {
         vcpu.run.get() == Run::Runnable

@@ -121,6 +121,8 @@ impl Cpu {
         let soon = life::work(machine, self.id, now);
         let running = self.settle();
         let choice = machine.sched.choose(machine, self.id, now, running);
+        // The timer is set anew.
+        machine.hw.take_look(self.id);
         self.look = choice.look.min(soon);
         self.runs = choice.next.is_some();
         if let Some(next) = choice.next {
@@ -138,6 +140,13 @@ impl Cpu {
                 (self.id, Some(self.id)),
                 "it runs where it is not at home"
             );
+        }
+    }
+
+    /// What the CPU's timer was set to meanwhile.
+    fn note_look(&mut self) {
+        if let Some(at) = self.shared.machine.hw.take_look(self.id) {
+            self.look = self.look.min(at);
         }
     }
 
@@ -193,6 +202,7 @@ impl Cpu {
             }
             None => thread::yield_now(),
         }
+        self.note_look();
         let kicked = machine.hw.take_kick(self.id);
         if kicked || self.reschedule.get() || machine.hw.counter() >= self.look {
             self.look();
@@ -353,6 +363,7 @@ impl Cpus {
         for _ in 0..1000 {
             let mut looked = false;
             for cpu in &mut self.0 {
+                cpu.note_look();
                 if machine.hw.take_kick(cpu.id) || cpu.look <= machine.hw.counter() {
                     cpu.look();
                     looked = true;
@@ -413,6 +424,10 @@ impl Cpus {
         }
         for cpu in &self.0 {
             let running = cpu.loaded.filter(|_| cpu.runs);
+            if running.is_some() {
+                let known = machine.sched.looks(cpu.id);
+                assert!(cpu.look <= known, "{:?} looks at {}, others think at {known}", cpu.id, cpu.look);
+            }
             for domain in machine.domains {
                 for vcpu in domain.vcpus {
                     self.check_vcpu(cpu, running, domain, vcpu);

@@ -1,0 +1,167 @@
+//! Wake-ups on the waker's own CPU: whether it asks the scheduler at once, or sets its timer to when there is something to decide.
+use std::vec::Vec;
+
+use super::settings::{set_cap, set_weight};
+use super::*;
+use crate::domain::Domain;
+use crate::fake::{COUNTER_FREQUENCY, Op, World};
+
+/// 2 ms and 250 us, in ticks.
+const TURN: u64 = COUNTER_FREQUENCY / 500;
+const GRAIN: u64 = COUNTER_FREQUENCY / 4_000;
+const CPU: CpuId = CpuId(0);
+
+/// The only CPU, which runs the first domain beside others that sleep and weigh more: as all have had as much, their requests are served before.
+struct One<'w> {
+    world: &'w World,
+    running: Option<&'w Vcpu>,
+}
+
+impl<'w> One<'w> {
+    fn beside_sleepers(world: &'w World) -> Self {
+        let mut cpu = One { world, running: None };
+        for domain in world.machine.domains.get(1..).unwrap() {
+            set_weight(domain, 512);
+            assert!(start(&world.machine, cpu.vcpu(domain)));
+            cpu.look();
+            cpu.sleep();
+        }
+        let first = cpu.domain(1);
+        assert!(start(&world.machine, cpu.vcpu(first)));
+        cpu.look();
+        assert!(cpu.runs(first));
+        cpu
+    }
+
+    fn domain(&self, id: u16) -> &'w Domain {
+        self.world.domain(id)
+    }
+
+    fn vcpu(&self, domain: &'w Domain) -> &'w Vcpu {
+        domain.vcpu(0).unwrap()
+    }
+
+    fn runs(&self, domain: &Domain) -> bool {
+        self.running.is_some_and(|vcpu| vcpu.domain == domain.id)
+    }
+
+    /// Asks the scheduler; what was asked for before is done with.
+    fn look(&mut self) {
+        let machine = &self.world.machine;
+        let before = self.running.filter(|vcpu| vcpu.run.get() == Run::Running);
+        self.running = machine.sched.choose(machine, CPU, machine.hw.counter(), before).next;
+        self.world.take_reschedule();
+        machine.hw.take_ops();
+        machine.hw.take_look(CPU);
+    }
+
+    fn sleep(&mut self) {
+        let running = self.running.unwrap();
+        block(&self.world.machine, &self.world.current(running.domain.0, 0), None, || false);
+        self.look();
+    }
+
+    fn advance(&self, ticks: u64) {
+        self.world.machine.hw.advance(ticks);
+    }
+
+    /// The first domain wakes another; what was done to the machine for it.
+    fn wake(&self, id: u16) -> Vec<Op> {
+        wake(&self.world.machine, &self.world.current(1, 0), self.vcpu(self.domain(id)));
+        assert_eq!(self.vcpu(self.domain(id)).run.get(), Run::Runnable);
+        self.world.machine.hw.take_ops()
+    }
+}
+
+#[test]
+fn a_wake_up_on_ones_own_cpu_sets_the_timer_to_the_end_of_the_grain_and_asks_nobody() {
+    let world = World::with_cpus(3, 1);
+    let mut cpu = One::beside_sleepers(&world);
+    let given = world.machine.hw.counter();
+    cpu.advance(100);
+    assert_eq!(cpu.wake(2), [Op::LookBy(CPU, given + GRAIN)]);
+    assert_eq!(cpu.wake(3), [], "the timer is set already");
+    assert!(!world.take_reschedule());
+    assert_eq!(world.machine.sched.looks(CPU), given + GRAIN, "others count on it");
+    cpu.advance(GRAIN - 101);
+    cpu.look();
+    assert!(cpu.runs(cpu.domain(1)), "it had nothing to do yet");
+    cpu.advance(1);
+    cpu.look();
+    assert!(cpu.runs(cpu.domain(2)));
+}
+
+#[test]
+fn a_wake_up_on_ones_own_cpu_preempts_at_once_who_has_had_its_grain() {
+    let world = World::with_cpus(2, 1);
+    let mut cpu = One::beside_sleepers(&world);
+    cpu.advance(GRAIN);
+    assert_eq!(cpu.wake(2), []);
+    assert!(world.take_reschedule());
+    assert_eq!(world.machine.sched.looks(CPU), 0, "it looks at once");
+    cpu.look();
+    assert!(cpu.runs(cpu.domain(2)));
+}
+
+#[test]
+fn a_wake_up_on_ones_own_cpu_preempts_at_once_who_has_had_its_turn_in_less_than_a_grain() {
+    let world = World::with_cpus(2, 1);
+    let mut cpu = One::beside_sleepers(&world);
+    cpu.advance(TURN - 100);
+    // It takes its blocking back: it has the CPU anew, and the rest of its turn.
+    block(&world.machine, &world.current(1, 0), None, || true);
+    cpu.look();
+    assert!(cpu.runs(cpu.domain(1)));
+    cpu.advance(100);
+    assert_eq!(cpu.wake(2), []);
+    assert!(world.take_reschedule());
+    cpu.look();
+    assert!(cpu.runs(cpu.domain(2)));
+}
+
+#[test]
+fn a_wake_up_on_ones_own_cpu_waits_for_the_end_of_the_turn_of_who_is_served_before() {
+    let world = World::with_cpus(2, 1);
+    let mut cpu = One::beside_sleepers(&world);
+    cpu.sleep();
+    // A sibling has had nothing either, and weighs more: its request is served at a quarter of a turn of virtual time, the sleeper's at half of one.
+    set_weight(cpu.domain(1), 1024);
+    assert!(start(&world.machine, cpu.domain(1).vcpu(1).unwrap()));
+    cpu.look();
+    let turn_ends = world.machine.hw.counter() + TURN;
+    cpu.advance(GRAIN * 2);
+    wake(&world.machine, &world.current(1, 1), cpu.vcpu(cpu.domain(2)));
+    assert_eq!(world.machine.hw.take_ops(), [Op::LookBy(CPU, turn_ends)]);
+    assert!(!world.take_reschedule());
+}
+
+#[test]
+fn a_wake_up_on_ones_own_cpu_leaves_a_timer_that_comes_earlier() {
+    let world = World::with_cpus(2, 1);
+    // A hundredth of 10 ms, from the second period on: less than a grain.
+    set_cap(world.domain(1), 1);
+    world.machine.hw.advance(COUNTER_FREQUENCY / 100);
+    let mut cpu = One::beside_sleepers(&world);
+    let looks = world.machine.sched.looks(CPU);
+    assert!(looks < world.machine.hw.counter() + GRAIN, "its allowance ends");
+    cpu.advance(100);
+    assert_eq!(cpu.wake(2), []);
+    assert!(!world.take_reschedule());
+    cpu.advance(looks - world.machine.hw.counter());
+    cpu.look();
+    assert!(cpu.runs(cpu.domain(2)));
+}
+
+#[test]
+fn a_wake_up_where_nobody_runs_is_looked_at_at_once() {
+    let world = World::with_cpus(2, 1);
+    let mut cpu = One::beside_sleepers(&world);
+    cpu.sleep();
+    assert!(cpu.running.is_none());
+    // Before a grain has passed since the machine started: no moment says by itself that nobody runs.
+    assert!(world.machine.hw.counter() < GRAIN);
+    assert_eq!(cpu.wake(2), []);
+    assert!(world.take_reschedule());
+    cpu.look();
+    assert!(cpu.runs(cpu.domain(2)));
+}
