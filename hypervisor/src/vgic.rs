@@ -21,7 +21,7 @@
 //! - before each return to the guest, [`VcpuGic::take_remote`] (one load when there is nothing);
 //! - after each [`Serviced`]: request its [`Maintenance`] interrupt, deactivate what it lists, kick whom it names;
 //! - around a switch: [`VcpuGic::save`] and [`VcpuGic::restore`], and the physical active state of what
-//!   [`VcpuGic::hw_in_flight`] names;
+//!   they name;
 //! - before a vCPU sleeps: [`VcpuGic::has_deliverable`].
 //!
 //! Invariants (tests cite them):

@@ -411,13 +411,12 @@ pub fn save(cpu: &PerCpu, arch: &ArchVcpu) {
     // The timer's line must have dropped before its interrupt is deactivated below, else it would fire again for the next vCPU.
     isb();
     let active = arch.with_gic(|gic| {
-        let active = gic.hw_in_flight(&HardwareLrs);
+        let active = gic.save(&mut HardwareLrs);
         if active & PrivateIntid::VIRTUAL_TIMER.bit() == 0
             && arch.shared.delivers(PrivateIntid::VIRTUAL_TIMER)
         {
             super::run::note_timer(cpu, arch.vcpu, saved.cntv_ctl, saved.el1.cntv_cval_el0);
         }
-        gic.save(&mut HardwareLrs);
         active
     });
     saved.interface.save();
@@ -480,11 +479,10 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     regs::tcr_el1::write(saved.tcr);
     saved.interface.load();
     let active = arch.with_gic(|gic| {
-        gic.restore(&mut HardwareLrs);
         if gic.waits() {
             cpu.service.set(true);
         }
-        gic.hw_in_flight(&HardwareLrs)
+        gic.restore(&mut HardwareLrs)
     });
     gic::activate(cpu, active);
     regs::cntv_ctl_el0::write(saved.cntv_ctl);

@@ -257,7 +257,7 @@ pub trait ListRegisters {
     fn read(&self, n: usize) -> u64;
     /// Sets the value of one.
     fn write(&mut self, n: usize, value: u64);
-    /// `ICH_ELRSR_EL2`: one bit for each that is inactive with no maintenance interrupt due.
+    /// `ICH_ELRSR_EL2`: one bit for each that is inactive with no maintenance interrupt due, all writes before this counted.
     fn empty_mask(&self) -> u32;
 }
 

@@ -235,27 +235,54 @@ impl VcpuGic {
             .fold(first, |all, irq| all.and(self.raise(irq, shared, lrs)))
     }
 
-    /// Moves the list registers to memory and leaves the hardware's empty for the next vCPU.
-    pub fn save<L: ListRegisters>(&mut self, lrs: &mut L) {
-        let empty = lrs.empty_mask();
+    /// Moves the list registers to memory and leaves the hardware's empty for the next vCPU. Returns what [`hw_in_flight`](Self::hw_in_flight) does.
+    ///
+    /// A private interrupt's that is empty has nothing to keep, and is left as it is: to the virtual interface it is no interrupt, whatever its other
+    /// fields say (State 0 with no end of interrupt to be told: IHI 0069, 12.4.8 `ICH_ELRSR_EL2`; IHI 0048, 5.3.9 `GICH_ELSR`), so it can be
+    /// neither delivered nor ended nor counted by the next guest.
+    pub fn save<L: ListRegisters>(&mut self, lrs: &mut L) -> u32 {
+        let occupied = self.occupied(lrs);
+        let mut in_flight = self.pending & self.hw;
         for n in bits(self.lr_used) {
-            let raw = lrs.read(n);
-            self.parked.write(n, raw);
-            if empty & bit_at(n) != 0 && self.lr_spi & bit_at(n) == 0 {
+            if (occupied | self.lr_spi) & bit_at(n) == 0 {
                 self.parked.write(n, 0);
                 self.unassign(n);
+                continue;
             }
+            let raw = lrs.read(n);
+            self.parked.write(n, raw);
+            in_flight |= self.hw_behind(n, raw, lrs.layout());
             if raw != 0 {
                 lrs.write(n, 0);
             }
         }
+        in_flight
     }
 
-    /// Puts the list registers back into hardware that [`save`](Self::save) emptied.
-    pub fn restore<L: ListRegisters>(&mut self, lrs: &mut L) {
+    /// Puts the list registers back into hardware that [`save`](Self::save) emptied. Returns what [`hw_in_flight`](Self::hw_in_flight) does.
+    pub fn restore<L: ListRegisters>(&mut self, lrs: &mut L) -> u32 {
+        let mut in_flight = self.pending & self.hw;
         for n in bits(self.lr_used) {
-            lrs.write(n, self.parked.read(n));
+            let raw = self.parked.read(n);
+            lrs.write(n, raw);
             self.parked.write(n, 0);
+            in_flight |= self.hw_behind(n, raw, lrs.layout());
+        }
+        in_flight
+    }
+
+    /// Assigned list registers that say something.
+    #[inline]
+    fn occupied<L: ListRegisters>(&self, lrs: &L) -> u32 {
+        if self.lr_used == 0 { 0 } else { self.lr_used & !lrs.empty_mask() }
+    }
+
+    /// The private interrupt with a physical one behind it that is pending or active in list register `n`, which says `raw`.
+    #[inline]
+    fn hw_behind(&self, n: usize, raw: u64, layout: Layout) -> u32 {
+        match self.held(n) {
+            Some(Intid::Private(irq)) if layout.state(raw) != LrState::Inactive => irq.bit() & self.hw,
+            Some(Intid::Private(_) | Intid::Shared(_)) | None => 0,
         }
     }
 
@@ -302,13 +329,8 @@ impl VcpuGic {
     /// Private interrupts whose physical ones EL2 has taken and nobody deactivated: on a CPU that this vCPU enters the
     /// image makes these active, on one that it leaves inactive.
     pub fn hw_in_flight<L: ListRegisters>(&self, lrs: &L) -> u32 {
-        let layout = lrs.layout();
-        bits(self.lr_used).fold(self.pending & self.hw, |mask, n| match self.held(n) {
-            Some(Intid::Private(irq)) if layout.state(lrs.read(n)) != LrState::Inactive => {
-                mask | irq.bit() & self.hw
-            }
-            Some(Intid::Private(_) | Intid::Shared(_)) | None => mask,
-        })
+        bits(self.occupied(lrs))
+            .fold(self.pending & self.hw, |mask, n| mask | self.hw_behind(n, lrs.read(n), lrs.layout()))
     }
 
     /// Whether the guest has an interrupt of higher priority than `mask` (`ICC_PMR_EL1`; 0xff lets all through) to
@@ -318,7 +340,7 @@ impl VcpuGic {
         if shared.has_mail_before_sleep() || self.waiting {
             return true;
         }
-        let latched = (self.pending | self.lines & !shared.edge()) & shared.deliverable();
+        let latched = (self.pending | self.lines & !shared.edge()) & shared.deliverable() & !self.active;
         let layout = lrs.layout();
         let in_lr = |n| {
             let lr = layout.decode(lrs.read(n));
@@ -326,13 +348,13 @@ impl VcpuGic {
         };
         let above =
             |n| u8::try_from(n).ok().and_then(PrivateIntid::new).is_some_and(|i| shared.priority(i) < mask);
-        bits(latched & !self.active & !self.blocked(lrs)).any(above) || bits(self.lr_used).any(in_lr)
+        latched != 0 && bits(latched & !self.blocked(lrs)).any(above) || bits(self.occupied(lrs)).any(in_lr)
     }
 
     /// Private interrupts that are active in a list register: latched, they cannot be delivered before that ends.
     fn blocked<L: ListRegisters>(&self, lrs: &L) -> u32 {
         let layout = lrs.layout();
-        bits(self.lr_used).fold(0, |mask, n| match self.held(n) {
+        bits(self.occupied(lrs)).fold(0, |mask, n| match self.held(n) {
             Some(Intid::Private(irq)) if layout.state(lrs.read(n)).is_active() => mask | irq.bit(),
             Some(Intid::Private(_) | Intid::Shared(_)) | None => mask,
         })

@@ -234,6 +234,7 @@ impl ListRegisters for V2 {
         }
     }
 
+    /// Behind EL2's own writes, as all accesses to the frames are.
     #[inline(always)]
     fn empty_mask(&self) -> u32 {
         virtual_interface().map_or(0, |interface| interface.elsr0.get())

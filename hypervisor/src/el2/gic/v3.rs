@@ -216,8 +216,11 @@ macro_rules! list_registers {
                 }
             }
 
+            /// What the guest did is counted since the exception that ended it; a write of a list register by EL2 shows in this other register only behind a
+            /// context synchronization event (Arm ARM D19.1.2): without the ISB one that was filled a moment ago could be taken for empty.
             #[inline(always)]
             fn empty_mask(&self) -> u32 {
+                isb();
                 regs::ich_elrsr_el2::read() as u32
             }
         }

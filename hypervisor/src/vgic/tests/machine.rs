@@ -301,11 +301,13 @@ impl Machine {
     /// Takes the vCPU off its CPU, or puts it back.
     pub(super) fn switch(&mut self, me: usize) {
         if self.loaded[me] {
-            self.gics[me].save(&mut self.cpus[me]);
+            let in_flight = self.gics[me].hw_in_flight(&self.cpus[me]);
+            assert_eq!(self.gics[me].save(&mut self.cpus[me]), in_flight);
             assert_eq!(self.cpus[me].entries().count(), 0);
             assert_eq!(self.cpus[me].empty_mask(), (1 << self.cpus[me].count()) - 1);
         } else {
-            self.gics[me].restore(&mut self.cpus[me]);
+            let in_flight = self.gics[me].restore(&mut self.cpus[me]);
+            assert_eq!(in_flight, self.gics[me].hw_in_flight(&self.cpus[me]));
             // Another vCPU had the CPU, and asked for a maintenance interrupt of its own, or none.
             self.maintenance[me] = Maintenance::None;
             self.loaded[me] = true;

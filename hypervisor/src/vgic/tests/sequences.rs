@@ -242,6 +242,34 @@ fn the_timer_carries_its_physical_interrupt() {
 }
 
 #[test]
+fn a_switch_looks_at_no_list_register_of_an_interrupt_that_is_over_and_keeps_the_others() {
+    let mut m = Machine::running(1, 0);
+    m.gics[0].declare_hw(private(27), 27);
+    let _ = m.raise(0, 27);
+    let _ = m.raise(0, 31);
+    for _ in 0..2 {
+        m.acknowledge(0);
+    }
+    m.end(0, 31);
+    m.cpus[0].reads.set(0);
+    m.cpus[0].writes = 0;
+    assert_eq!(m.gics[0].save(&mut m.cpus[0]), 1 << 27, "the timer's is active still");
+    assert_eq!((m.cpus[0].reads.get(), m.cpus[0].writes), (1, 1), "the timer's alone");
+    assert_eq!(m.cpus[0].entries().count(), 0);
+    assert_eq!(m.gics[0].restore(&mut m.cpus[0]), 1 << 27);
+    assert_eq!(m.cpus[0].active(), [27]);
+    m.end(0, 27);
+    m.cpus[0].reads.set(0);
+    assert!(!m.gics[0].has_deliverable(&m.shared[0], &m.cpus[0], 0xff));
+    assert_eq!(m.gics[0].save(&mut m.cpus[0]), 0);
+    assert_eq!(m.cpus[0].reads.get(), 0);
+    // What was left there is not in the way of the next.
+    let _ = m.gics[0].restore(&mut m.cpus[0]);
+    assert_eq!(m.raise(0, 31), Raised::Placed);
+    assert_eq!(m.acknowledge(0), Some(31));
+}
+
+#[test]
 fn cancelling_the_timer_deactivates_the_physical_one() {
     for cancel in [(0x1_0280, false), (0x1_0380, true)] {
         let mut m = Machine::running(1, 0);
