@@ -74,6 +74,7 @@ global_asm!(
 global_asm!(
     include_str!("el2/vectors.S"),
     FRAME = const size_of::<Frame>(),
+    CALLS = const offset_of!(Frame, calls),
     SERRORS = const offset_of!(PerCpu, serrors),
     STACKS = sym percpu::STACKS,
     BUG_STACK_TOP = const percpu::stack_top_offset(MAX_CPUS),

@@ -44,7 +44,9 @@ pub struct Frame {
     /// registers: it is the vCPU's as they are.
     pub calls: u64,
 }
-const _: () = assert!(size_of::<Frame>() == 256);
+// What vectors.S has by number, and frame.S.
+const _: () = assert!(size_of::<Frame>() == 256 && align_of::<Frame>() == 16);
+const _: () = assert!(core::mem::offset_of!(Frame, x) == 0 && core::mem::offset_of!(Frame, calls) == 31 * 8);
 
 impl Frame {
     /// Notes a hypercall, in three instructions.
@@ -389,14 +391,19 @@ pub fn keep(arch: &ArchVcpu, frame: &Frame) {
     saved.spsr = regs::spsr_el2::read();
 }
 
-/// Gives back what [`keep`] kept.
-pub fn recall(arch: &ArchVcpu, frame: &mut Frame) {
+/// Gives back what [`keep`] kept: the general registers are there. Nobody writes them before the vCPU has run again (invariant 1).
+pub fn recall(arch: &ArchVcpu) -> *const Frame {
     // SAFETY: invariant 1.
     let saved = unsafe { &*arch.saved.get() };
-    // SAFETY: two frames, of two owners.
-    unsafe { frame_copy(frame, &raw const saved.frame) };
     regs::elr_el2::write(saved.elr);
     regs::spsr_el2::write(saved.spsr);
+    &raw const saved.frame
+}
+
+/// [`recall`] into a frame.
+pub fn recall_into(arch: &ArchVcpu, frame: &mut Frame) {
+    // SAFETY: two frames, of two owners.
+    unsafe { frame_copy(frame, recall(arch)) };
 }
 
 /// Takes a vCPU out of the CPU, after [`keep`].
@@ -456,8 +463,8 @@ fn forget_others(cpu: &PerCpu, arch: &ArchVcpu) {
     });
 }
 
-/// Puts a vCPU into the CPU; `frame` gets its general registers.
-pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
+/// Puts a vCPU into the CPU; its general registers are as [`recall`] says.
+pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu) -> *const Frame {
     arch.vcpu.on.set(cpu.id);
     // SAFETY: invariant 1.
     let saved = unsafe { &*arch.saved.get() };
@@ -488,10 +495,7 @@ pub fn load(cpu: &PerCpu, arch: &'static ArchVcpu, frame: &mut Frame) {
     regs::cntv_ctl_el0::write(saved.cntv_ctl);
     let fp = if fp_is_here(cpu, arch) { 0 } else { regs::CPTR_TFP };
     regs::cptr_el2::write(regs::CPTR_GUEST | fp);
-    regs::elr_el2::write(saved.elr);
-    regs::spsr_el2::write(saved.spsr);
-    // SAFETY: two frames, of two owners.
-    unsafe { frame_copy(frame, &raw const saved.frame) };
+    recall(arch)
 }
 
 /// Whether the CPU has the vCPU's floating-point registers as [`save`] wrote them (invariant 2).

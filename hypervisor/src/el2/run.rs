@@ -18,11 +18,12 @@ use super::gic::{self, HardwareLrs};
 use super::percpu::{self, PerCpu};
 use super::{console, finish, passthrough, regs, report, speculation, timer, trap};
 
-/// Chooses who runs next on this CPU and puts its registers into the frame. Idles until there is somebody.
+/// Chooses who runs next on this CPU; its general registers are in the frame, if it is the one whose these were, or where they were kept
+/// (vectors.S loads them from there). Idles until there is somebody.
 #[unsafe(no_mangle)]
-extern "C" fn switch_entry(frame: &mut Frame) {
+extern "C" fn switch_entry(frame: &mut Frame) -> *const Frame {
     let cpu = percpu::this();
-    let Some(machine) = cpu.machine.get() else { return };
+    let Some(machine) = cpu.machine.get() else { return frame };
     let mut first = true;
     // Each turn either returns to a guest or waits for an interrupt.
     loop {
@@ -39,13 +40,14 @@ extern "C" fn switch_entry(frame: &mut Frame) {
         let choice = machine.sched.choose(machine, cpu.id, now, running);
         timer::interrupt_at(console::deadline(machine, cpu.id, choice.look.min(soon)));
         if let Some(next) = choice.next {
+            let mut registers: *const Frame = frame;
             if running.is_none_or(|running| !core::ptr::eq(running, next)) {
-                switch_to(machine, cpu, next, frame, first);
+                registers = switch_to(machine, cpu, next, frame, first);
                 attend(cpu);
             }
             #[cfg(feature = "selfcheck")]
             super::stretch::end();
-            return;
+            return registers;
         }
         // The registers stay in the CPU while it idles; `loaded` says whose they are.
         if first {
@@ -73,7 +75,7 @@ fn settle(
     if !lives {
         if !*fresh {
             // It was idling with this one: its general registers are in memory.
-            context::recall(arch, frame);
+            context::recall_into(arch, frame);
         }
         report::tell(machine, cpu, arch, frame);
     }
@@ -153,17 +155,14 @@ fn switch_to(
     machine: &'static Machine<Arm>,
     cpu: &'static PerCpu,
     next: &'static Vcpu,
-    frame: &mut Frame,
+    frame: &Frame,
     fresh: bool,
-) {
-    let Some(arch) = super::arch_vcpu(next.index) else { return };
+) -> *const Frame {
+    let Some(arch) = super::arch_vcpu(next.index) else { return frame };
     hypervisor::runstate::switched(machine, cpu.loaded().map(|loaded| loaded.vcpu), next);
     if let Some(loaded) = cpu.loaded() {
         if core::ptr::eq(loaded, arch) {
-            if !fresh {
-                context::recall(arch, frame);
-            }
-            return;
+            return if fresh { frame } else { context::recall(arch) };
         }
         if fresh {
             context::keep(loaded, frame);
@@ -175,7 +174,7 @@ fn switch_to(
     if cpu.loaded().is_none_or(|loaded| loaded.domain.id != arch.domain.id) {
         speculation::forget();
     }
-    context::load(cpu, arch, frame);
+    let registers = context::load(cpu, arch);
     cpu.set_loaded(arch);
     cpu.set_current(Current {
         domain: arch.domain,
@@ -183,6 +182,7 @@ fn switch_to(
         cpu: cpu.id,
         reschedule: &cpu.reschedule,
     });
+    registers
 }
 
 /// An SError that the leaving vCPU caused and nobody took yet would be taken for the next one's: take it here, with the vector that

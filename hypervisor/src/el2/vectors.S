@@ -4,7 +4,8 @@
  *   Calls and interrupts save what the C ABI may clobber (x0-x18, x29, x30) and call
  *     hvc_entry(frame, ESR) / irq_entry(frame) -> 0: go on with this guest, else: ask the scheduler.
  *   Everything else saves all registers and calls sync_entry(frame, ESR) / serror_entry(frame), same result.
- *   The scheduler is switch_entry(frame): the frame then holds the next guest's registers.
+ *   The scheduler is switch_entry(frame) -> where the next guest's registers are: in that frame, or where they were kept (16-byte aligned).
+ *     They are loaded from there; only the word of calls is moved to the stack, where the next exception leaves it.
  *   ELR_EL2 and SPSR_EL2 stay in their registers: EL2 takes no exception while it serves a guest.
  * From EL2 itself: an SError is counted (serror_el2 says when that is expected), an AT that aborts is a translation that failed
  *   (el2_translation), everything else is a bug of ours: bug_entry(kind) prints and halts.
@@ -23,17 +24,21 @@
     stp     x29, x30, [sp, #232]
     .endm
 
+    .macro  load_clobbered from         /* but x0 and x1 */
+    ldp     x2, x3, [\from, #16]
+    ldp     x4, x5, [\from, #32]
+    ldp     x6, x7, [\from, #48]
+    ldp     x8, x9, [\from, #64]
+    ldp     x10, x11, [\from, #80]
+    ldp     x12, x13, [\from, #96]
+    ldp     x14, x15, [\from, #112]
+    ldp     x16, x17, [\from, #128]
+    ldr     x18, [\from, #144]
+    ldp     x29, x30, [\from, #232]
+    .endm
+
     .macro  restore_clobbered
-    ldp     x2, x3, [sp, #16]
-    ldp     x4, x5, [sp, #32]
-    ldp     x6, x7, [sp, #48]
-    ldp     x8, x9, [sp, #64]
-    ldp     x10, x11, [sp, #80]
-    ldp     x12, x13, [sp, #96]
-    ldp     x14, x15, [sp, #112]
-    ldp     x16, x17, [sp, #128]
-    ldr     x18, [sp, #144]
-    ldp     x29, x30, [sp, #232]
+    load_clobbered sp
     ldp     x0, x1, [sp], #{FRAME}
     .endm
 
@@ -45,12 +50,12 @@
     stp     x27, x28, [sp, #216]
     .endm
 
-    .macro  restore_preserved
-    ldp     x19, x20, [sp, #152]
-    ldp     x21, x22, [sp, #168]
-    ldp     x23, x24, [sp, #184]
-    ldp     x25, x26, [sp, #200]
-    ldp     x27, x28, [sp, #216]
+    .macro  load_preserved from
+    ldp     x19, x20, [\from, #152]
+    ldp     x21, x22, [\from, #168]
+    ldp     x23, x24, [\from, #184]
+    ldp     x25, x26, [\from, #200]
+    ldp     x27, x28, [\from, #216]
     .endm
 
     /* No straight-line speculation past the return (XSA-312). */
@@ -134,8 +139,7 @@ el2_sync_other:
     bl      sync_entry
 el2_leave_all:
     cbnz    x0, el2_switch_saved
-el2_restore_all:
-    restore_preserved
+    load_preserved sp
     restore_clobbered
     return_to_guest
 
@@ -144,7 +148,13 @@ el2_switch:
 el2_switch_saved:
     mov     x0, sp
     bl      switch_entry
-    b       el2_restore_all
+    ldr     x1, [x0, #{CALLS}]
+    str     x1, [sp, #{CALLS}]
+    load_preserved x0
+    load_clobbered x0
+    add     sp, sp, #{FRAME}            /* EL2 takes nothing here that would write below it: SErrors are masked too */
+    ldp     x0, x1, [x0]
+    return_to_guest
 
 /* The first guest of a CPU: from enter_guests(stack top), with no frame yet. */
     .global enter_guests
