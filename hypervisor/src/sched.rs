@@ -79,6 +79,17 @@ struct Queue {
     back: Option<VcpuIndex>,
 }
 
+impl Queue {
+    /// Nobody runs on the CPU.
+    #[cold]
+    const fn idles(&mut self) {
+        self.served = u64::MAX;
+        self.given = 0;
+        self.turn_end = 0;
+        self.look = u64::MAX;
+    }
+}
+
 /// A CPU's queue, and what others see of it without the lock.
 struct Cpu {
     queue: Lock<Queue, { rank::QUEUE }>,
@@ -262,37 +273,36 @@ impl Scheduler {
             self.expire_timers(machine, id, &mut queue, now)
         };
         passes_on |= expired;
-        if let Some(vcpu) = stolen {
-            Self::take_in(&mut queue, id, vcpu);
-        }
-        let mut choice = self.decide(machine, id, &mut queue, now, served, running);
-        if choice.next.is_none() {
-            // Invariant 2: `idle` is published before the others' queues are looked at.
-            queue.served = u64::MAX;
-            queue.given = 0;
-            queue.turn_end = 0;
-            queue.look = u64::MAX;
-            cpu.publish(&queue);
-            drop(queue);
-            // Each turn but the last takes one out of a queue for good: it runs, is parked or goes off.
-            while choice.next.is_none() {
-                self.idle.fetch_or(bit(id), AcqRel);
-                fence(SeqCst);
-                let Some(vcpu) = self.steal(machine, id, u64::MAX, Search::All) else { break };
-                self.idle.fetch_and(!bit(id), AcqRel);
-                let mut queue = cpu.queue.lock();
+        let (mut stolen, mut goes_on, mut again) = (stolen, running, false);
+        // Each turn but the last takes one out of a queue for good: it runs, is parked or goes off.
+        let mut choice = loop {
+            if let Some(vcpu) = stolen {
                 Self::take_in(&mut queue, id, vcpu);
-                choice = self.decide(machine, id, &mut queue, now, false, None);
-                cpu.publish(&queue);
-                self.pass_on(machine, id, &queue);
             }
-        } else {
+            let choice = self.decide(machine, id, &mut queue, now, served, goes_on);
+            let found = choice.next.is_some();
+            if !found {
+                queue.idles();
+            }
             cpu.publish(&queue);
-            if passes_on {
+            if again || found && passes_on {
                 self.pass_on(machine, id, &queue);
             }
             drop(queue);
-        }
+            if found {
+                break choice;
+            }
+            // Invariant 2: `idle` is published before the others' queues are looked at.
+            self.idle.fetch_or(bit(id), AcqRel);
+            fence(SeqCst);
+            stolen = self.steal(machine, id, u64::MAX, Search::All);
+            if stolen.is_none() {
+                break choice;
+            }
+            self.idle.fetch_and(!bit(id), AcqRel);
+            (goes_on, again) = (None, true);
+            queue = cpu.queue.lock();
+        };
         if let Some(vcpu) = stray {
             join(machine, None, vcpu, Joins::Wakes);
         }
@@ -308,7 +318,7 @@ impl Scheduler {
     }
 
     /// [`Self::choose`] under the queue's lock, from what is in it.
-    #[inline(never)]
+    #[inline(always)]
     fn decide<'m, H: Hardware>(
         &self,
         machine: &'m Machine<H>,
