@@ -3,7 +3,6 @@ use std::vec::Vec;
 
 use super::settings::{set_cap, set_weight};
 use super::*;
-use crate::domain::Domain;
 use crate::fake::{COUNTER_FREQUENCY, Op, World};
 
 /// 2 ms and 250 us, in ticks.
@@ -22,27 +21,23 @@ impl<'w> One<'w> {
         let mut cpu = One { world, running: None };
         for domain in world.machine.domains.get(1..).unwrap() {
             set_weight(domain, 512);
-            assert!(start(&world.machine, cpu.vcpu(domain)));
+            assert!(start(&world.machine, cpu.vcpu(domain.id.0)));
             cpu.look();
             cpu.sleep();
         }
-        let first = cpu.domain(1);
-        assert!(start(&world.machine, cpu.vcpu(first)));
+        assert!(start(&world.machine, cpu.vcpu(1)));
         cpu.look();
-        assert!(cpu.runs(first));
+        assert_eq!(cpu.runs(), Some(1));
         cpu
     }
 
-    fn domain(&self, id: u16) -> &'w Domain {
-        self.world.domain(id)
+    fn vcpu(&self, id: u16) -> &'w Vcpu {
+        self.world.domain(id).vcpu(0).unwrap()
     }
 
-    fn vcpu(&self, domain: &'w Domain) -> &'w Vcpu {
-        domain.vcpu(0).unwrap()
-    }
-
-    fn runs(&self, domain: &Domain) -> bool {
-        self.running.is_some_and(|vcpu| vcpu.domain == domain.id)
+    /// Whose vCPU runs.
+    fn runs(&self) -> Option<u16> {
+        self.running.map(|vcpu| vcpu.domain.0)
     }
 
     /// Asks the scheduler; what was asked for before is done with.
@@ -67,8 +62,8 @@ impl<'w> One<'w> {
 
     /// The first domain wakes another; what was done to the machine for it.
     fn wake(&self, id: u16) -> Vec<Op> {
-        wake(&self.world.machine, &self.world.current(1, 0), self.vcpu(self.domain(id)));
-        assert_eq!(self.vcpu(self.domain(id)).run.get(), Run::Runnable);
+        wake(&self.world.machine, &self.world.current(1, 0), self.vcpu(id));
+        assert_eq!(self.vcpu(id).run.get(), Run::Runnable);
         self.world.machine.hw.take_ops()
     }
 }
@@ -85,10 +80,10 @@ fn a_wake_up_on_ones_own_cpu_sets_the_timer_to_the_end_of_the_grain_and_asks_nob
     assert_eq!(world.machine.sched.looks(CPU), given + GRAIN, "others count on it");
     cpu.advance(GRAIN - 101);
     cpu.look();
-    assert!(cpu.runs(cpu.domain(1)), "it had nothing to do yet");
+    assert_eq!(cpu.runs(), Some(1), "it had nothing to do yet");
     cpu.advance(1);
     cpu.look();
-    assert!(cpu.runs(cpu.domain(2)));
+    assert_eq!(cpu.runs(), Some(2));
 }
 
 #[test]
@@ -100,7 +95,7 @@ fn a_wake_up_on_ones_own_cpu_preempts_at_once_who_has_had_its_grain() {
     assert!(world.take_reschedule());
     assert_eq!(world.machine.sched.looks(CPU), 0, "it looks at once");
     cpu.look();
-    assert!(cpu.runs(cpu.domain(2)));
+    assert_eq!(cpu.runs(), Some(2));
 }
 
 #[test]
@@ -111,12 +106,12 @@ fn a_wake_up_on_ones_own_cpu_preempts_at_once_who_has_had_its_turn_in_less_than_
     // It takes its blocking back: it has the CPU anew, and the rest of its turn.
     block(&world.machine, &world.current(1, 0), None, || true);
     cpu.look();
-    assert!(cpu.runs(cpu.domain(1)));
+    assert_eq!(cpu.runs(), Some(1));
     cpu.advance(100);
     assert_eq!(cpu.wake(2), []);
     assert!(world.take_reschedule());
     cpu.look();
-    assert!(cpu.runs(cpu.domain(2)));
+    assert_eq!(cpu.runs(), Some(2));
 }
 
 #[test]
@@ -125,12 +120,12 @@ fn a_wake_up_on_ones_own_cpu_waits_for_the_end_of_the_turn_of_who_is_served_befo
     let mut cpu = One::beside_sleepers(&world);
     cpu.sleep();
     // A sibling has had nothing either, and weighs more: its request is served at a quarter of a turn of virtual time, the sleeper's at half of one.
-    set_weight(cpu.domain(1), 1024);
-    assert!(start(&world.machine, cpu.domain(1).vcpu(1).unwrap()));
+    set_weight(world.domain(1), 1024);
+    assert!(start(&world.machine, world.domain(1).vcpu(1).unwrap()));
     cpu.look();
     let turn_ends = world.machine.hw.counter() + TURN;
     cpu.advance(GRAIN * 2);
-    wake(&world.machine, &world.current(1, 1), cpu.vcpu(cpu.domain(2)));
+    wake(&world.machine, &world.current(1, 1), cpu.vcpu(2));
     assert_eq!(world.machine.hw.take_ops(), [Op::LookBy(CPU, turn_ends)]);
     assert!(!world.take_reschedule());
 }
@@ -149,7 +144,7 @@ fn a_wake_up_on_ones_own_cpu_leaves_a_timer_that_comes_earlier() {
     assert!(!world.take_reschedule());
     cpu.advance(looks - world.machine.hw.counter());
     cpu.look();
-    assert!(cpu.runs(cpu.domain(2)));
+    assert_eq!(cpu.runs(), Some(2));
 }
 
 #[test]
@@ -163,5 +158,5 @@ fn a_wake_up_where_nobody_runs_is_looked_at_at_once() {
     assert_eq!(cpu.wake(2), []);
     assert!(world.take_reschedule());
     cpu.look();
-    assert!(cpu.runs(cpu.domain(2)));
+    assert_eq!(cpu.runs(), Some(2));
 }
