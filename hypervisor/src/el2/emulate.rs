@@ -1,15 +1,16 @@
 //! Emulated devices: which addresses of a guest are the distributor and the redistributors.
 use hypervisor::addr::Ipa;
 use hypervisor::console;
-use hypervisor::vgic::{self, AccessSize, Handling, Serviced, VcpuNumber};
+use hypervisor::vgic::{self, AccessSize, DistState, Handling, Serviced, VcpuNumber};
 use hypervisor::vpl011;
-use pv_abi::layout;
+use pv_abi::{PAGE_SHIFT, layout};
 use tock_registers::LocalRegisterCopy;
 
 use super::context::{ArchVcpu, Frame};
 use super::gic::{self, HardwareLrs};
 use super::percpu::PerCpu;
-use super::regs::ESR;
+use super::regs::{self, ESR, HPFAR};
+use super::trap::{FSC_LEVEL, FSC_TRANSLATION, Syndrome, skip};
 use super::{passthrough, run};
 
 /// What became of an access.
@@ -21,6 +22,42 @@ pub enum Access {
     Again,
     /// There is no device at the address.
     Nothing,
+}
+
+/// What [`load_plain`] looks at in a syndrome, and what it is then: a load of a word without a sign, which no table of the guest's made, from a page that
+/// stage 2 does not map.
+const ASKED: u64 = field(ESR::ISV)
+    | field(ESR::SAS)
+    | field(ESR::SSE)
+    | field(ESR::S1PTW)
+    | field(ESR::WNR)
+    | (field(ESR::FSC) & !FSC_LEVEL);
+const PLAIN_LOAD: u64 = field(ESR::ISV) | 2 << ESR::SAS.shift | FSC_TRANSLATION;
+
+const fn field(field: tock_registers::fields::Field<u64, ESR::Register>) -> u64 {
+    field.mask << field.shift
+}
+
+/// Loads a register of the distributor that is plain ([`vgic::DistState::plain_word`]), such as the one that Linux polls. False, and nothing is done, for
+/// every other access. Only what the C ABI may clobber is in the frame and goes back to the guest from there, so it must be one of these registers
+/// (x0 to x18, x29, x30, or the zero register).
+#[inline(always)]
+pub fn load_plain(cpu: &'static PerCpu, frame: &mut Frame, syndrome: Syndrome) -> bool {
+    let register = syndrome.read(ESR::SRT);
+    if syndrome.get() & ASKED != PLAIN_LOAD || (19..29).contains(&register) || gic::is_v2() {
+        return false;
+    }
+    let page = LocalRegisterCopy::<u64, HPFAR::Register>::new(regs::hpfar_el2::read()).read(HPFAR::FIPA);
+    let offset = regs::far_el2::read() & 0xFFF;
+    if page != layout::GICV3_GICD_BASE >> PAGE_SHIFT || !DistState::is_plain(offset) {
+        return false;
+    }
+    let Some(arch) = cpu.loaded() else { return false };
+    let value = arch.domain.state.lock().gic.plain_word(offset);
+    cpu.counts.exits.add();
+    frame.set(register, value);
+    skip(syndrome);
+    true
 }
 
 /// Serves an access to an emulated device.

@@ -40,8 +40,8 @@ mod class {
 }
 
 /// Low bits of a fault status: the level.
-const FSC_LEVEL: u64 = 3;
-const FSC_TRANSLATION: u64 = 0x04;
+pub const FSC_LEVEL: u64 = 3;
+pub const FSC_TRANSLATION: u64 = 0x04;
 const FSC_ADDRESS_SIZE: u64 = 0x00;
 
 /// INTIDs from here on are shared interrupts.
@@ -156,6 +156,20 @@ fn interrupt_on<C: Controller>(cpu: &'static PerCpu) {
     } else if gic::worth_a_line() {
         defmt::warn!("interrupt {=u32} that nobody asked for", intid);
     }
+}
+
+/// A data abort of a guest, with what the C ABI may clobber in the frame: 1 when it was served, and the guest goes on; 0 when nothing was done.
+#[unsafe(no_mangle)]
+extern "C" fn load_entry(frame: &mut Frame, esr: u64) -> u64 {
+    #[cfg(feature = "selfcheck")]
+    super::stretch::exception(frame, esr);
+    let cpu = percpu::this();
+    let served = !cpu.reschedule.get() && emulate::load_plain(cpu, frame, Syndrome::new(esr));
+    #[cfg(feature = "selfcheck")]
+    if served {
+        super::stretch::end();
+    }
+    u64::from(served)
 }
 
 /// Every other synchronous exception of a guest, with all registers in the frame.

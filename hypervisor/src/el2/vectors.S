@@ -3,6 +3,7 @@
  * From a guest: the frame (struct Frame) is made at the top of this CPU's stack, so SP_EL2 is there whenever a guest runs.
  *   Calls and interrupts save what the C ABI may clobber (x0-x18, x29, x30) and call
  *     hvc_entry(frame, ESR) / irq_entry(frame) -> 0: go on with this guest, else: ask the scheduler.
+ *   So do data aborts at first, which call load_entry(frame, ESR) -> 1: go on with this guest, 0: all of it, as below.
  *   Everything else saves all registers and calls sync_entry(frame, ESR) / serror_entry(frame), same result.
  *   The scheduler is switch_entry(frame) -> where the next guest's registers are: in that frame, or where they were kept (16-byte aligned).
  *     They are loaded from there; only the word of calls is moved to the stack, where the next exception leaves it.
@@ -135,7 +136,15 @@ el2_irq:
     return_to_guest
 
 el2_sync_other:
-    save_preserved
+    cmp     x2, #0x24                   /* EC: data abort of a guest */
+    b.ne    1f
+    bl      load_entry
+    cbz     x0, 2f
+    restore_clobbered
+    return_to_guest
+2:  mov     x0, sp                      /* x19 to x28 are the guest's still, by the C ABI */
+    mrs     x1, esr_el2
+1:  save_preserved
     bl      sync_entry
 el2_leave_all:
     cbnz    x0, el2_switch_saved

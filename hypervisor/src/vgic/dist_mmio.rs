@@ -61,6 +61,25 @@ fn register(dist: &DistState, offset: u64, size: AccessSize) -> Option<Register>
 }
 
 impl DistState {
+    /// Whether a word of the distributor is the same for all vCPUs and in no list register: `GICD_CTLR`, `GICD_TYPER`, `GICD_IIDR`.
+    pub const fn is_plain(offset: u64) -> bool {
+        matches!(offset, 0x0000 | 0x0004 | 0x0008)
+    }
+
+    /// Reads one of those; zero for others.
+    pub fn plain_word(&self, offset: u64) -> u64 {
+        match offset {
+            0x0000 => self.ctlr(),
+            0x0004 => self.typer(),
+            0x0008 => IIDR,
+            _ => 0,
+        }
+    }
+
+    fn ctlr(&self) -> u64 {
+        CTLR_ARE_NS | if self.group1_enabled { CTLR_ENABLE_GRP1A } else { 0 }
+    }
+
     /// A read of the distributor by `me`; `None` if there is no register of that width.
     pub(super) fn dist_read(
         &self,
@@ -73,7 +92,7 @@ impl DistState {
             Decoded::Bank(bank) => Some(self.read_bank(me, vcpus, bank)),
             Decoded::BadWidth => None,
             Decoded::Elsewhere => match register(self, offset, size)? {
-                Register::Ctlr => Some(CTLR_ARE_NS | if self.group1_enabled { CTLR_ENABLE_GRP1A } else { 0 }),
+                Register::Ctlr => Some(self.ctlr()),
                 Register::Typer => Some(self.typer()),
                 Register::Iidr => Some(IIDR),
                 Register::Pidr2 => Some(PIDR2),

@@ -207,6 +207,16 @@ impl Machine {
         if let Some(done) = read.serviced {
             self.note(me, done);
         }
+        if access.frame == Frame::Distributor
+            && access.size == AccessSize::Word
+            && DistState::is_plain(access.offset)
+        {
+            assert_eq!(
+                (self.dist.plain_word(access.offset), read.serviced),
+                (read.value, None),
+                "{access:?}"
+            );
+        }
         read
     }
 
