@@ -205,6 +205,8 @@ pub struct Domain {
     pub paging: Option<pagetable::Shared>,
     /// Its watchdogs. Set under its lock.
     pub watchdogs: Watchdogs,
+    /// Whether a vCPU of it has ever polled: who sends to one that does not looks at no vCPU. Said before the vCPU says what it polls for.
+    pub polled: AtomicBool,
     /// Its event ports ([`crate::evtchn::PortWord`]), index = port.
     pub ports: &'static [AtomicU64],
     /// Its event queues and their array.

@@ -179,6 +179,7 @@ fn sleep<H: Hardware>(
     polled: u32,
     is_there: impl Fn() -> bool,
 ) {
+    current.domain.polled.store(true, Ordering::Relaxed);
     current.vcpu.poll.store(polled, Ordering::Relaxed);
     let deadline = (asked.timeout != 0).then(|| ticks(asked.timeout, machine.hw.counter_frequency()));
     sched::block(machine, current, deadline, || has_mail(current) || is_there());

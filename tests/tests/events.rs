@@ -307,6 +307,7 @@ fn an_event_wakes_who_polls_for_it() {
     let port = one.event(EventOp::BindIpi, BindIpi { vcpu: 0, port: Port(0) }).1.port;
     one.mask(port);
     let sleeper = world.domain(1).vcpu(1).unwrap();
+    world.domain(1).polled.store(true, core::sync::atomic::Ordering::Relaxed);
     for (polled, wakes) in [(port.0, true), (u32::MAX, true), (port.0 + 1, false)] {
         sleeper.run.set(Run::Blocked);
         sleeper.poll.store(polled, core::sync::atomic::Ordering::Relaxed);

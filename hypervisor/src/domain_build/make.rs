@@ -167,6 +167,7 @@ impl<H: Hardware, S: Storage> Builder<'_, H, S> {
             pauses: Pauses::new(),
             cap: Cap::new(),
             paging: (config.paging == Paging::Pv).then(pagetable::Shared::new),
+            polled: AtomicBool::new(false),
             watchdogs: Watchdogs::new(),
             ports,
             fifo: Fifo::new(),

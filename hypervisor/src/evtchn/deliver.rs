@@ -76,8 +76,8 @@ pub(super) fn set_pending<H: Hardware>(
         Ok(_) => {}
         Err(Contended) => return word_contended(machine, current, domain),
     }
-    // Looked at after the pending bit is set: a vCPU that begins to poll looks at that bit after it has said so.
-    if domain.vcpus.iter().any(|vcpu| polls(vcpu, port)) {
+    // Looked at after the pending bit is set: a vCPU that begins to poll looks at that bit after it has said so, to its domain too.
+    if domain.polled.load(Ordering::Relaxed) && domain.vcpus.iter().any(|vcpu| polls(vcpu, port)) {
         wake_pollers(machine, current, domain, port, vcpu);
     } else {
         tell(machine, current, domain, at, vcpu);

@@ -179,6 +179,7 @@ fn areas<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
         vcpu.deadline.store(u64::MAX, Ordering::Relaxed);
         vcpu.poll.store(NOT_POLLING, Ordering::Relaxed);
     }
+    domain.polled.store(false, Ordering::Relaxed);
     evtchn::forget_fifo(machine, domain);
     domain.watchdogs.forget();
 }
