@@ -538,6 +538,14 @@ impl FrameTable {
         }
     }
 
+    /// [`Self::set_home`] of a frame that has just become RAM, or a page that is shown.
+    #[inline]
+    pub(crate) fn settle(&self, mfn: Mfn, home: Gfn) {
+        if let (Some(entry), Ok(link)) = (self.entry(mfn), u32::try_from(home.get())) {
+            entry.set_next(link);
+        }
+    }
+
     /// Boot: a frame of RAM that the hypervisor uses itself (image, tables, modules).
     ///
     /// # Errors
@@ -570,6 +578,17 @@ impl FrameTable {
             counter.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// [`Self::transit`] of a frame that cannot fail; its links are cut. Under the allocator's lock.
+    #[inline]
+    pub(crate) fn transit_single(&self, mfn: Mfn, from: FrameState, to: FrameState) {
+        if self.transit(mfn, from, to).is_ok()
+            && let Some(entry) = self.entry(mfn)
+        {
+            entry.set_next(NO_LINK);
+            entry.set_prev(NO_LINK);
+        }
     }
 
     /// [`Self::transit`] of neighbours that are all `from`; their links are cut. Under the allocator's lock.

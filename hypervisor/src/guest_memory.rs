@@ -50,6 +50,16 @@ fn locate_by_tables<H: Hardware>(
     va: GuestVa,
     access: Access,
 ) -> Result<(FrameAddr, Kind), Errno> {
+    locate_here(machine, current, va, access)
+}
+
+#[inline(always)]
+fn locate_here<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    va: GuestVa,
+    access: Access,
+) -> Result<(FrameAddr, Kind), Errno> {
     let ipa = machine.hw.translate(va, access).map_err(|_| Errno::Efault)?;
     let mapping =
         stage2::lookup(&machine.hw, current.domain.stage2_root, ipa.frame()).ok_or(Errno::Efault)?;
@@ -167,7 +177,7 @@ fn unkept<H: Hardware>(
     if current.domain.paging().is_some() {
         return Ok(None);
     }
-    let (at, kind) = locate_by_tables(machine, current, GuestVa::new(handle.0), Access::Write)?;
+    let (at, kind) = locate_here(machine, current, GuestVa::new(handle.0), Access::Write)?;
     Ok((kind != Kind::GrantWritable).then_some(at))
 }
 

@@ -89,6 +89,11 @@ pub trait Hardware: Sync {
     fn clear(&self, frame: Mfn);
     /// Cleans and invalidates a frame to the point of coherency, so that a guest with its caches off sees the same bytes.
     fn clean_to_memory(&self, frame: Mfn);
+    /// [`Self::clear`] and [`Self::clean_to_memory`].
+    fn clear_to_memory(&self, frame: Mfn) {
+        self.clear(frame);
+        self.clean_to_memory(frame);
+    }
     /// Makes instruction fetches see what was written to a frame before it was cleaned ([`Hardware::clean_to_memory`]; Arm ARM B2.7.4.2).
     fn sync_instructions(&self, frame: Mfn);
 

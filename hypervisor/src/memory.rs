@@ -78,10 +78,41 @@ impl From<MapError> for Errno {
 /// # Errors
 /// Xen's errno for each operation.
 pub fn memory_op<H: Hardware>(machine: &Machine<H>, current: &Current<'_>, args: &Args) -> Answer {
+    let number = u32::try_from(args[0] & MEMOP_CMD_MASK).map_err(|_| Errno::Enosys)?;
+    let operation = MemoryOp::from_number(number).ok_or(Errno::Enosys)?;
+    let change = match operation {
+        MemoryOp::IncreaseReservation => Change::Increase,
+        MemoryOp::DecreaseReservation => Change::Decrease,
+        MemoryOp::PopulatePhysmap => Change::Populate,
+        MemoryOp::MaximumRamPage
+        | MemoryOp::CurrentReservation
+        | MemoryOp::MaximumReservation
+        | MemoryOp::MaximumGpfn
+        | MemoryOp::AddToPhysmap
+        | MemoryOp::RemoveFromPhysmap
+        | MemoryOp::SharingFreedPages
+        | MemoryOp::SharingSharedPages
+        | MemoryOp::Exchange
+        | MemoryOp::ClaimPages
+        | MemoryOp::GetVnumainfo
+        | MemoryOp::ReservedDeviceMemoryMap
+        | MemoryOp::AcquireResource
+        | MemoryOp::AddToPhysmapBatch => return other(machine, current, operation, args),
+    };
+    reservation::adjust(machine, current, change, args)
+}
+
+/// Those that are not hot: out of line, for their stack.
+#[inline(never)]
+fn other<H: Hardware>(
+    machine: &Machine<H>,
+    current: &Current<'_>,
+    operation: MemoryOp,
+    args: &Args,
+) -> Answer {
     let (cmd, arg) = (args[0], GuestHandle(args[1]));
     let progress = cmd >> MEMOP_EXTENT_SHIFT;
-    let number = u32::try_from(cmd & MEMOP_CMD_MASK).map_err(|_| Errno::Enosys)?;
-    let operation = MemoryOp::from_number(number).ok_or(Errno::Enosys)?;
+    let number = operation.number();
     match operation {
         MemoryOp::MaximumRamPage => {
             first_time(progress)?;

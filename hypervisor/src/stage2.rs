@@ -239,7 +239,17 @@ impl Stage2 {
     ///
     /// # Errors
     /// No such guest frame, or no table to be had; no mapping is changed.
+    #[inline(never)]
     pub fn prepare<H: Hardware>(&mut self, hw: &H, frames: &Frames, gfn: Gfn) -> Result<Slot, MapError> {
+        self.prepare_here(hw, frames, gfn)
+    }
+
+    /// [`Self::prepare`] at the place: for the hottest calls.
+    ///
+    /// # Errors
+    /// Likewise.
+    #[inline(always)]
+    pub fn prepare_here<H: Hardware>(&mut self, hw: &H, frames: &Frames, gfn: Gfn) -> Result<Slot, MapError> {
         let slot = if let Some(slot) = self.page(hw, gfn) {
             slot
         } else {

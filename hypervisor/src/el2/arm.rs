@@ -185,6 +185,10 @@ impl Hardware for Arm {
         direct::clean_to_memory(frame);
     }
 
+    fn clear_to_memory(&self, frame: Mfn) {
+        direct::clear_to_memory(frame);
+    }
+
     fn sync_instructions(&self, _: Mfn) {
         direct::sync_instructions();
     }

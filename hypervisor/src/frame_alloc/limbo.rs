@@ -48,16 +48,21 @@ impl Quiescent {
         self.0.each_ref().map(|count| count.load(Ordering::Acquire))
     }
 
-    /// Whether every CPU has passed since, or had not run.
-    fn all_since(&self, then: &[u64; MAX_CPUS]) -> bool {
-        self.late(then).next().is_none()
-    }
-
     /// The CPUs that have run guests and not passed since.
     pub fn late(&self, then: &[u64; MAX_CPUS]) -> impl Iterator<Item = CpuId> + use<> {
         let both = self.now().into_iter().zip(*then);
-        (0..).map(CpuId).zip(both).filter(|(_, (now, then))| *then != 0 && now == then).map(|(cpu, _)| cpu)
+        (0..).map(CpuId).zip(both).filter(|(_, (now, then))| !has_passed(*now, *then)).map(|(cpu, _)| cpu)
     }
+}
+
+/// Whether a CPU that had passed `then` times has passed since, or had not run a guest by then.
+const fn has_passed(now: u64, then: u64) -> bool {
+    then == 0 || now != then
+}
+
+/// Whether every CPU has passed since.
+fn all_since(now: &[u64; MAX_CPUS], then: &[u64; MAX_CPUS]) -> bool {
+    now.iter().zip(then).all(|(now, then)| has_passed(*now, *then))
 }
 
 /// Frames linked by their entries; under the allocator's lock.
@@ -115,6 +120,14 @@ impl Limbo {
         Ok(())
     }
 
+    /// If nobody waits, lets those that were gathered wait from `now` on, which was read under this hold of the lock, so after they came.
+    fn begin(&mut self, now: &[u64; MAX_CPUS]) {
+        if self.waiting.frames == 0 && self.gathered.frames != 0 {
+            core::mem::swap(&mut self.waiting, &mut self.gathered);
+            self.since = *now;
+        }
+    }
+
     fn pop(&mut self, table: &FrameTable) -> Option<Mfn> {
         let mfn = table
             .base()
@@ -129,15 +142,16 @@ impl Limbo {
 impl FreeLists {
     /// Makes frames free that have waited long enough, [`AT_ONCE`] at most; returns how many.
     pub(super) fn reclaim(&mut self, table: &FrameTable, quiescent: &Quiescent) -> u32 {
-        if self.limbo.waiting.frames == 0 {
-            core::mem::swap(&mut self.limbo.waiting, &mut self.limbo.gathered);
-            self.limbo.since = quiescent.now();
-        }
-        if self.limbo.waiting.frames == 0 || !quiescent.all_since(&self.limbo.since) {
+        let now = quiescent.now();
+        self.limbo.begin(&now);
+        if self.limbo.waiting.frames == 0 || !all_since(&now, &self.limbo.since) {
             return 0;
         }
         for freed in 0..AT_ONCE {
-            let Some(mfn) = self.limbo.pop(table) else { return freed };
+            let Some(mfn) = self.limbo.pop(table) else {
+                self.limbo.begin(&now);
+                return freed;
+            };
             // In limbo it changes under this lock only.
             let _ = table.transit(mfn, LIMBO, FREE);
             self.put(table, mfn.get(), 0);

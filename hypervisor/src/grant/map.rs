@@ -69,7 +69,7 @@ pub(super) fn map<H: Hardware>(
     let known = flags & !MapFlags::READONLY.bits() == MapFlags::HOST_MAP.bits();
     let gfn = Ipa::new(op.host_addr).map(Ipa::frame).filter(|_| known);
     let slot = gfn.and_then(|gfn| {
-        let slot = both.mapper.stage2.prepare(&machine.hw, &machine.frames, gfn).ok()?;
+        let slot = both.mapper.stage2.prepare_here(&machine.hw, &machine.frames, gfn).ok()?;
         let there = slot.current(&machine.hw);
         is_vacant(there).then_some((gfn, slot, there))
     });

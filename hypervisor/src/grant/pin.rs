@@ -36,8 +36,9 @@ pub(super) fn pin<H: Hardware>(
     if !granter.life.can_give() {
         return Err(GrantStatus::BadDomain);
     }
-    let at = state.grants.entry_at(gref).ok_or(GrantStatus::BadGntref)?;
-    let mut active = state.grants.active(machine, gref).ok_or(GrantStatus::BadGntref)?;
+    let (at, record) = state.grants.places(gref).ok_or(GrantStatus::BadGntref)?;
+    let base = machine.frames.table.base();
+    let mut active = Active::unpack(machine.hw.load_u64(record), base);
     let foreign = active.domid != user && !crate::seeded!("grant-of-another");
     if active.is_pinned() && (foreign || active.is_full(how)) {
         return Err(GrantStatus::GeneralError);
@@ -62,7 +63,7 @@ pub(super) fn pin<H: Hardware>(
             active.frame = mfn;
             active.domid = user;
             active.pin(how);
-            state.grants.set_active(machine, gref, active);
+            machine.hw.store_u64(record, active.pack(base));
         }
         Err(_) => reduce_status(machine, current, granter, at, active, how),
     }
@@ -104,9 +105,9 @@ pub(super) fn unpin_seen<H: Hardware>(
     how: Use,
 ) {
     let mut active = active;
-    let (Some(mfn), Some(at)) = (active.mfn(), state.grants.entry_at(gref)) else { return };
+    let (Some(mfn), Some((at, record))) = (active.mfn(), state.grants.places(gref)) else { return };
     active.unpin(how);
-    state.grants.set_active(machine, gref, active);
+    machine.hw.store_u64(record, active.pack(machine.frames.table.base()));
     if !active.is_pinned() || crate::seeded!("xsa-218b") {
         // The first use took it.
         let _ = machine.frames.table.release(mfn);

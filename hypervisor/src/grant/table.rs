@@ -138,6 +138,15 @@ impl GrantState {
         word_at(self.frame(index)?, gref.0)
     }
 
+    /// Where an entry's 8 bytes are, and where the word that says what is in use of it ([`Active`]); both stay there while the lock is held.
+    #[inline]
+    pub(super) fn places(&self, gref: GrantRef) -> Option<(FrameAddr, FrameAddr)> {
+        let index = gref.0 / ENTRIES_PER_FRAME;
+        let index = if crate::seeded!("xsa-18") { index.min(self.frames.saturating_sub(1)) } else { index };
+        let table = self.table_frame(index)?;
+        Some((word_at(table.shared, gref.0)?, word_at(table.active, gref.0)?))
+    }
+
     fn active_at(&self, gref: GrantRef) -> Option<FrameAddr> {
         let index = gref.0 / ENTRIES_PER_FRAME;
         let index = if crate::seeded!("xsa-18") { index.min(self.frames.saturating_sub(1)) } else { index };

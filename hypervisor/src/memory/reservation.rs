@@ -74,9 +74,10 @@ pub(super) fn adjust<H: Hardware>(
     args: &Args,
 ) -> Answer {
     let [cmd, arg, a2, a3, a4] = *args;
-    let Some((asked, domain)) = checked(machine, current, change, args) else {
-        return Ok(cmd >> MEMOP_EXTENT_SHIFT);
-    };
+    let refused = Ok(cmd >> MEMOP_EXTENT_SHIFT);
+    let asked = guest_memory::read_in_place::<Reservation, 4, H>(machine, current, GuestHandle(arg));
+    let Ok(asked) = asked else { return refused };
+    let Some(domain) = checked(machine, current, change, args, &asked) else { return refused };
     let size = 1_u64.wrapping_shl(asked.extent_order);
     let (mut extent, mut page) = progress(cmd);
     let mut undo = cmd & UNDO;
@@ -86,7 +87,10 @@ pub(super) fn adjust<H: Hardware>(
     };
     // This CPU has looked nothing up yet.
     machine.frames.quiescent.pass(current.cpu);
-    machine.frames.reclaim();
+    // Who takes frames looks for those in limbo when there are no others.
+    if change == Change::Decrease {
+        machine.frames.reclaim();
+    }
     let run = Stretch::begin(machine, current);
     let full = machine.hw.budget(BUDGET);
     let mut budget = full;
@@ -132,14 +136,15 @@ const fn progress(cmd: u64) -> (u64, u64) {
     (cmd >> MEMOP_EXTENT_SHIFT & MAX_EXTENTS, (cmd & !UNDO) >> PAGES_SHIFT)
 }
 
-/// The request, if there is something to do that may be done.
+/// Whose memory a request is about, if there is something to do that may be done.
+#[inline]
 fn checked<'m, H: Hardware>(
     machine: &'m Machine<H>,
     current: &Current<'m>,
     change: Change,
     args: &Args,
-) -> Option<(Reservation, &'m Domain)> {
-    let asked: Reservation = guest_memory::read(machine, current, GuestHandle(args[1])).ok()?;
+    asked: &Reservation,
+) -> Option<&'m Domain> {
     let (extent, page) = progress(args[0]);
     let domain = any_domain(machine, current, asked.domid)?;
     let address_bits = asked.mem_flags & ADDRESS_BITS;
@@ -154,7 +159,7 @@ fn checked<'m, H: Hardware>(
         && (asked.mem_flags & MEMF_VNODE != 0 || !wants_node(asked.mem_flags))
         // A guest does not do this to itself.
         && (change != Change::Populate || asked.mem_flags & MEMF_POPULATE_ON_DEMAND == 0);
-    (sound && domain.id == current.domain.id).then_some((asked, domain))
+    (sound && domain.id == current.domain.id).then_some(domain)
 }
 
 /// Does a page of an extent; returns its cost.
@@ -183,7 +188,8 @@ fn one<H: Hardware>(
         if left < size && !crate::seeded!("xsa-385") {
             return Err(Failure::Refused);
         }
-        if machine.frames.free_frames() < size {
+        // Who is too late for them is refused below.
+        if machine.frames.free_now() < size {
             return Err(short_of_frames(machine));
         }
     }
@@ -226,24 +232,26 @@ fn populate<H: Hardware>(
     if !state.memory.charge(1) {
         return Err(Failure::Refused);
     }
-    let slot = state.stage2.prepare(&machine.hw, &machine.frames, gfn);
+    let slot = state.stage2.prepare_here(&machine.hw, &machine.frames, gfn);
     let found = slot.map_err(|error| Failure::from(Errno::from(error))).and_then(|slot| {
-        if domain.paging().is_some()
-            && slot.current(&machine.hw).is_some_and(|there| there.kind.is_held_in_place())
-        {
+        let there = slot.current(&machine.hw);
+        // Only a domain with checked page tables has what is held.
+        if there.is_some_and(|there| there.kind.is_held_in_place()) {
             return Err(Failure::Refused);
         }
         let frame = machine.frames.allocate_clear(&machine.hw, 0, domain.id, Role::Data);
-        frame.map(|frame| (slot, frame)).ok_or_else(|| short_of_frames(machine))
+        frame.map(|frame| (slot, there, frame)).ok_or_else(|| short_of_frames(machine))
     });
-    let (slot, frame) = found.inspect_err(|_| state.memory.discharge(1))?;
+    let (slot, there, frame) = found.inspect_err(|_| state.memory.discharge(1))?;
     // Nothing of what was executed there before.
     machine.hw.sync_instructions(frame);
-    if let Some(replaced) = slot.commit(&machine.hw, frame, domain.ram_kind()) {
+    if there.is_none() {
+        slot.fill(&machine.hw, frame, domain.ram_kind());
+    } else if let Some(replaced) = slot.commit(&machine.hw, frame, domain.ram_kind()) {
         leave(machine, replaced);
     }
     if !crate::seeded!("xsa-22") {
-        machine.frames.table.set_home(frame, Some(gfn));
+        machine.frames.table.settle(frame, gfn);
     }
     Ok(())
 }
