@@ -240,15 +240,24 @@ impl VcpuGic {
     /// A private interrupt's that is empty has nothing to keep, and is left as it is: to the virtual interface it is no interrupt, whatever its other
     /// fields say (State 0 with no end of interrupt to be told: IHI 0069, 12.4.8 `ICH_ELRSR_EL2`; IHI 0048, 5.3.9 `GICH_ELSR`), so it can be
     /// neither delivered nor ended nor counted by the next guest.
+    #[inline(always)]
     pub fn save<L: ListRegisters>(&mut self, lrs: &mut L) -> u32 {
-        let occupied = self.occupied(lrs);
+        if self.lr_used != 0 {
+            let kept = !lrs.empty_mask() | self.lr_spi;
+            // Memory has had zeros for them since they were put into the hardware.
+            for n in bits(self.lr_used & !kept) {
+                let held = self.holds.get(n).copied().unwrap_or(0);
+                self.resident &= !1_u32.wrapping_shl(held.into());
+            }
+            self.lr_used &= kept;
+        }
+        if self.lr_used == 0 { self.pending & self.hw } else { self.save_used(lrs) }
+    }
+
+    #[inline(never)]
+    fn save_used<L: ListRegisters>(&mut self, lrs: &mut L) -> u32 {
         let mut in_flight = self.pending & self.hw;
         for n in bits(self.lr_used) {
-            if (occupied | self.lr_spi) & bit_at(n) == 0 {
-                self.parked.write(n, 0);
-                self.unassign(n);
-                continue;
-            }
             let raw = lrs.read(n);
             self.parked.write(n, raw);
             in_flight |= self.hw_behind(n, raw, lrs.layout());
@@ -260,7 +269,13 @@ impl VcpuGic {
     }
 
     /// Puts the list registers back into hardware that [`save`](Self::save) emptied. Returns what [`hw_in_flight`](Self::hw_in_flight) does.
+    #[inline(always)]
     pub fn restore<L: ListRegisters>(&mut self, lrs: &mut L) -> u32 {
+        if self.lr_used == 0 { self.pending & self.hw } else { self.restore_used(lrs) }
+    }
+
+    #[inline(never)]
+    fn restore_used<L: ListRegisters>(&mut self, lrs: &mut L) -> u32 {
         let mut in_flight = self.pending & self.hw;
         for n in bits(self.lr_used) {
             let raw = self.parked.read(n);
