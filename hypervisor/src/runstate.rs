@@ -187,10 +187,12 @@ pub(crate) fn leave_at<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu, run: Run,
 #[inline]
 pub fn switched<H: Hardware>(machine: &Machine<H>, before: Option<&Vcpu>, next: &Vcpu) {
     if let Some(before) = before.filter(|before| before.index != next.index) {
-        let run = before.run.get();
         // One that gave way itself has told so already.
-        if before.runstate.is_in(Run::Running) && run != Run::Running {
-            leave(machine, before, run);
+        if before.runstate.is_in(Run::Running) {
+            let run = before.run.get();
+            if run != Run::Running {
+                leave(machine, before, run);
+            }
         }
     }
     publish(machine, next);

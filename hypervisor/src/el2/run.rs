@@ -223,12 +223,18 @@ fn attend_now(cpu: &'static PerCpu, arch: &'static ArchVcpu) {
         Some(Raised::Placed | Raised::Held) | None => false,
     };
     if cpu.service.replace(false) || wanted {
-        let mut state = arch.domain.state.lock();
-        let done = arch.with_gic(|gic| gic.service(&mut state.gic, arch.domain.gic, &mut HardwareLrs));
-        passthrough::release(&mut state.gic);
-        drop(state);
-        serviced(cpu, arch, &done);
+        service(cpu, arch);
     }
+}
+
+#[cold]
+#[inline(never)]
+fn service(cpu: &'static PerCpu, arch: &'static ArchVcpu) {
+    let mut state = arch.domain.state.lock();
+    let done = arch.with_gic(|gic| gic.service(&mut state.gic, arch.domain.gic, &mut HardwareLrs));
+    passthrough::release(&mut state.gic);
+    drop(state);
+    serviced(cpu, arch, &done);
 }
 
 /// Does what a service of the virtual GIC asks the image for.
