@@ -214,7 +214,7 @@ impl Scheduler {
     }
 
     /// Accounts for what a vCPU of this CPU has run until now; true when its request is served.
-    #[inline(never)]
+    #[inline(always)]
     fn charge<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, now: u64) -> bool {
         let ran = vcpu.share.ran(now);
         if vcpu.share.capped.load(Relaxed)

@@ -102,7 +102,12 @@ impl Heap {
         if let Some(place) = self.places.get_mut(usize::from(first.vcpu.0)) {
             *place = NOWHERE;
         }
-        self.sink(0, entry);
+        // As often as not it was alone.
+        if self.len == 1 {
+            self.write(0, entry)
+        } else {
+            self.sink(0, entry)
+        }
         first
     }
 

@@ -140,6 +140,7 @@ pub fn go_off<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) {
 }
 
 /// Charges a vCPU of this CPU for what it ran until now, before it leaves the CPU in another way than by `Scheduler::choose`.
+#[inline(never)]
 pub(crate) fn account<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> u64 {
     let now = machine.hw.counter();
     machine.sched.charge(machine, vcpu, now);
