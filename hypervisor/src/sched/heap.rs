@@ -104,9 +104,9 @@ impl Heap {
         }
         // As often as not it was alone.
         if self.len == 1 {
-            self.write(0, entry)
+            self.write(0, entry);
         } else {
-            self.sink(0, entry)
+            self.sink(0, entry);
         }
         first
     }
