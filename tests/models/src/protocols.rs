@@ -96,7 +96,7 @@ pub const ALL: &[Protocol] = &[
     Protocol {
         name: "idle",
         what: "a CPU runs out of work while another queues a vCPU: somebody runs it, or is told",
-        needs: &["choose: fence(", "enqueue: fence("],
+        needs: &["choose: fence(", "offer: fence("],
         body: idle,
     },
     Protocol {
