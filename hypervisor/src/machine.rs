@@ -12,28 +12,29 @@ use crate::sched::Scheduler;
 use crate::vcpu::{Vcpu, VcpuIndex};
 use crate::wallclock::WallClock;
 
-/// The whole machine.
+/// The whole machine. In the order of C: what is asked for most is near its beginning, where one instruction reaches it.
+#[repr(C)]
 pub struct Machine<H: Hardware> {
     /// What is below.
     pub hw: H,
-    /// Every frame of RAM: owners, roles, counts, free lists.
-    pub frames: Frames,
     /// The domains, ascending ids; those that were refused at boot leave a gap.
     pub domains: &'static [Domain],
-    /// The id of the first: 0 with a control domain, else 1.
-    pub first_id: u16,
     /// Every vCPU of the machine, by [`VcpuIndex`], with its domain.
     pub vcpus: &'static [(&'static Domain, &'static Vcpu)],
+    /// The id of the first: 0 with a control domain, else 1.
+    pub first_id: u16,
+    /// Run queues.
+    pub sched: Scheduler,
     /// Who lives, and who is to be taken back from.
     pub reaper: Reaper,
-    /// How domains are built anew.
-    pub plans: Plans,
     /// What time it is.
     pub wall_clock: WallClock,
     /// What is typed.
     pub keyboard: Keyboard,
-    /// Run queues.
-    pub sched: Scheduler,
+    /// Every frame of RAM: owners, roles, counts, free lists.
+    pub frames: Frames,
+    /// How domains are built anew.
+    pub plans: Plans,
 }
 
 impl<H: Hardware> Machine<H> {
