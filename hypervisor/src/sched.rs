@@ -537,10 +537,12 @@ impl Scheduler {
         let idles =
             self.idle.load(Relaxed) & bit(to) != 0 && self.idle.fetch_and(!bit(to), AcqRel) & bit(to) != 0;
         match here {
-            Some(_) if later => machine.hw.look_by(to, needed),
             Some(current) => {
                 if tell {
-                    current.reschedule.set(true);
+                    // Also when it is to ask at once: where it has just asked, and takes what was left for the vCPU that it enters, nobody looks at
+                    // `reschedule` before that one's next exit.
+                    machine.hw.look_by(to, needed);
+                    current.reschedule.set(current.reschedule.get() || !later);
                 }
             }
             None => {
