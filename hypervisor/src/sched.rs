@@ -20,6 +20,7 @@
 
 #[cfg(any(test, feature = "fake"))]
 pub mod check;
+mod clock;
 mod heap;
 pub mod plan;
 pub mod pool;
@@ -46,6 +47,7 @@ use crate::machine::{Current, Machine};
 use crate::pause::{self, Hold};
 use crate::runstate;
 use crate::vcpu::{Run, Vcpu, VcpuIndex};
+use clock::Clock;
 use heap::Heap;
 use pool::{CpuMask, Joins, Kind, Pool, Ticks};
 use steal::Search;
@@ -92,9 +94,12 @@ impl Queue {
 
 /// A CPU's queue, and what others see of it without the lock.
 struct Cpu {
+    id: CpuId,
     queue: Lock<Queue, { rank::QUEUE }>,
-    /// The first key of `ready`.
+    /// The first key of `ready`, in the pool's time.
     first: AtomicU64,
+    /// Its virtual time, which the keys of `ready` and `served` are in.
+    clock: Clock,
     /// Its pool.
     pool: u8,
 }
@@ -103,7 +108,7 @@ impl Cpu {
     /// To be called when `ready` has changed.
     #[inline]
     fn publish(&self, queue: &Queue) {
-        self.first.store(queue.ready.first_key(), Relaxed);
+        self.first.store(self.clock.of_pool(queue.ready.first_key()), Relaxed);
     }
 }
 
@@ -164,8 +169,10 @@ impl Scheduler {
             };
             let pool = pools.iter().position(|pool| pool.cpus & bit(cpu) != 0);
             Cpu {
+                id: cpu,
                 queue: Lock::new(queue),
                 first: AtomicU64::new(u64::MAX),
+                clock: Clock::new(),
                 pool: pool.and_then(|pool| u8::try_from(pool).ok()).unwrap_or(0),
             }
         })?;
@@ -213,16 +220,22 @@ impl Scheduler {
         self.cpu(cpu).and_then(|cpu| self.pool(cpu.pool)).is_some_and(|pool| pool.kind == Kind::Partition)
     }
 
+    /// The pool of a vCPU, and its home.
+    #[inline]
+    fn account_of(&self, vcpu: &Vcpu) -> Option<(&Pool, &Cpu)> {
+        self.pool_of(vcpu).zip(self.cpu(vcpu.home.get()))
+    }
+
     /// Accounts for what a vCPU of this CPU has run until now; true when its request is served.
     #[inline(always)]
-    fn charge<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, now: u64) -> bool {
+    fn charge<H: Hardware>(&self, machine: &Machine<H>, cpu: &Cpu, vcpu: &Vcpu, now: u64) -> bool {
         let ran = vcpu.share.ran(now);
         if vcpu.share.capped.load(Relaxed)
             && let Some(domain) = machine.domain(vcpu.domain)
         {
             domain.cap.charge(ran);
         }
-        self.pool_of(vcpu).is_some_and(|pool| pool.charge(&self.ticks, &vcpu.share, ran))
+        self.pool_of(vcpu).is_some_and(|pool| pool.charge(&self.ticks, &cpu.clock, &vcpu.share, ran))
     }
 
     /// What a vCPU's domain may still run, or when to ask again.
@@ -254,12 +267,12 @@ impl Scheduler {
         if self.idle.load(Relaxed) & bit(id) != 0 {
             self.idle.fetch_and(!bit(id), AcqRel);
         }
-        let served = running.is_some_and(|vcpu| self.charge(machine, vcpu, now));
+        let served = running.is_some_and(|vcpu| self.charge(machine, cpu, vcpu, now));
         let leaves = served || running.is_none_or(|vcpu| vcpu.share.yields.load(Relaxed));
         // Whoever should have been served before the one that is first here is taken over from another CPU.
         let stolen = if leaves && self.cpus.len() > 1 {
-            let here =
-                cpu.first.load(Relaxed).min(running.map_or(u64::MAX, |vcpu| vcpu.share.served.load(Relaxed)));
+            let own = running.map_or(u64::MAX, |vcpu| cpu.clock.of_pool(vcpu.share.served.load(Relaxed)));
+            let here = cpu.first.load(Relaxed).min(own);
             self.steal(machine, id, here.saturating_sub(self.ticks.turn / 2), Search::First)
         } else {
             None
@@ -277,9 +290,9 @@ impl Scheduler {
         // Each turn but the last takes one out of a queue for good: it runs, is parked or goes off.
         let mut choice = loop {
             if let Some(vcpu) = stolen {
-                Self::take_in(&mut queue, id, vcpu);
+                self.take_in(cpu, &mut queue, vcpu);
             }
-            let choice = self.decide(machine, id, &mut queue, now, served, goes_on);
+            let choice = self.decide(machine, cpu, &mut queue, now, served, goes_on);
             let found = choice.next.is_some();
             if !found {
                 queue.idles();
@@ -322,7 +335,7 @@ impl Scheduler {
     fn decide<'m, H: Hardware>(
         &self,
         machine: &'m Machine<H>,
-        id: CpuId,
+        cpu: &Cpu,
         queue: &mut Queue,
         now: u64,
         served: bool,
@@ -341,7 +354,7 @@ impl Scheduler {
                     || waiting < own && now >= queue.given.saturating_add(self.ticks.grain));
             match self.allowance(machine, vcpu, now) {
                 Ok(left) if !gives_way => {
-                    return self.goes_on(id, queue, now, vcpu, self.pool_of(vcpu), left);
+                    return self.goes_on(cpu, queue, now, vcpu, self.pool_of(vcpu), left);
                 }
                 // Who yields is behind whoever is first, even when it would be served before.
                 Ok(_) => {
@@ -385,22 +398,22 @@ impl Scheduler {
                     queue.given = now;
                     let pool = self.pool_of(vcpu);
                     if let Some(pool) = pool {
-                        pool.give(&self.ticks, &vcpu.share);
+                        pool.give(&self.ticks, &cpu.clock, &vcpu.share);
                     }
-                    return self.goes_on(id, queue, now, vcpu, pool, left);
+                    return self.goes_on(cpu, queue, now, vcpu, pool, left);
                 }
             }
             runstate::enter(machine, vcpu, Run::Offline);
             vcpu.run.set(Run::Offline);
         }
-        Choice { next: None, look: self.first_deadline(id, queue) }
+        Choice { next: None, look: self.first_deadline(cpu.id, queue) }
     }
 
     /// A vCPU has the CPU, for `left` ticks at most.
     #[inline]
     fn goes_on<'m>(
         &self,
-        id: CpuId,
+        cpu: &Cpu,
         queue: &mut Queue,
         now: u64,
         vcpu: &'m Vcpu,
@@ -408,14 +421,15 @@ impl Scheduler {
         left: u64,
     ) -> Choice<'m> {
         let waiting = queue.ready.first_key();
-        let mut look = self.first_deadline(id, queue).min(now.saturating_add(left));
+        let mut look = self.first_deadline(cpu.id, queue).min(now.saturating_add(left));
+        cpu.clock.note_alone(waiting == u64::MAX);
         queue.served = vcpu.share.served.load(Relaxed);
         queue.turn_end = now.saturating_add(vcpu.share.left.load(Relaxed));
         if let Some(pool) = pool {
             look = look.min(if waiting == u64::MAX {
                 self.alone(pool, queue.turn_end, now)
             } else {
-                pool.until(&self.ticks, &vcpu.share, queue.given, now, waiting)
+                pool.until(&self.ticks, &cpu.clock, &vcpu.share, queue.given, now, waiting)
             });
         }
         queue.look = look;
@@ -447,8 +461,8 @@ impl Scheduler {
     }
 
     /// Puts a vCPU that was taken out of another CPU's queue into this one's.
-    fn take_in(queue: &mut Queue, id: CpuId, vcpu: &Vcpu) {
-        vcpu.home.set(id);
+    fn take_in(&self, cpu: &Cpu, queue: &mut Queue, vcpu: &Vcpu) {
+        self.settle(cpu, vcpu);
         queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
     }
 
@@ -483,8 +497,8 @@ impl Scheduler {
             if vcpu.home.get() != id || !self.allows(vcpu, id) {
                 return (expired, Some(vcpu));
             }
-            if !parked && let Some(pool) = self.pool_of(vcpu) {
-                pool.join(&self.ticks, &vcpu.share, Joins::Wakes);
+            if !parked && let Some((pool, cpu)) = self.account_of(vcpu) {
+                pool.join(&self.ticks, &cpu.clock, &vcpu.share, Joins::Wakes);
             }
             queue.ready.put(vcpu.index, vcpu.share.served.load(Relaxed));
             expired = true;
@@ -508,20 +522,42 @@ impl Scheduler {
         }
     }
 
-    /// Puts a vCPU that has just become runnable, by the caller, into a CPU's queue, and tells that CPU if it would look too late. `here` is the
-    /// caller, if the CPU that executes this runs a vCPU.
+    /// Makes a CPU a vCPU's home, under the lock of its queue, and puts the account into that CPU's time.
+    #[inline]
+    fn settle(&self, cpu: &Cpu, vcpu: &Vcpu) {
+        let home = vcpu.home.get();
+        if home != cpu.id {
+            if let Some((pool, before)) = self.account_of(vcpu) {
+                pool.moves(&self.ticks, &vcpu.share, &before.clock, &cpu.clock);
+            }
+            vcpu.home.set(cpu.id);
+        }
+    }
+
+    /// Puts a vCPU that has just become runnable, by the caller, where it belongs, for a reason if it wanted no CPU before, and tells that CPU if it would
+    /// look too late. `here` is the caller, if the CPU that executes this runs a vCPU.
     ///
     /// The caller's own CPU need not ask at once when the one that runs there stays anyway: its turn is not over, and no grain if the new one is
     /// served before it. [`Self::decide`] would then do nothing but set the timer to `needed`, which is done here. A moment earlier that it is set to stays,
     /// be it the console's, an allowance's or a deadline's. `needed` is among what [`Self::goes_on`] takes the least of, so whoever sees it as `look` may count on it:
     /// this CPU takes no interrupt, and looks at nothing, before the timer is set.
     #[inline(never)]
-    fn enqueue<H: Hardware>(&self, machine: &Machine<H>, vcpu: &Vcpu, to: CpuId, here: Option<&Current<'_>>) {
+    fn enqueue<H: Hardware>(
+        &self,
+        machine: &Machine<H>,
+        here: Option<&Current<'_>>,
+        vcpu: &Vcpu,
+        why: Option<Joins>,
+    ) {
+        let to = self.target(vcpu);
         let Some(cpu) = self.cpu(to) else { return };
-        let served = vcpu.share.served.load(Relaxed);
         let mut queue = cpu.queue.lock();
         queue.timers.remove(vcpu.index);
-        vcpu.home.set(to);
+        self.settle(cpu, vcpu);
+        if let Some((why, pool)) = why.zip(self.pool_of(vcpu)) {
+            pool.join(&self.ticks, &cpu.clock, &vcpu.share, why);
+        }
+        let served = vcpu.share.served.load(Relaxed);
         queue.ready.put(vcpu.index, served);
         cpu.publish(&queue);
         let needed =

@@ -19,7 +19,7 @@ pub fn queues<H: Hardware>(machine: &Machine<H>) -> Result<(), String> {
         let queue = cpu.queue.lock();
         queue.ready.check().map_err(|wrong| format!("CPU {number}: {wrong} in the queue"))?;
         queue.timers.check().map_err(|wrong| format!("CPU {number}: {wrong} among the timers"))?;
-        if cpu.first.load(Relaxed) != queue.ready.first_key() {
+        if cpu.first.load(Relaxed) != cpu.clock.of_pool(queue.ready.first_key()) {
             return Err(format!("CPU {number}: others see another first"));
         }
     }

@@ -206,7 +206,7 @@ impl<'a> Model<'a> {
         }
     }
 
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         self.machine().hw.advance(STEP);
         self.now += STEP;
         for index in 0..self.guests.len() {
@@ -248,7 +248,8 @@ impl<'a> Model<'a> {
             Does::Sleeps(runs, sleeps) => {
                 guest.left = runs;
                 guest.wakes = self.now + sleeps;
-                machine.sched.charge(machine, guest.vcpu, self.now);
+                let home = machine.sched.cpu(guest.vcpu.home.get()).unwrap();
+                machine.sched.charge(machine, home, guest.vcpu, self.now);
                 guest.vcpu.run.set(Run::Blocked);
                 self.look[cpu] = 0;
             }

@@ -1,7 +1,7 @@
 //! Pools of CPUs and the schedulers that they have: one small trait, an `enum` of those that implement it.
 //!
 //! `fair` is a weighted fair queue over virtual time. A vCPU asks for a turn at a time; its request is served at the virtual time
-//! `had + turn / weight`, and whose is served first goes first. The pool's own virtual time is the latest at which somebody was given a CPU:
+//! `had + turn / weight`, and whose is served first goes first. A CPU's own virtual time ([`Clock`]) is the latest at which somebody was given it:
 //! who comes back from sleep, or weighs more than a CPU can give, is at most a turn behind it, so nobody saves time up. Who wakes asks for a grain
 //! at first, and so is served before those that spin: this changes when it runs, not how much.
 //!
@@ -10,6 +10,7 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
 use super::MAX_CPUS;
+use super::clock::Clock;
 use super::share::Share;
 
 /// CPUs as bits, CPU 0 the lowest.
@@ -28,6 +29,8 @@ pub struct Ticks {
     pub look: u64,
     /// The period of caps.
     pub period: u64,
+    /// How far a CPU's virtual time may be behind the foremost of its pool.
+    pub behind: u64,
 }
 
 impl Ticks {
@@ -39,6 +42,7 @@ impl Ticks {
             grain: turn / 8,
             look: turn.saturating_mul(3),
             period: if turn == 0 { 5 } else { turn.saturating_mul(5) },
+            behind: turn.saturating_mul(4),
         }
     }
 }
@@ -68,7 +72,9 @@ pub trait Policy {
 /// The weighted fair queue.
 #[derive(Debug)]
 pub struct Fair<'a> {
-    time: &'a AtomicU64,
+    clock: &'a Clock,
+    /// The time of the pool's foremost CPU.
+    foremost: &'a AtomicU64,
     ticks: &'a Ticks,
 }
 
@@ -76,7 +82,22 @@ impl Fair<'_> {
     /// The virtual time behind which nobody is.
     #[inline]
     fn horizon(&self) -> u64 {
-        self.time.load(Relaxed).saturating_sub(self.ticks.turn)
+        self.clock.time().saturating_sub(self.ticks.turn)
+    }
+
+    /// Somebody joined when nobody knew how long another had been alone. Who keeps up is behind by what he may ask for, at his weight, and a turn at most.
+    #[cold]
+    #[inline(never)]
+    fn lift(&self, share: &Share) -> u64 {
+        let (had, least) =
+            (share.had.load(Relaxed), self.horizon().saturating_sub(share.aged(self.ticks.turn)));
+        if had < least {
+            share.had.store(least, Relaxed);
+            if share.served.load(Relaxed) <= least {
+                Self::request(share, least, share.left.load(Relaxed));
+            }
+        }
+        had.max(least)
     }
 
     fn request(share: &Share, had: u64, length: u64) {
@@ -88,8 +109,9 @@ impl Fair<'_> {
 impl Policy for Fair<'_> {
     #[inline]
     fn charge(&self, share: &Share, ran: u64) -> bool {
-        let had = share.had.load(Relaxed).saturating_add(share.aged(ran)).max(self.horizon());
+        let had = share.had.load(Relaxed).saturating_add(share.ages(ran)).max(self.horizon());
         share.had.store(had, Relaxed);
+        self.clock.charged(had, self.foremost, self.ticks);
         let left = share.left.load(Relaxed).saturating_sub(ran);
         if left == 0 {
             Self::request(share, had, self.ticks.turn);
@@ -103,7 +125,7 @@ impl Policy for Fair<'_> {
     #[inline]
     fn join(&self, share: &Share, why: Joins) {
         let (least, length) = match why {
-            Joins::Starts => (self.time.load(Relaxed), self.ticks.turn),
+            Joins::Starts => (self.clock.time(), self.ticks.turn),
             // The virtual time may be as far ahead of who waits as a turn: by asking for one, it would be served as late as they.
             Joins::Wakes => (self.horizon(), self.ticks.grain),
         };
@@ -116,10 +138,11 @@ impl Policy for Fair<'_> {
 
     #[inline]
     fn give(&self, share: &Share) {
-        let had = share.had.load(Relaxed);
-        if had > self.time.load(Relaxed) {
-            self.time.fetch_max(had, Relaxed);
+        let mut had = share.had.load(Relaxed);
+        if had < self.horizon() {
+            had = self.lift(share);
         }
+        self.clock.given(had, self.foremost, self.ticks);
     }
 
     #[inline]
@@ -166,52 +189,66 @@ pub struct Pool {
     pub kind: Kind,
     /// Its CPUs.
     pub cpus: CpuMask,
-    /// `fair`'s virtual time.
-    time: AtomicU64,
+    /// `fair`'s virtual time: that of the CPU that is foremost.
+    foremost: AtomicU64,
 }
 
 impl Pool {
     /// A pool of these CPUs.
     pub const fn new(kind: Kind, cpus: CpuMask) -> Self {
-        Self { kind, cpus, time: AtomicU64::new(0) }
+        Self { kind, cpus, foremost: AtomicU64::new(0) }
     }
 
-    const fn fair<'a>(&'a self, ticks: &'a Ticks) -> Fair<'a> {
-        Fair { time: &self.time, ticks }
+    const fn fair<'a>(&'a self, ticks: &'a Ticks, clock: &'a Clock) -> Fair<'a> {
+        Fair { clock, foremost: &self.foremost, ticks }
     }
 
-    /// [`Policy::charge`].
+    /// [`Policy::charge`], on the CPU whose clock it is.
     #[inline]
-    pub(super) fn charge(&self, ticks: &Ticks, share: &Share, ran: u64) -> bool {
+    pub(super) fn charge(&self, ticks: &Ticks, clock: &Clock, share: &Share, ran: u64) -> bool {
         match self.kind {
-            Kind::Fair => self.fair(ticks).charge(share, ran),
+            Kind::Fair => self.fair(ticks, clock).charge(share, ran),
             Kind::Partition => Partition.charge(share, ran),
         }
     }
 
-    /// [`Policy::join`].
+    /// [`Policy::join`], for the CPU whose clock it is.
     #[inline]
-    pub(super) fn join(&self, ticks: &Ticks, share: &Share, why: Joins) {
+    pub(super) fn join(&self, ticks: &Ticks, clock: &Clock, share: &Share, why: Joins) {
         match self.kind {
-            Kind::Fair => self.fair(ticks).join(share, why),
+            Kind::Fair => self.fair(ticks, clock).join(share, why),
             Kind::Partition => Partition.join(share, why),
         }
     }
 
-    /// [`Policy::give`].
+    /// [`Policy::give`] of the CPU whose clock it is.
     #[inline]
-    pub(super) fn give(&self, ticks: &Ticks, share: &Share) {
+    pub(super) fn give(&self, ticks: &Ticks, clock: &Clock, share: &Share) {
         match self.kind {
-            Kind::Fair => self.fair(ticks).give(share),
+            Kind::Fair => self.fair(ticks, clock).give(share),
             Kind::Partition => Partition.give(share),
         }
     }
 
-    /// [`Policy::until`].
+    /// Puts an account into the time of another home, under the lock of its queue.
+    pub(super) fn moves(&self, ticks: &Ticks, share: &Share, from: &Clock, to: &Clock) {
+        to.keep_up(&self.foremost, ticks);
+        to.take_over(share, from);
+    }
+
+    /// [`Policy::until`], on the CPU whose clock it is.
     #[inline]
-    pub(super) fn until(&self, ticks: &Ticks, share: &Share, began: u64, now: u64, waiting: u64) -> u64 {
+    pub(super) fn until(
+        &self,
+        ticks: &Ticks,
+        clock: &Clock,
+        share: &Share,
+        began: u64,
+        now: u64,
+        waiting: u64,
+    ) -> u64 {
         match self.kind {
-            Kind::Fair => self.fair(ticks).until(share, began, now, waiting),
+            Kind::Fair => self.fair(ticks, clock).until(share, began, now, waiting),
             Kind::Partition => Partition.until(share, began, now, waiting),
         }
     }

@@ -60,7 +60,7 @@ impl Scheduler {
                 super::account(machine, vcpu);
                 crate::runstate::enter(machine, vcpu, Run::Runnable);
                 vcpu.run.set(Run::Runnable);
-                self.enqueue(machine, vcpu, self.target(vcpu), None);
+                self.enqueue(machine, None, vcpu, None);
             }
             Run::Runnable => self.move_on(machine, vcpu),
             Run::Blocked | Run::Offline | Run::Paused => {}
@@ -90,10 +90,7 @@ impl Scheduler {
         cpu.publish(&queue);
         drop(queue);
         if taken {
-            if let Some(pool) = self.pool_of(vcpu) {
-                pool.join(&self.ticks, &vcpu.share, Joins::Wakes);
-            }
-            self.enqueue(machine, vcpu, self.target(vcpu), None);
+            self.enqueue(machine, None, vcpu, Some(Joins::Wakes));
         }
     }
 }

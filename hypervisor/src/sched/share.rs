@@ -3,7 +3,8 @@
 //! Invariants
 //! 1. A [`Share`] belongs to the CPU that runs the vCPU; while it does not run, to who holds the lock of the queue that it is in or
 //!    enters, which exactly one does (`vcpu.rs`, invariant 2). So plain loads and stores are enough.
-//! 2. Virtual time is ticks of the counter at the default weight: a vCPU of weight w that runs t ticks gets t * 256 / w older.
+//! 2. Its virtual times are those of the vCPU's home ([`super::clock`]).
+//! 3. Virtual time is ticks of the counter at the default weight: a vCPU of weight w that runs t ticks gets t * 256 / w older.
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU32, AtomicU64};
 
@@ -20,6 +21,8 @@ pub struct Share {
     pub(super) had: AtomicU64,
     /// Virtual time at which its request is served: what queues are ordered by.
     pub(super) served: AtomicU64,
+    /// What is had beyond it, in parts of a virtual tick, [`ONE`] of them: who is charged a few ticks at a time ages as fast as others.
+    rest: AtomicU32,
     /// Ticks left of the request.
     pub(super) left: AtomicU64,
     /// Until when its running is accounted for.
@@ -42,6 +45,7 @@ impl Share {
         Self {
             had: AtomicU64::new(0),
             served: AtomicU64::new(0),
+            rest: AtomicU32::new(0),
             left: AtomicU64::new(0),
             began: AtomicU64::new(0),
             inverse: AtomicU32::new(ONE),
@@ -68,6 +72,15 @@ impl Share {
     #[inline]
     pub(super) fn aged(&self, ticks: u64) -> u64 {
         ticks.saturating_mul(u64::from(self.inverse.load(Relaxed))) >> 16
+    }
+
+    /// So many ticks more have been had, as virtual time.
+    #[inline]
+    pub(super) fn ages(&self, ticks: u64) -> u64 {
+        let inverse = u64::from(self.inverse.load(Relaxed));
+        let parts = ticks.saturating_mul(inverse).saturating_add(self.rest.load(Relaxed).into());
+        self.rest.store(u32::from(parts as u16), Relaxed);
+        parts >> 16
     }
 
     /// Ticks that it has run since it was last asked.

@@ -56,7 +56,9 @@ impl Scheduler {
                         .map(|(_, vcpu)| vcpu)
                 }
             };
-            if let Some(vcpu) = found.filter(|vcpu| vcpu.share.served.load(Relaxed) < limit) {
+            if let Some(vcpu) =
+                found.filter(|vcpu| cpu.clock.of_pool(vcpu.share.served.load(Relaxed)) < limit)
+            {
                 queue.ready.remove(vcpu.index);
                 cpu.publish(&queue);
                 return Some(vcpu);

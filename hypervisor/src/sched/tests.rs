@@ -307,3 +307,121 @@ fn end(world: &World, id: u16) -> bool {
     crate::life::destroy(&world.machine, domain);
     domain.life.stage() == Stage::Dying
 }
+
+/// Four CPUs' worth of guests on two: CPU 1 has one of its own, which does as told and weighs so much; the others are kept to CPU 0.
+fn beside_one_on_its_own<'a>(world: &'a World, own: Does, weight: u16, does: &[Does]) -> Model<'a> {
+    set_weight(world.domain(4), weight);
+    let mut all = does.to_vec();
+    all.resize(6, Does::Sleeps(STEP, 1 << 60));
+    all.push(own);
+    let mut model = Model::new(world, 2, &all);
+    for guest in &model.guests {
+        assert!(set_affinity(&world.machine, guest.vcpu, if guest.vcpu.domain.0 == 4 { 0b10 } else { 0b01 }));
+    }
+    model.serve_kicks();
+    model.run_for(SECOND / 50);
+    model
+}
+
+#[test]
+fn weights_hold_whatever_one_does_that_has_a_cpu_of_its_own() {
+    for own in [Does::Spins, Does::Sleeps(45 * STEP, 5 * STEP), Does::Yields(3 * STEP)] {
+        for weight in [1, 256, 60_000] {
+            let world = World::new(4);
+            set_weight(world.domain(2), 512);
+            let mut model =
+                beside_one_on_its_own(&world, own, weight, &[Does::Spins, Does::Spins, Does::Spins]);
+            let before = model.ran();
+            model.run_for(SECOND);
+            let ran: Vec<_> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+            assert_shares(&ran[..3], &[1, 1, 2]);
+        }
+    }
+}
+
+#[test]
+fn who_sleeps_wakes_in_time_whatever_one_does_that_has_a_cpu_of_its_own() {
+    for weight in [1, 256] {
+        let world = World::new(4);
+        let sleeper = Does::Sleeps(STEP, 60 * STEP);
+        let does = [Does::Spins, Does::Spins, Does::Spins, Does::Spins, sleeper];
+        let mut model = beside_one_on_its_own(&world, Does::Sleeps(45 * STEP, 5 * STEP), weight, &does);
+        model.guests[4].latest = 0;
+        model.run_for(SECOND);
+        let grain = Ticks::new(SECOND).grain;
+        assert!(
+            model.guests[4].latest <= grain + 2 * STEP,
+            "{} of {grain}: {weight}",
+            model.guests[4].latest
+        );
+    }
+}
+
+#[test]
+fn who_comes_from_a_cpu_of_its_own_waits_no_longer_than_others() {
+    let world = World::new(4);
+    let mut model = beside_one_on_its_own(&world, Does::Spins, 256, &[Does::Spins; 3]);
+    model.run_for(SECOND);
+    // Now four share the first CPU, and nobody makes up for what that one had.
+    assert!(set_affinity(&world.machine, model.guests[6].vcpu, 0b01));
+    model.serve_kicks();
+    model.run_for(SECOND / 50);
+    let before = model.ran();
+    model.run_for(SECOND / 2);
+    let ran: Vec<_> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+    assert_shares(&[ran[0], ran[1], ran[2], ran[6]], &[1; 4]);
+    // And back: the CPU that had nothing to do for so long is in the others' time at once.
+    assert!(set_affinity(&world.machine, model.guests[6].vcpu, 0b11));
+    assert!(set_affinity(&world.machine, model.guests[2].vcpu, 0b11));
+    model.serve_kicks();
+    model.run_for(SECOND / 50);
+    let before = model.ran();
+    model.run_for(SECOND / 2);
+    let ran: Vec<_> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+    assert_shares(&[ran[0], ran[1], ran[2], ran[6]], &[1; 4]);
+}
+
+#[test]
+fn heavy_weights_age_by_every_tick() {
+    for weight in [256, 1024, 32_768, 65_535] {
+        let world = World::new(2);
+        for domain in [1, 2] {
+            set_weight(world.domain(domain), weight);
+        }
+        let mut model = Model::new(&world, 1, &[Does::Spins, Does::Sleeps(STEP, 1 << 60), Does::Spins]);
+        // One of them is charged each 70 ticks, as who polls is.
+        for _ in 0..SECOND / STEP {
+            model.step();
+            let vcpu = model.guests[0].vcpu;
+            if vcpu.run.get() == Run::Running {
+                let sched = &world.machine.sched;
+                let home = sched.cpu(vcpu.home.get()).unwrap();
+                for part in (0..STEP).step_by(70) {
+                    sched.charge(&world.machine, home, vcpu, model.now - STEP + part);
+                }
+                sched.charge(&world.machine, home, vcpu, model.now);
+            }
+        }
+        let ran = model.ran();
+        assert_shares(&[ran[0], ran[2]], &[1, 1]);
+    }
+}
+
+#[test]
+fn who_has_slept_beside_one_that_was_alone_shares_with_it_and_no_more() {
+    for blocks in [false, true] {
+        let world = World::new(2);
+        let mut model = Model::new(&world, 1, &[Does::Spins, Does::Sleeps(2 * SECOND, SECOND)]);
+        model.guests[1].left = STEP;
+        if blocks {
+            // The one that was alone sleeps for a moment when the other comes.
+            model.guests[0].does = Does::Sleeps(2 * SECOND, STEP);
+            model.guests[0].left = SECOND;
+        }
+        model.run_for(SECOND + 10 * STEP);
+        let before = model.ran();
+        model.run_for(SECOND / 2);
+        let ran: Vec<_> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+        assert_shares(&ran, &[1, 1]);
+    }
+}

@@ -36,11 +36,7 @@ pub fn start<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> bool {
 
 #[inline(never)]
 pub(super) fn join<H: Hardware>(machine: &Machine<H>, here: Option<&Current<'_>>, vcpu: &Vcpu, why: Joins) {
-    let sched = &machine.sched;
-    if let Some(pool) = sched.pool_of(vcpu) {
-        pool.join(&sched.ticks, &vcpu.share, why);
-    }
-    sched.enqueue(machine, vcpu, sched.target(vcpu), here);
+    machine.sched.enqueue(machine, here, vcpu, Some(why));
 }
 
 /// Queues a vCPU that was held up and is `Runnable` again, by the caller.
@@ -143,7 +139,9 @@ pub fn go_off<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) {
 #[inline(never)]
 pub(crate) fn account<H: Hardware>(machine: &Machine<H>, vcpu: &Vcpu) -> u64 {
     let now = machine.hw.counter();
-    machine.sched.charge(machine, vcpu, now);
+    if let Some(cpu) = machine.sched.cpu(vcpu.home.get()) {
+        machine.sched.charge(machine, cpu, vcpu, now);
+    }
     now
 }
 
@@ -162,7 +160,7 @@ pub fn unblock<H: Hardware>(machine: &Machine<H>, cpu: CpuId, vcpu: &Vcpu, idled
     if awaken(machine, vcpu) {
         let sched = &machine.sched;
         if let Some((pool, cpu)) = sched.pool_of(vcpu).zip(sched.cpu(cpu)) {
-            pool.join(&sched.ticks, &vcpu.share, Joins::Wakes);
+            pool.join(&sched.ticks, &cpu.clock, &vcpu.share, Joins::Wakes);
             let mut queue = cpu.queue.lock();
             queue.back = match idled {
                 Idled::No => Some(vcpu.index),
