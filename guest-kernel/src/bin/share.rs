@@ -100,11 +100,16 @@ fn attack(how: &str, peer: Option<Port>, milliseconds: u64) -> Result<(), Errno>
 /// Below 500 ns, below twice that, and so on; the last for all later ones, from 256 us.
 const BINS: usize = 11;
 
-/// Sleeps a while at a time, to a moment, and tells how much too late it woke.
-fn sleep(pause: Duration, from: u64, to: u64) -> Result<(), Errno> {
+/// Sleeps a while at a time, to a moment, and tells how much too late it woke. Now a quarter more, now less: else its wake-ups would come at the same
+/// point of each turn of the others, and all be as late as there.
+fn sleep(usual: Duration, from: u64, to: u64) -> Result<(), Errno> {
     let until = Duration::from_millis(to);
     let mut late = Vec::new();
+    let mut dice = 1_u32;
     while time::now().since_start() < until {
+        // Numerical Recipes' generator.
+        dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let pause = usual * 3 / 4 + usual * (dice >> 20) / 8192;
         let asked = time::now();
         let deadline = time::system_time().saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(0));
         hypercall::poll(&[], deadline)?;

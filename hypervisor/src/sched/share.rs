@@ -79,7 +79,7 @@ impl Share {
     pub(super) fn ages(&self, ticks: u64) -> u64 {
         let inverse = u64::from(self.inverse.load(Relaxed));
         let parts = ticks.saturating_mul(inverse).saturating_add(self.rest.load(Relaxed).into());
-        self.rest.store(u32::from(parts as u16), Relaxed);
+        self.rest.store(u32::try_from(parts & u64::from(ONE - 1)).unwrap_or(0), Relaxed);
         parts >> 16
     }
 

@@ -18,7 +18,7 @@ const ATTACKS_RPI4: [&str; 1] = ["events"];
 /// Nanoseconds: longest time from when a domain that waits for events is due to its first instruction, with others that spin. A grain of 250 us, in
 /// which nobody is interrupted, and two switches.
 const LATEST: u64 = 300_000;
-/// Wake-ups in the time that is looked at: every 1 ms and [`LATEST`] at least.
+/// Wake-ups in the time that is looked at: every 1.25 ms and [`LATEST`] at least.
 const WAKES: u64 = 200;
 
 /// What the victims of an attack had: how late the one that sleeps woke, and how often, and what those that spin did.
@@ -28,7 +28,7 @@ struct Had {
     work: Vec<u64>,
 }
 
-/// A domain that sleeps a millisecond at a time, three that spin, and one that does as told.
+/// A domain that sleeps about a millisecond at a time, three that spin, and one that does as told.
 fn beside(board: &str, name: &str, fifth: &str) -> Outcome<Had> {
     // The Raspberry Pi has booted later, and its other CPUs idle: where they are left off, QEMU has them spin, and counts that as time.
     let (span, cpus, on) = match board {
