@@ -313,17 +313,16 @@ pub fn lock_two<'a>(
     first: &'a Domain,
     second: &'a Domain,
 ) -> (Guard<'a, DomainState>, Option<Guard<'a, DomainState>>) {
-    match first.id.cmp(&second.id) {
-        Ordering::Equal => (first.state.lock(), None),
-        Ordering::Less => {
-            let one = first.state.lock();
-            let two = second.state.lock_second();
-            (one, Some(two))
-        }
-        Ordering::Greater => {
-            let two = second.state.lock();
-            let one = first.state.lock_second();
-            (one, Some(two))
-        }
+    if first.id == second.id {
+        return (first.state.lock(), None);
+    }
+    if first.id.0 < second.id.0 {
+        let one = first.state.lock();
+        let two = second.state.lock_second();
+        (one, Some(two))
+    } else {
+        let two = second.state.lock();
+        let one = first.state.lock_second();
+        (one, Some(two))
     }
 }

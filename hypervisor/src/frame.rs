@@ -257,6 +257,12 @@ impl FrameEntry {
         FrameState::unpack(self.word.load(Ordering::Acquire))
     }
 
+    /// Whether the entry is this now: one comparison of words.
+    #[inline]
+    pub(crate) fn is(&self, state: FrameState) -> bool {
+        self.word.load(Ordering::Acquire) == state.pack()
+    }
+
     /// Replaces the state, if it is still `from`.
     pub(crate) fn change(&self, from: FrameState, to: FrameState) -> bool {
         self.change_word(from.pack(), to.pack())

@@ -312,7 +312,7 @@ impl FreeLists {
         while order < MAX_ORDER {
             let buddy = start ^ frames_in(order);
             let Some(entry) = Mfn::new(buddy).and_then(|mfn| table.entry(mfn)) else { break };
-            if entry.state() != head(order) {
+            if !entry.is(head(order)) {
                 break;
             }
             self.unlink(table, entry, order);

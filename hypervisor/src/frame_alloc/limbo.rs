@@ -102,7 +102,19 @@ impl Limbo {
     /// Takes a frame of RAM that its domain has given up, or of a table that nothing links any more.
     pub(super) fn take(&mut self, table: &FrameTable, mfn: Mfn, owner: DomId) -> Result<(), FrameError> {
         let entry = table.entry(mfn).ok_or(FrameError::NoFrame)?;
-        let state = entry.state();
+        let data = FrameState::unreferenced(owner, Role::Data);
+        let state = if entry.is(data) { data } else { Self::given_up(entry.state(), owner)? };
+        let link = mfn.get().checked_sub(table.base().get()).and_then(|link| u32::try_from(link).ok());
+        let link = link.ok_or(FrameError::NoFrame)?;
+        table.transit(mfn, state, LIMBO)?;
+        entry.set_next(self.gathered.head);
+        self.gathered = Chain { head: link, frames: self.gathered.frames.saturating_add(1) };
+        Ok(())
+    }
+
+    /// The state of a frame that is to come here and is not data.
+    #[inline(never)]
+    fn given_up(state: FrameState, owner: DomId) -> Result<FrameState, FrameError> {
         if state.owner != owner {
             return Err(FrameError::WrongOwner);
         }
@@ -112,12 +124,7 @@ impl Limbo {
         if state.count != 0 {
             return Err(FrameError::Referenced);
         }
-        let link = mfn.get().checked_sub(table.base().get()).and_then(|link| u32::try_from(link).ok());
-        let link = link.ok_or(FrameError::NoFrame)?;
-        table.transit(mfn, state, LIMBO)?;
-        entry.set_next(self.gathered.head);
-        self.gathered = Chain { head: link, frames: self.gathered.frames.saturating_add(1) };
-        Ok(())
+        Ok(state)
     }
 
     /// If nobody waits, lets those that were gathered wait from `now` on, which was read under this hold of the lock, so after they came.
