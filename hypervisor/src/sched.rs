@@ -12,8 +12,7 @@
 //! 3. `home` is the CPU whose queue a vCPU uses. It changes while the vCPU is `Runnable` and its registers are in no CPU (`on`), by who
 //!    takes it out of a queue or wakes it. A vCPU whose registers are in a CPU runs nowhere else: the CPU saves them first.
 //! 4. A wake-up takes a CPU only from a vCPU whose request is served later, and only when that one has run for a grain since it got the
-//!    CPU ([`pool::Ticks`]); it keeps the rest of its turn and its place in the order. A CPU is told at most once between two looks; where the caller's own
-//!    would find nothing to do yet, its timer is set to when it will.
+//!    CPU ([`pool::Ticks`]); it keeps the rest of its turn and its place in the order. A CPU is told at most once between two looks.
 //! 5. Timers are looked at by their CPU only. An entry of a vCPU that is at home elsewhere is out of date and says nothing.
 //! 6. Watchdogs are looked at by one CPU, which is no partition unless all are; another that sets an earlier one kicks it.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
@@ -536,11 +535,6 @@ impl Scheduler {
 
     /// Puts a vCPU that has just become runnable, by the caller, where it belongs, for a reason if it wanted no CPU before, and tells that CPU if it would
     /// look too late. `here` is the caller, if the CPU that executes this runs a vCPU.
-    ///
-    /// The caller's own CPU need not ask at once when the one that runs there stays anyway: its turn is not over, and no grain if the new one is
-    /// served before it. [`Self::decide`] would then do nothing but set the timer to `needed`, which is done here. A moment earlier that it is set to stays,
-    /// be it the console's, an allowance's or a deadline's. `needed` is among what [`Self::goes_on`] takes the least of, so whoever sees it as `look` may count on it:
-    /// this CPU takes no interrupt, and looks at nothing, before the timer is set.
     #[inline(never)]
     fn enqueue<H: Hardware>(
         &self,
@@ -564,10 +558,8 @@ impl Scheduler {
             if served < queue.served { queue.given.saturating_add(self.ticks.grain) } else { queue.turn_end };
         let tell = needed < queue.look;
         let here = here.filter(|current| current.cpu == to);
-        // Nobody runs, or a turn is over: `turn_end` is in the past.
-        let later = tell && here.is_some() && needed.min(queue.turn_end) > machine.hw.counter();
         if tell {
-            queue.look = if later { needed } else { 0 };
+            queue.look = 0;
         }
         drop(queue);
         let idles =
@@ -575,10 +567,9 @@ impl Scheduler {
         match here {
             Some(current) => {
                 if tell {
-                    // Also when it is to ask at once: where it has just asked, and takes what was left for the vCPU that it enters, nobody looks at
-                    // `reschedule` before that one's next exit.
+                    // Where it has just asked, and takes what was left for the vCPU that it enters, nobody looks at `reschedule` before that one's next exit.
                     machine.hw.look_by(to, needed);
-                    current.reschedule.set(current.reschedule.get() || !later);
+                    current.reschedule.set(true);
                 }
             }
             None => {

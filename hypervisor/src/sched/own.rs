@@ -1,4 +1,4 @@
-//! Wake-ups on the waker's own CPU: whether it asks the scheduler at once, or sets its timer to when there is something to decide.
+//! Wake-ups on the waker's own CPU: it asks the scheduler at once.
 use std::vec::Vec;
 
 use super::settings::{set_cap, set_weight};
@@ -69,24 +69,6 @@ impl<'w> One<'w> {
 }
 
 #[test]
-fn a_wake_up_on_ones_own_cpu_sets_the_timer_to_the_end_of_the_grain_and_asks_nobody() {
-    let world = World::with_cpus(3, 1);
-    let mut cpu = One::beside_sleepers(&world);
-    let given = world.machine.hw.counter();
-    cpu.advance(100);
-    assert_eq!(cpu.wake(2), [Op::LookBy(CPU, given + GRAIN)]);
-    assert_eq!(cpu.wake(3), [], "the timer is set already");
-    assert!(!world.take_reschedule());
-    assert_eq!(world.machine.sched.looks(CPU), given + GRAIN, "others count on it");
-    cpu.advance(GRAIN - 101);
-    cpu.look();
-    assert_eq!(cpu.runs(), Some(1), "it had nothing to do yet");
-    cpu.advance(1);
-    cpu.look();
-    assert_eq!(cpu.runs(), Some(2));
-}
-
-#[test]
 fn a_wake_up_on_ones_own_cpu_preempts_at_once_who_has_had_its_grain() {
     let world = World::with_cpus(2, 1);
     let mut cpu = One::beside_sleepers(&world);
@@ -114,22 +96,6 @@ fn a_wake_up_on_ones_own_cpu_preempts_at_once_who_has_had_its_turn_in_less_than_
     assert!(world.take_reschedule());
     cpu.look();
     assert_eq!(cpu.runs(), Some(2));
-}
-
-#[test]
-fn a_wake_up_on_ones_own_cpu_waits_for_the_end_of_the_turn_of_who_is_served_before() {
-    let world = World::with_cpus(2, 1);
-    let mut cpu = One::beside_sleepers(&world);
-    cpu.sleep();
-    // A sibling has had nothing either, and weighs more: its request is served at a quarter of a turn of virtual time, the sleeper's at half of one.
-    set_weight(world.domain(1), 1024);
-    assert!(start(&world.machine, world.domain(1).vcpu(1).unwrap()));
-    cpu.look();
-    let turn_ends = world.machine.hw.counter() + TURN;
-    cpu.advance(GRAIN * 2);
-    wake(&world.machine, &world.current(1, 1), cpu.vcpu(2));
-    assert_eq!(world.machine.hw.take_ops(), [Op::LookBy(CPU, turn_ends)]);
-    assert!(!world.take_reschedule());
 }
 
 #[test]

@@ -108,7 +108,6 @@ const NEEDS: &[&str] = &[
     "enqueue: let mut queue = cpu.queue.lock()",
     "move_on: let mut queue = cpu.queue.lock()",
     "enqueue: machine.hw.kick(to)",
-    "enqueue: machine.hw.look_by(",
     "tell_idle: machine.hw.kick(cpu)",
     "tell: machine.hw.kick(home)",
     "set_affinity: machine.hw.kick(home)",
