@@ -1,7 +1,7 @@
 //! Pools of CPUs and the schedulers that they have: one small trait, an `enum` of those that implement it.
 //!
 //! `fair` is a weighted fair queue over virtual time. A vCPU asks for a turn at a time; its request is served at the virtual time
-//! `had + turn / weight`, and whose is served first goes first. A CPU's own virtual time ([`Clock`]) is the latest at which somebody was given it:
+//! `had + turn / weight`, and whose is served first goes first. A CPU's own virtual time (`clock.rs`) is the latest at which somebody was given it:
 //! who comes back from sleep, or weighs more than a CPU can give, is at most a turn behind it, so nobody saves time up. Who wakes asks for a grain
 //! at first, and so is served before those that spin: this changes when it runs, not how much.
 //!

@@ -3,7 +3,7 @@
 //! Invariants
 //! 1. A [`Share`] belongs to the CPU that runs the vCPU; while it does not run, to who holds the lock of the queue that it is in or
 //!    enters, which exactly one does (`vcpu.rs`, invariant 2). So plain loads and stores are enough.
-//! 2. Its virtual times are those of the vCPU's home ([`super::clock`]).
+//! 2. Its virtual times are those of the vCPU's home (`clock.rs`).
 //! 3. Virtual time is ticks of the counter at the default weight: a vCPU of weight w that runs t ticks gets t * 256 / w older.
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU16, AtomicU32, AtomicU64};
