@@ -74,16 +74,17 @@ impl Reaper {
         }
     }
 
-    /// One more domain is dying or being built.
-    fn begins(&self) {
-        self.dying.fetch_add(1, Ordering::AcqRel);
-        self.keeper.store(0, Ordering::Release);
-    }
-
     /// Domains that have not ended: with the last one the machine powers off.
     pub fn alive(&self) -> u32 {
         self.alive.load(Ordering::Acquire)
     }
+}
+
+/// One more domain is dying or being built. Whoever begins that may not look again for long, and all others may sleep: one CPU is told.
+fn begins<H: Hardware>(machine: &Machine<H>) {
+    machine.reaper.dying.fetch_add(1, Ordering::AcqRel);
+    machine.reaper.keeper.store(0, Ordering::Release);
+    machine.hw.kick(machine.sched.watcher());
 }
 
 /// A domain has ended, and that was told. Takes no lock.
@@ -119,14 +120,14 @@ pub(crate) fn build<H: Hardware>(machine: &Machine<H>, domain: &Domain) -> Resul
     domain.life.go(Stage::Building);
     drop(state);
     machine.reaper.alive.fetch_add(1, Ordering::AcqRel);
-    machine.reaper.begins();
+    begins(machine);
     Ok(())
 }
 
 /// Begins to take back what a domain that has ended had.
 pub(crate) fn destroy<H: Hardware>(machine: &Machine<H>, domain: &Domain) {
     if domain.life.die() {
-        machine.reaper.begins();
+        begins(machine);
     }
 }
 

@@ -102,8 +102,9 @@ fn all(cpu: &'static PerCpu) {
     look_again(cpu);
 }
 
-/// Interrupts were served in between that may ask for another look: this CPU is interrupted once more, since it may go to a guest now.
-fn look_again(cpu: &PerCpu) {
+/// Somebody may have asked for another look in between: this CPU is interrupted once more, since it may go to a guest now.
+#[inline]
+pub fn look_again(cpu: &PerCpu) {
     if cpu.reschedule.get() {
         gic::kick(cpu.id);
     }

@@ -44,6 +44,8 @@ extern "C" fn switch_entry(frame: &mut Frame) -> *const Frame {
             if running.is_none_or(|running| !core::ptr::eq(running, next)) {
                 registers = switch_to(machine, cpu, next, frame, first);
                 attend(cpu);
+                // What was asked of the scheduler meanwhile.
+                report::look_again(cpu);
             }
             #[cfg(feature = "selfcheck")]
             super::stretch::end();

@@ -74,7 +74,7 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
                 return Progress::Waits;
             }
             machine.hw.flush_all(domain.vmid);
-            Undo::Settle(settle(machine, cpu))
+            Undo::Settle(settle(machine))
         }
         Undo::Settle(since) if passed(&since) => Undo::Ports(Port(1)),
         Undo::SettleAgain(since) if passed(&since) => {
@@ -91,7 +91,7 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
             areas(machine, domain);
             Undo::Orphans(0, 0, 0)
         }
-        Undo::Orphans(other, from, held) => orphans(machine, cpu, domain, other, from, held),
+        Undo::Orphans(other, from, held) => orphans(machine, domain, other, from, held),
         Undo::Frames(from) => {
             let Some(next) = frames(machine, domain, from) else {
                 finish(machine, domain);
@@ -104,10 +104,11 @@ pub(super) fn step<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domai
     Progress::More
 }
 
-/// From now on every CPU has to pass, and is told so, once: an interrupt waits for a CPU that is in the hypervisor, and one that makes steps passes by itself.
-fn settle<H: Hardware>(machine: &Machine<H>, cpu: CpuId) -> Since {
+/// From now on every CPU has to pass, and is told so, once: an interrupt waits for a CPU that is in the hypervisor. The one that makes this step is told too:
+/// it may be in a call of a guest that is not made again.
+fn settle<H: Hardware>(machine: &Machine<H>) -> Since {
     let since = machine.frames.quiescent.now();
-    machine.frames.quiescent.late(&since).filter(|late| *late != cpu).for_each(|late| machine.hw.kick(late));
+    machine.frames.quiescent.late(&since).for_each(|late| machine.hw.kick(late));
     since
 }
 
@@ -135,18 +136,11 @@ fn stop<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain) -> bool 
 }
 
 /// Asks a few other domains for what they have mapped, and says who has something. A step ends with what it says.
-fn orphans<H: Hardware>(
-    machine: &Machine<H>,
-    cpu: CpuId,
-    domain: &Domain,
-    other: u16,
-    from: u32,
-    held: u32,
-) -> Undo {
+fn orphans<H: Hardware>(machine: &Machine<H>, domain: &Domain, other: u16, from: u32, held: u32) -> Undo {
     let (mut from, mut held) = (from, held);
     for index in other..other.saturating_add(DOMAINS) {
         let Some(mapper) = machine.domains.get(usize::from(index)) else {
-            return Undo::SettleAgain(settle(machine, cpu));
+            return Undo::SettleAgain(settle(machine));
         };
         if mapper.id != domain.id {
             let (next, more) = grant::orphan(machine, domain, mapper, from);
