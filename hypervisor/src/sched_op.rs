@@ -130,10 +130,10 @@ fn announce<H: Hardware>(machine: &Machine<H>, cpu: CpuId, domain: &Domain, end:
         let pages = all.saturating_sub(frames.in_blocks(domain.id));
         machine.hw.log(Event::Pages(domain.id, pages, all));
     }
-    life::ended(machine, domain, end);
     for vcpu in domain.vcpus {
         sched::tell(machine, cpu, vcpu);
     }
+    life::ended(machine, domain, end);
 }
 
 /// Blocks until one of some ports is pending or the time is there. An upcall that is pending does not count: guests poll with interrupts

@@ -18,7 +18,7 @@ sub_calls! {
         /// Puts frames at guest frame numbers ([`Reservation`]).
         6 PopulatePhysmap populate_physmap("Reservation") Restartable ok [];
         /// Places a shared frame at a guest frame number ([`AddToPhysmap`]).
-        7 AddToPhysmap add_to_physmap("AddToPhysmap") Restartable ok [Eperm, Esrch, Eacces, Efault, Ebusy, Einval, Edom, Enosys];
+        7 AddToPhysmap add_to_physmap("AddToPhysmap") Restartable ok [Eperm, Esrch, Eacces, Efault, Ebusy, Einval, Edom, Eilseq, Eoverflow, Enosys];
         /// Exchanges frames: never, on ARM ([`MemoryExchange`]).
         11 Exchange exchange("MemoryExchange") Constant ok [Eperm, Esrch, Efault, Einval, Eopnotsupp];
         /// Highest guest frame number, as the result.

@@ -8,8 +8,9 @@
 //! Invariants
 //! 1. `time` and `alone` are changed by the CPU alone. `ahead` is changed, and what is queued here is put into this CPU's time, under the lock of its queue.
 //! 2. An account is put into the time of a new home once ([`Clock::take_over`]), by who has taken the vCPU out of a queue or has woken it.
-//! 3. Nobody's account is further ahead of `time` than by what he last ran, or, where he was moved to, by the turns that a CPU may be behind; or behind it by more than a turn and what he asks for when he is given the CPU, also when a vCPU
-//!    was alone for long, in which nobody was given it: so a newcomer neither waits for long nor makes others wait.
+//! 3. Nobody's account is further ahead of `time` than by what he last ran, or, where he was moved to, by the turns that a CPU may be behind; nor is it
+//!    behind by more than a turn and what he asks for when he is given the CPU, also when a vCPU was alone for long, in which nobody was given it: so
+//!    a newcomer neither waits for long nor makes others wait.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use core::sync::atomic::Ordering::Relaxed;

@@ -135,6 +135,7 @@ fn placing(tap: &mut Tap) {
         |space: u32, idx, gpfn| AddToPhysmap { domid: DomId::SELF, space, idx, gpfn, ..Default::default() };
     let (grants, shared, foreign, devices) =
         (MapSpace::GrantTable.number(), 0, MapSpace::GmfnForeign.number(), MapSpace::DevMmio.number());
+    let range = MapSpace::GmfnRange.number();
     for (what, progress, mut argument, expected) in [
         ("of the last grant frame", 0, add(grants, 63, FREE), Ok(0)),
         ("of the one behind it", 0, add(grants, 64, FREE), Err(Errno::Einval)),
@@ -146,6 +147,13 @@ fn placing(tap: &mut Tap) {
         ("of a device", 0, add(devices, 0x9000, FREE), Err(Errno::Eacces)),
         ("with progress beyond 16 bits", 1 << 16, add(grants, 0, FREE), Err(Errno::Edom)),
         ("in a space that there is not", 0, add(6, 0, FREE), Err(Errno::Enosys)),
+        ("of a range, begun beyond its end", 1, add(range, 0, FREE), Err(Errno::Eilseq)),
+        (
+            "of a range beyond the last guest frame there can be",
+            0,
+            AddToPhysmap { size: 2, ..add(range, 0, u64::MAX - 1) },
+            Err(Errno::Eoverflow),
+        ),
     ] {
         tap.is(
             format_args!("memory_op.add_to_physmap {what}"),
