@@ -211,8 +211,8 @@ fn a_watchdog_that_is_not_set_again_in_time_ends_its_domain() {
     assert_eq!(machine.hw.take_events(), [Event::Ended(DomId(1), end)]);
     assert_eq!(
         machine.hw.take_ops(),
-        [Op::Kick(CpuId(0)), Op::Kick(CpuId(1))],
-        "somebody takes back what it had, and its other vCPU runs elsewhere"
+        [Op::Kick(CpuId(1)), Op::Kick(CpuId(0))],
+        "its other vCPU runs elsewhere, and somebody takes back what it had"
     );
     pass(machine, CpuId(0), 3 * SECOND);
     assert_eq!(next_look(&world), u64::MAX);
