@@ -317,6 +317,13 @@ impl<'a> Model<'a> {
         }
     }
 
+    /// What each vCPU runs in so many ticks from now.
+    pub(super) fn ran_in(&mut self, ticks: u64) -> Vec<u64> {
+        let before = self.ran();
+        self.run_for(ticks);
+        self.ran().iter().zip(before).map(|(after, before)| after - before).collect()
+    }
+
     pub(super) fn ran(&self) -> Vec<u64> {
         self.guests.iter().map(|guest| guest.ran).collect()
     }

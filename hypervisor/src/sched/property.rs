@@ -93,9 +93,7 @@ impl<'a> Trial<'a> {
     /// What each vCPU runs in the window.
     fn measure(&mut self) -> Vec<u64> {
         self.model.run_for(SETTLES);
-        let before = self.model.ran();
-        self.model.run_for(WINDOW);
-        self.model.ran().iter().zip(before).map(|(after, before)| after - before).collect()
+        self.model.ran_in(WINDOW)
     }
 
     fn domain_of(&self, guest: usize) -> &'a Domain {

@@ -262,9 +262,7 @@ fn turns_that_end_late_change_nobodys_share() {
     // Up to a turn.
     model.late = SECOND / 500;
     model.run_for(SECOND / 50);
-    let before = model.ran();
-    model.run_for(SECOND);
-    let ran: Vec<u64> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+    let ran = model.ran_in(SECOND);
     for spun in &ran[..3] {
         assert!(spun.abs_diff(SECOND / 3) * 20 <= SECOND / 3, "{ran:?}");
     }
@@ -331,9 +329,7 @@ fn weights_hold_whatever_one_does_that_has_a_cpu_of_its_own() {
             set_weight(world.domain(2), 512);
             let mut model =
                 beside_one_on_its_own(&world, own, weight, &[Does::Spins, Does::Spins, Does::Spins]);
-            let before = model.ran();
-            model.run_for(SECOND);
-            let ran: Vec<_> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+            let ran = model.ran_in(SECOND);
             assert_shares(&ran[..3], &[1, 1, 2]);
         }
     }
@@ -366,18 +362,14 @@ fn who_comes_from_a_cpu_of_its_own_waits_no_longer_than_others() {
     assert!(set_affinity(&world.machine, model.guests[6].vcpu, 0b01));
     model.serve_kicks();
     model.run_for(SECOND / 50);
-    let before = model.ran();
-    model.run_for(SECOND / 2);
-    let ran: Vec<_> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+    let ran = model.ran_in(SECOND / 2);
     assert_shares(&[ran[0], ran[1], ran[2], ran[6]], &[1; 4]);
     // And back: the CPU that had nothing to do for so long is in the others' time at once.
     assert!(set_affinity(&world.machine, model.guests[6].vcpu, 0b11));
     assert!(set_affinity(&world.machine, model.guests[2].vcpu, 0b11));
     model.serve_kicks();
     model.run_for(SECOND / 50);
-    let before = model.ran();
-    model.run_for(SECOND / 2);
-    let ran: Vec<_> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+    let ran = model.ran_in(SECOND / 2);
     assert_shares(&[ran[0], ran[1], ran[2], ran[6]], &[1; 4]);
 }
 
@@ -419,9 +411,7 @@ fn who_has_slept_beside_one_that_was_alone_shares_with_it_and_no_more() {
             model.guests[0].left = SECOND;
         }
         model.run_for(SECOND + 10 * STEP);
-        let before = model.ran();
-        model.run_for(SECOND / 2);
-        let ran: Vec<_> = model.ran().iter().zip(before).map(|(after, before)| after - before).collect();
+        let ran = model.ran_in(SECOND / 2);
         assert_shares(&ran, &[1, 1]);
     }
 }
